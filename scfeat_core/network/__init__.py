@@ -1,0 +1,1 @@
+"""The SCFeat network: F2R backbone, shared coupling-bridge normalization, detection network."""

@@ -1,0 +1,46 @@
+"""Shared coupling-bridge normalization: the cross-norm between description and detection (spec section 2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CouplingBridge(nn.Module):
+    """Blend of a position-wise norm with predicted affine maps and a channel-wise (instance) norm.
+
+    init: ``legacy`` keeps torch's default convolution weights; ``identity`` starts as a pure norm (gain 1, offset 0).
+    fuse: ``ratio`` blends with a / (a + b) as published; ``softmax`` of two logits rules out sign flips.
+    Both start at 0.7 / 0.3.
+    """
+
+    EPS = 1e-5
+
+    def __init__(self, init: Literal["legacy", "identity"], fuse: Literal["ratio", "softmax"]) -> None:
+        super().__init__()
+        self.gain = nn.Conv2d(1, 1, 7, padding=3)
+        self.offset = nn.Conv2d(1, 1, 7, padding=3)
+        if init == "identity":
+            for conv, bias in ((self.gain, 1.0), (self.offset, 0.0)):
+                nn.init.zeros_(conv.weight)
+                nn.init.constant_(conv.bias, bias)
+        self.fuse = fuse
+        start = torch.tensor([0.7, 0.3])
+        self.blend = nn.Parameter(start if fuse == "ratio" else start.log())
+
+    def position_norm(self, x: Tensor) -> Tensor:
+        """Normalise each position over the channels (unbiased variance); (B, C, h, w) in and out."""
+        mean = x.mean(1, keepdim=True)
+        normed = (x - mean) * torch.rsqrt(x.var(1, keepdim=True, unbiased=True) + self.EPS)
+        return normed * self.gain(mean) + self.offset(mean)
+
+    def channel_norm(self, x: Tensor) -> Tensor:
+        """Normalise each channel over the image (biased variance); the same in training and evaluation."""
+        return F.instance_norm(x, eps=self.EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.blend.softmax(0) if self.fuse == "softmax" else self.blend / self.blend.sum()
+        return self.position_norm(x) * a + self.channel_norm(x) * b

@@ -1,0 +1,111 @@
+"""Weight files: safetensors with the network's configuration in the header, checked by sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from scfeat_core.config import load_config
+from scfeat_core.errors import ConfigError, WeightsError
+from scfeat_core.network.model import ModelConfig, SCFeat
+
+WEIGHTS_FOLDER = Path(__file__).parent.parent / "weights"
+
+
+def shipped_weights() -> list[str]:
+    """Names of the weight files that come with the package."""
+    return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def card_sha256(name: str) -> str:
+    """The checksum that the card of a shipped weight file states."""
+    card = WEIGHTS_FOLDER / f"{name}.md"
+    found = re.search(r"sha256:?\W+([0-9a-f]{64})", card.read_text()) if card.is_file() else None
+    if found is None:
+        raise WeightsError(f"expected a card with the sha256 of weights '{name}' at {card}, found none; reinstall scfeat")
+    return found.group(1)
+
+
+def save_model(model: SCFeat, path: Path, *, half: bool = True) -> str:
+    """Write the weights (float16 where ``half``) and the network's configuration; returns the file's sha256."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        tensors[name] = tensor.detach().to("cpu", torch.float16 if half else torch.float32).contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"format": "scfeat", "config": json.dumps(asdict(model.config), sort_keys=True)})
+    return file_sha256(path)
+
+
+def load_model(weights: str | Path, *, sha256: str = "") -> SCFeat:
+    """A network in evaluation mode with float32 weights.
+
+    weights: the name of a shipped file (``lite``) or the path of a .safetensors file.
+    sha256: checksum to insist on; for shipped files the one in the card is used.
+    Raises WeightsError where the file is missing, damaged, altered, or made for another network.
+    """
+    path, expected = _locate(weights, sha256)
+    found = file_sha256(path)
+    if expected and found != expected:
+        raise WeightsError(
+            f"weights {path}: expected sha256 {expected}, found {found}; the file is damaged or was replaced: "
+            "fetch it again, or state the new checksum"
+        )
+    config, state = _read(path)
+    model = SCFeat(config)
+    counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+    try:
+        model.load_state_dict({**counters, **{k: v.float() for k, v in state.items()}})
+    except RuntimeError as error:
+        raise WeightsError(f"weights {path} do not fit the network that their header describes: {error}") from error
+    model.descriptor_space = f"scfeat:{found[:6]}"
+    return model.eval()
+
+
+def _locate(weights: str | Path, sha256: str) -> tuple[Path, str]:
+    name = str(weights)
+    if not name.endswith(".safetensors") and "/" not in name:
+        path = WEIGHTS_FOLDER / f"{name}.safetensors"
+        if path.is_file():
+            return path, sha256 or card_sha256(name)
+        raise WeightsError(
+            f"expected the name of shipped weights ({', '.join(shipped_weights()) or 'none are installed'}) or the path "
+            f"of a .safetensors file, found '{name}'"
+        )
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"expected a weight file at {path}, found none; train one with 'scfeat train' or use shipped weights "
+            f"({', '.join(shipped_weights()) or 'none are installed'})"
+        )
+    return path, sha256
+
+
+def _read(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, Any] = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"weights {path}: expected a complete safetensors file, found: {error}; fetch the file again"
+        ) from error
+    if header.get("format") != "scfeat" or "config" not in header:
+        raise WeightsError(f"weights {path}: expected a file written by scfeat, found a safetensors file of another kind")
+    try:
+        return load_config(ModelConfig, json.loads(header["config"]), where=str(path)), state
+    except (ConfigError, json.JSONDecodeError) as error:
+        raise WeightsError(f"weights {path} were made by another version of scfeat: {error}") from error
