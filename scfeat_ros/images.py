@@ -1,0 +1,128 @@
+"""sensor_msgs/Image and sensor_msgs/CompressedImage to numpy, gray or RGB, without a copy where the layout allows.
+
+Works on anything with the fields of these messages (rclpy messages, messages that ``rosbags`` read from a bag), so
+nothing of ROS is imported here. Encodings are those of sensor_msgs/image_encodings.hpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from scfeat_core.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How one encoding lies in memory, and the colour conversion of OpenCV that makes RGB of it (None: none needed)."""
+
+    dtype: type = np.uint8
+    channels: int = 1
+    conversion: int | None = None
+
+    @property
+    def pixel_bytes(self) -> int:
+        return self.channels * np.dtype(self.dtype).itemsize
+
+
+# OpenCV names a Bayer pattern after the second row, ROS after the first: bayer_rggb8 is BayerBG there.
+_BAYER = {
+    "rggb": cv2.COLOR_BayerBG2RGB,
+    "bggr": cv2.COLOR_BayerRG2RGB,
+    "gbrg": cv2.COLOR_BayerGR2RGB,
+    "grbg": cv2.COLOR_BayerGB2RGB,
+}
+# 8UC3 and the other nameless ones follow OpenCV, whose matrices they are: blue comes first.
+_ENCODINGS = {
+    **dict.fromkeys(("mono8", "8UC1"), Encoding()),
+    **dict.fromkeys(("mono16", "16UC1"), Encoding(np.uint16)),
+    "rgb8": Encoding(channels=3),
+    "rgba8": Encoding(channels=4),
+    **dict.fromkeys(("bgr8", "8UC3"), Encoding(channels=3, conversion=cv2.COLOR_BGR2RGB)),
+    **dict.fromkeys(("bgra8", "8UC4"), Encoding(channels=4, conversion=cv2.COLOR_BGRA2RGB)),
+    "rgb16": Encoding(np.uint16, 3),
+    "rgba16": Encoding(np.uint16, 4),
+    **dict.fromkeys(("bgr16", "16UC3"), Encoding(np.uint16, 3, cv2.COLOR_BGR2RGB)),
+    **dict.fromkeys(("bgra16", "16UC4"), Encoding(np.uint16, 4, cv2.COLOR_BGRA2RGB)),
+    **{f"bayer_{order}8": Encoding(conversion=code) for order, code in _BAYER.items()},
+    **{f"bayer_{order}16": Encoding(np.uint16, conversion=code) for order, code in _BAYER.items()},
+    **dict.fromkeys(("yuv422", "uyvy"), Encoding(channels=2, conversion=cv2.COLOR_YUV2RGB_UYVY)),
+    **dict.fromkeys(("yuv422_yuy2", "yuyv"), Encoding(channels=2, conversion=cv2.COLOR_YUV2RGB_YUYV)),
+}
+ENCODINGS = tuple(_ENCODINGS)
+
+
+def image_to_array(message: Any) -> np.ndarray:
+    """The pixels of a sensor_msgs/Image: (H, W) gray or (H, W, 3) RGB, uint8 or uint16.
+
+    A view of ``message.data`` for gray, RGB and RGBA in the byte order of this machine, whatever the row step; a
+    converted copy for the rest. Raises ImageError where the encoding is unknown or the fields contradict each other.
+    """
+    encoding = _lookup(message.encoding)
+    pixels = _view(message, encoding)
+    if encoding.conversion is not None:
+        return cv2.cvtColor(pixels, encoding.conversion)
+    return pixels[..., :3] if encoding.channels == 4 else pixels
+
+
+def compressed_to_array(message: Any) -> np.ndarray:
+    """The pixels of a sensor_msgs/CompressedImage (JPEG, PNG): (H, W) gray or (H, W, 3) RGB, uint8 or uint16.
+
+    Raises ImageError where the data is empty, damaged, or not a picture (compressedDepth).
+    """
+    if "compressedDepth" in message.format:
+        raise ImageError(
+            f"expected a JPEG or PNG picture, found a depth map (format {message.format!r}): "
+            "subscribe to the colour or gray image of this camera"
+        )
+    data = np.frombuffer(message.data, np.uint8)
+    # The camera decides what is up, not the EXIF tag: calibration refers to the pixels as they were sent.
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(data, flags) if len(data) else None
+    if pixels is None:
+        raise ImageError(
+            f"expected a JPEG or PNG picture, found {len(data)} bytes that OpenCV cannot decode (format "
+            f"{message.format!r}): check the publisher of the compressed topic, or use image_transport:=raw"
+        )
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _lookup(name: str) -> Encoding:
+    encoding = _ENCODINGS.get(name)
+    if encoding is None:
+        raise ImageError(
+            f"unknown image encoding {name!r}: expected one of {', '.join(ENCODINGS)}; "
+            "let the camera driver send mono8, rgb8 or bgr8"
+        )
+    return encoding
+
+
+def _view(message: Any, encoding: Encoding) -> np.ndarray:
+    """(H, W) or (H, W, C) view of the data; a copy only for the other byte order and for odd steps of 16-bit rows."""
+    height, width, step = message.height, message.width, message.step
+    row = width * encoding.pixel_bytes
+    if height == 0 or width == 0:
+        raise ImageError(f"expected an image with pixels, found {width}x{height}: check the camera driver")
+    if step < row:
+        raise ImageError(
+            f"expected a step of at least {row} bytes for {width} pixels of {message.encoding}, found {step}: "
+            "the publisher sets step, width or encoding wrongly"
+        )
+    data = np.frombuffer(message.data, np.uint8)
+    # The padding of the last row may be missing: some drivers cut it off.
+    if len(data) < (height - 1) * step + row:
+        raise ImageError(
+            f"truncated image: expected {height * step} bytes for {height} rows of {step} bytes, found {len(data)}; "
+            "check the driver that publishes it"
+        )
+    dtype = np.dtype(encoding.dtype).newbyteorder(">" if message.is_bigendian else "<")
+    strides: tuple[int, ...] = (step, encoding.pixel_bytes, dtype.itemsize)
+    shape: tuple[int, ...] = (height, width, encoding.channels)
+    if encoding.channels == 1:
+        shape, strides = shape[:2], strides[:2]
+    pixels = np.ndarray(shape, dtype, data, strides=strides)
+    native = pixels.astype(encoding.dtype, copy=False)
+    return native if native.flags.aligned and step % dtype.itemsize == 0 else native.copy()
