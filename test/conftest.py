@@ -194,9 +194,10 @@ class Process:
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """``spawn([sys.executable, "-m", "scfeat_ros.node", …], variable="value")``: a process in tmp_path, ended with the test.
+    """``spawn([sys.executable, "-m", "scfeat_ros.node", …], VARIABLE="value")``: a process that ends with the test.
 
-    It inherits the environment of the test (so with ``ros`` or ``domain`` also the domain) and finds the source tree.
+    It runs in tmp_path, inherits the environment of the test (with ``ros`` or ``domain`` also the domain), and finds
+    the source tree.
     """
     processes: list[Process] = []
 

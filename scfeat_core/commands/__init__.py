@@ -1,0 +1,1 @@
+"""Small sub-commands of ``scfeat`` that have no room of their own."""
