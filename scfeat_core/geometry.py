@@ -1,0 +1,227 @@
+"""Geometry on arrays, batched, numpy or torch: the result is of the kind of the points that come in.
+
+Pixel (0, 0) is the centre of the top-left pixel, x right, y down. ``x1' F x0 = 0`` with view 0 the older (or left) one;
+F and E have unit Frobenius norm. This is the only place that warps, rescales or samples at points.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scfeat_core.errors import CalibrationError
+from scfeat_core.types import Array, Camera
+
+Alignment = Literal["exact", "legacy"]
+
+
+# -- points ------------------------------------------------------------------------------------------------------------
+
+
+def warp_points(points: Array, homography: Array) -> Array:
+    """Apply a homography. points: (..., N, 2); homography: (..., 3, 3). Points at infinity come out non-finite."""
+    matrix = _like(homography, points)
+    projected = points @ matrix[..., :2].swapaxes(-1, -2) + matrix[..., None, :, 2]
+    return projected[..., :2] / projected[..., 2:]
+
+
+def scale_points(points: Array, scale_xy: Any) -> Array:
+    """Where points (..., 2) are after a resize by ``scale_xy`` (one factor, or (x, y)): (x + 0.5) s - 0.5.
+
+    ``scale_points(p, 1 / s)`` takes them back.
+    """
+    return (points + 0.5) * _like(scale_xy, points) - 0.5
+
+
+def scale_matrix(scale_xy: Any) -> np.ndarray:
+    """:func:`scale_points` as a (3, 3) float64 homography, which also turns K into that of the resized image."""
+    sx, sy = np.broadcast_to(np.asarray(scale_xy, np.float64), (2,))
+    return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]])
+
+
+def normalise_points(points: Array, size: tuple[int, int]) -> Array:
+    """Pixels (..., 2) to [-1, 1], pixel 0 to -1 and the last pixel to +1. size: (width, height)."""
+    return points * _like([2 / (size[0] - 1), 2 / (size[1] - 1)], points) - 1
+
+
+def denormalise_points(points: Array, size: tuple[int, int]) -> Array:
+    """The inverse of :func:`normalise_points`."""
+    return (points + 1) * _like([(size[0] - 1) / 2, (size[1] - 1) / 2], points)
+
+
+# -- two views ---------------------------------------------------------------------------------------------------------
+
+
+def skew(vector: Array) -> Array:
+    """[v]x of (..., 3), so that [v]x w = v x w. Returns (..., 3, 3)."""
+    x, y, z = vector[..., 0], vector[..., 1], vector[..., 2]
+    zero = x * 0
+    stack = torch.stack if isinstance(vector, Tensor) else np.stack
+    return stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*vector.shape, 3)
+
+
+def unit_norm(matrix: Array) -> Array:
+    """(..., 3, 3) scaled to unit Frobenius norm; the sign stays."""
+    return matrix / (matrix**2).sum((-2, -1))[..., None, None] ** 0.5
+
+
+def essential_from_pose(rotation: Array, translation: Array) -> Array:
+    """E of X1 = R X0 + t, unit Frobenius norm. rotation: (..., 3, 3); translation: (..., 3)."""
+    return unit_norm(skew(translation) @ _like(rotation, translation))
+
+
+def fundamental_from_pose(k0: Array, k1: Array, rotation: Array, translation: Array) -> Array:
+    """F of X1 = R X0 + t in pixels, unit Frobenius norm. k0, k1, rotation: (..., 3, 3); translation: (..., 3)."""
+    inverse = torch.linalg.inv if isinstance(translation, Tensor) else np.linalg.inv
+    k0, k1 = _like(k0, translation), _like(k1, translation)
+    return unit_norm(inverse(k1).swapaxes(-1, -2) @ essential_from_pose(rotation, translation) @ inverse(k0))
+
+
+def epipolar_lines(points: Array, fundamental: Array) -> Array:
+    """Lines (a, b, c) in view 1, not normalised, of points (..., N, 2) in view 0. Returns (..., N, 3)."""
+    matrix = _like(fundamental, points)
+    return points @ matrix[..., :2].swapaxes(-1, -2) + matrix[..., None, :, 2]
+
+
+def line_distance(points: Array, lines: Array) -> Array:
+    """Distance of points (..., 2) to lines (..., 3), in the unit of the points."""
+    x, y = points[..., 0], points[..., 1]
+    a, b, c = lines[..., 0], lines[..., 1], lines[..., 2]
+    return abs(a * x + b * y + c) / ((a * a + b * b) ** 0.5).clip(1e-12)
+
+
+def epipolar_distance(points0: Array, points1: Array, fundamental: Array) -> Array:
+    """Distance (..., N) of points1 (..., N, 2) to the epipolar lines of points0 in view 1, pixels.
+
+    For the distance in view 0 swap the points and transpose the matrix.
+    """
+    return line_distance(points1, epipolar_lines(points0, fundamental))
+
+
+def line_endpoints(lines: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where lines cross the image, clipped to the centres of its border pixels.
+
+    lines: (..., 3). size: (width, height). Returns ends (..., 2, 2) in pixels, from left to right, and valid (...)
+    bool: False where a line misses the image, only touches a corner, or is not a line; its ends are then (0, 0).
+    Liang–Barsky rather than the four border intersections: it has no special case at corners or for upright lines.
+    """
+    normal = lines[..., :2]
+    square = normal.square().sum(-1, keepdim=True)
+    limit = lines.new_tensor([size[0] - 1, size[1] - 1])
+    centre = limit / 2
+    offset = (normal * centre).sum(-1, keepdim=True) + lines[..., 2:]
+    nearest = centre - normal * offset / square  # the point of the line that is closest to the image centre
+    direction = torch.stack((normal[..., 1], -normal[..., 0]), -1) / square.sqrt()
+    direction = torch.where(direction[..., :1] < 0, -direction, direction)
+    # Parallel to a border gives +-inf, "everywhere" or "nowhere"; on the border itself 0 / 0, which is "everywhere".
+    crossings = torch.stack(((0 - nearest) / direction, (limit - nearest) / direction))
+    undefined = crossings.isnan()
+    enter = crossings.masked_fill(undefined, -torch.inf).amin(0).amax(-1)
+    leave = crossings.masked_fill(undefined, torch.inf).amax(0).amin(-1)
+    ends = nearest[..., None, :] + torch.stack((enter, leave), -1)[..., None] * direction[..., None, :]
+    valid = (leave > enter) & ends.isfinite().all(-1).all(-1)
+    return torch.where(valid[..., None, None], ends, 0.0), valid
+
+
+def points_between(ends: Tensor, count: int) -> Tensor:
+    """``count`` evenly spaced points from end to end, both included. ends: (..., 2, 2). Returns (..., count, 2)."""
+    t = torch.linspace(0, 1, count, dtype=ends.dtype, device=ends.device)[:, None]
+    return ends[..., :1, :] * (1 - t) + ends[..., 1:, :] * t
+
+
+# -- maps --------------------------------------------------------------------------------------------------------------
+
+
+def sample_map(
+    maps: Tensor,
+    points: Tensor,
+    stride: int = 4,
+    alignment: Alignment = "exact",
+    padding: Literal["border", "zeros"] = "border",
+) -> Tensor:
+    """Bilinear samples of feature maps at pixels of the image; differentiable in both.
+
+    maps: (B, C, h, w) at ``stride`` pixels per cell. points: (B, N, 2) pixels. Returns (B, N, C) float32, or float64
+    where the maps are: half precision would move the points.
+    exact: pixel x is at index x / stride. legacy: at x w / (W - 1) - 0.5 with W = stride w, which is what the published
+    network does (it feeds ``align_corners=True`` coordinates to ``align_corners=False`` sampling, 2 pixels off).
+    """
+    h, w = maps.shape[-2:]
+    maps = maps if maps.dtype == torch.float64 else maps.float()
+    points = points.to(maps.dtype)
+    legacy = alignment == "legacy"
+    if legacy:
+        grid = normalise_points(points, (stride * w, stride * h))
+    else:
+        grid = points * points.new_tensor([2 / (stride * max(w - 1, 1)), 2 / (stride * max(h - 1, 1))]) - 1
+    samples = F.grid_sample(maps, grid[:, None], mode="bilinear", padding_mode=padding, align_corners=not legacy)
+    return samples[:, :, 0].transpose(1, 2)
+
+
+# -- cameras -----------------------------------------------------------------------------------------------------------
+
+_PINHOLE_MODELS = ("plumb_bob", "rational_polynomial")
+_FISHEYE_MODELS = ("equidistant", "fisheye")
+_UNDISTORT_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)  # the default stops after 5 steps
+
+
+def undistort_points(points: np.ndarray, camera: Camera) -> np.ndarray:
+    """Undistorted normalised rays (N, 2) float64, x/z and y/z, of pixels (N, 2).
+
+    Distortion models of sensor_msgs/CameraInfo: plumb_bob, rational_polynomial, equidistant, and none (""). Non-finite
+    where a pixel is outside of what the model can see. Raises CalibrationError for an unusable camera.
+    """
+    check_camera(camera)
+    pixels = np.ascontiguousarray(points, np.float64).reshape(-1, 1, 2)
+    if len(pixels) == 0:
+        return np.zeros((0, 2))
+    if camera.distortion_model in _FISHEYE_MODELS:
+        rays = cv2.fisheye.undistortPoints(pixels, camera.K, camera.D[:4], criteria=_UNDISTORT_CRITERIA)
+        rays = np.where(np.abs(rays) > 1e5, np.nan, rays)  # OpenCV's mark for "did not converge" is -1e6
+    else:
+        rays = _undistort_pinhole(pixels, camera)
+    return rays.reshape(-1, 2)
+
+
+def _undistort_pinhole(pixels: np.ndarray, camera: Camera) -> np.ndarray:
+    if hasattr(cv2, "undistortPointsIter"):  # OpenCV 4
+        return cv2.undistortPointsIter(pixels, camera.K, camera.D, None, None, _UNDISTORT_CRITERIA)
+    return cv2.undistortPoints(pixels, camera.K, camera.D, criteria=_UNDISTORT_CRITERIA)
+
+
+def check_camera(camera: Camera) -> None:
+    """Raise CalibrationError where the intrinsics cannot be used."""
+    k, d = np.asarray(camera.K), np.asarray(camera.D)
+    if k.shape != (3, 3) or not np.isfinite(k).all() or not (k[0, 0] > 0 and k[1, 1] > 0):
+        raise CalibrationError(
+            f"expected a finite 3x3 K with positive focal lengths, found {k.tolist()}; an uncalibrated camera "
+            "publishes zeros: calibrate it, or verify with the fundamental matrix"
+        )
+    if not np.isfinite(d).all():
+        raise CalibrationError(
+            f"expected finite distortion coefficients, found {d.tolist()}; calibrate the camera again"
+        )
+    model = camera.distortion_model
+    if model in _FISHEYE_MODELS:
+        usable = d.size == 4
+    elif model in _PINHOLE_MODELS:
+        usable = d.size in (0, 4, 5, 8, 12, 14)
+    else:
+        usable = model in ("", "none") and not d.any()
+    if not usable:
+        raise CalibrationError(
+            f"distortion model '{model}' with {d.size} coefficients is not supported; expected plumb_bob (4 or 5), "
+            "rational_polynomial (8), equidistant (4), or none"
+        )
+
+
+def _like(array: Any, reference: Array) -> Array:
+    """``array`` as the kind of array that ``reference`` is (for torch: its device and, if floating, its dtype)."""
+    if isinstance(reference, Tensor):
+        return torch.as_tensor(array, dtype=reference.dtype, device=reference.device)
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
