@@ -1,0 +1,180 @@
+"""Score map to keypoints: mask, border, non-maximum suppression, threshold, top-k, sub-pixel position (spec 6).
+
+All steps are batched torch on the device of the map; only the ragged result is split by image. The order is
+deterministic: descending score, then ascending pixel index.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ThresholdMode = Literal["abs", "mean", "max"]
+Refinement = Literal["quadratic", "centroid3", "softargmax", "none"]
+
+_SOFTARGMAX_TEMPERATURE = 0.1  # as a share of the peak's score, so that it does not depend on the scale of the scores
+
+
+class Keypoints(NamedTuple):
+    """xy: (N, 2) float32, pixels. scores: (N,) float32, descending."""
+
+    xy: Tensor
+    scores: Tensor
+
+
+def select_keypoints(
+    score_map: Tensor,
+    *,
+    max_keypoints: int = 1024,
+    nms_radius: int = 2,
+    border: int = 4,
+    threshold: float | None = None,
+    threshold_mode: ThresholdMode = "abs",
+    refinement: Refinement = "quadratic",
+    mask: Tensor | None = None,
+    valid_size: tuple[int, int] | None = None,
+) -> list[Keypoints]:
+    """The best local maxima of each image of a batch; as few as survive.
+
+    score_map: (B, 1, H, W). max_keypoints: 0 keeps all. nms_radius: a point is the maximum of the (2 r + 1)^2 pixels
+    around it, of equal ones the first in reading order; 0 keeps every pixel. border: pixels along the edges without
+    points. threshold: keep scores above it (``abs``), or above its product with the image's mean or maximum score.
+    mask: (H, W) or (B, H, W), non-zero = keep. It removes points after suppression, so that its outline makes none.
+    valid_size: (width, height) of the image where the map's right and bottom are padding, which then never counts.
+    """
+    scores = _valid_scores(score_map[:, 0].float(), valid_size)
+    width, height = valid_size or (scores.shape[-1], scores.shape[-2])
+    keep = local_maxima(scores, nms_radius)
+    keep &= _inside_border(scores, (width, height), border)
+    if threshold is not None:
+        keep &= scores > threshold * _threshold_reference(scores, threshold_mode, width * height)
+    if mask is not None:
+        keep &= mask != 0
+    image, index, counts = _best_first(scores, keep, max_keypoints)
+    xy = _refined_positions(scores, image, index, refinement)
+    xy = torch.minimum(xy.clamp_min(0), xy.new_tensor([width - 1, height - 1]))
+    values = scores.flatten(1)[image, index]
+    return [Keypoints(*split) for split in zip(xy.split(counts), values.split(counts), strict=True)]
+
+
+def local_maxima(scores: Tensor, radius: int) -> Tensor:
+    """(B, H, W) bool: finite pixels that no pixel of their window exceeds, nor equals with a lower index.
+
+    Shifted maxima instead of max_pool2d, which takes 20 times as long on a CPU and leaves ties to its implementation.
+    """
+    keep = scores.isfinite()
+    if radius == 0:
+        return keep
+    height, width = scores.shape[-2:]
+    padded = F.pad(scores, (radius,) * 4, value=-torch.inf)
+    centre = padded[:, radius : radius + height]
+    rows = _maximum([padded[..., x : x + width] for x in range(2 * radius + 1)])
+    before = [rows[:, y : y + height] for y in range(radius)] + [centre[..., x : x + width] for x in range(radius)]
+    after = [rows[:, y : y + height] for y in range(radius + 1, 2 * radius + 1)]
+    after += [centre[..., x : x + width] for x in range(radius + 1, 2 * radius + 1)]
+    return keep & (scores > _maximum(before)) & (scores >= _maximum(after))
+
+
+def _maximum(views: list[Tensor]) -> Tensor:
+    if len(views) == 1:
+        return views[0]
+    result = torch.maximum(views[0], views[1])
+    for view in views[2:]:
+        torch.maximum(result, view, out=result)
+    return result
+
+
+def _valid_scores(scores: Tensor, valid_size: tuple[int, int] | None) -> Tensor:
+    """The scores with -inf in the padding."""
+    if valid_size is None or valid_size == (scores.shape[-1], scores.shape[-2]):
+        return scores
+    scores = scores.clone()
+    scores[..., valid_size[0] :] = -torch.inf
+    scores[..., valid_size[1] :, :] = -torch.inf
+    return scores
+
+
+def _inside_border(scores: Tensor, size: tuple[int, int], border: int) -> Tensor:
+    x = torch.arange(scores.shape[-1], device=scores.device)
+    y = torch.arange(scores.shape[-2], device=scores.device)
+    columns = (x >= border) & (x < size[0] - border)
+    rows = (y >= border) & (y < size[1] - border)
+    return rows[:, None] & columns
+
+
+def _threshold_reference(scores: Tensor, mode: ThresholdMode, pixels: int) -> Tensor | float:
+    if mode == "abs":
+        return 1.0
+    if mode == "max":
+        return scores.amax((-2, -1), keepdim=True)
+    return scores.masked_fill(scores == -torch.inf, 0).sum((-2, -1), keepdim=True) / pixels
+
+
+def _best_first(scores: Tensor, keep: Tensor, max_keypoints: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Image (n,) and pixel index (n,) of the chosen pixels, image by image and best first, and how many each has."""
+    image, index = keep.flatten(1).nonzero(as_tuple=True)
+    order = scores.flatten(1)[image, index].argsort(descending=True, stable=True)
+    if len(scores) > 1:
+        order = order[image[order].argsort(stable=True)]
+    image, index = image[order], index[order]
+    counts = torch.bincount(image, minlength=len(scores))
+    if max_keypoints > 0:
+        rank = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
+        chosen = rank < max_keypoints
+        image, index, counts = image[chosen], index[chosen], counts.clamp_max(max_keypoints)
+    return image, index, counts.tolist()
+
+
+def _refined_positions(scores: Tensor, image: Tensor, index: Tensor, refinement: Refinement) -> Tensor:
+    """(n, 2) float32 pixels."""
+    height, width = scores.shape[-2:]
+    x, y = index % width, index // width
+    position = torch.stack((x, y), -1).float()
+    if refinement == "none":
+        return position
+    step = torch.arange(-1, 2, device=scores.device)
+    columns = (x[:, None] + step).clamp(0, width - 1)
+    rows = (y[:, None] + step).clamp(0, height - 1)
+    patches = scores[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+    # Padding takes part as the score of the pixel itself, which neither attracts nor repels.
+    patches = torch.where(patches.isfinite(), patches, patches[:, 1:2, 1:2])
+    return position + _OFFSETS[refinement](patches)
+
+
+def _weighted_offset(weights: Tensor) -> Tensor:
+    """Centroid (n, 2) of weights (n, 3, 3) relative to the middle; 0 where they have no positive sum."""
+    total = weights.sum((-2, -1))
+    x = (weights[:, :, 2] - weights[:, :, 0]).sum(-1)
+    y = (weights[:, 2] - weights[:, 0]).sum(-1)
+    offset = torch.stack((x, y), -1) / total[:, None]
+    return torch.where(total[:, None] > 0, offset, 0.0).clamp(-1, 1)
+
+
+def _softargmax_offset(patches: Tensor) -> Tensor:
+    peak = patches[:, 1:2, 1:2]
+    temperature = _SOFTARGMAX_TEMPERATURE * peak.abs().clamp_min(1e-12)
+    return _weighted_offset(((patches - peak) / temperature).clamp_max(0).exp()).clamp(-0.5, 0.5)
+
+
+def _quadratic_offset(patches: Tensor) -> Tensor:
+    """Maximum of the second-order Taylor expansion (Brown and Lowe, 2002), at most half a pixel away along each axis.
+
+    Where the 2-D maximum is farther, or is none, each axis is fitted alone; that never leaves the half pixel.
+    """
+    p = patches
+    gx, gy = (p[:, 1, 2] - p[:, 1, 0]) / 2, (p[:, 2, 1] - p[:, 0, 1]) / 2
+    xx = p[:, 1, 2] - 2 * p[:, 1, 1] + p[:, 1, 0]
+    yy = p[:, 2, 1] - 2 * p[:, 1, 1] + p[:, 0, 1]
+    xy = (p[:, 2, 2] - p[:, 2, 0] - p[:, 0, 2] + p[:, 0, 0]) / 4
+    determinant = xx * yy - xy * xy
+    joint = torch.stack((xy * gy - yy * gx, xy * gx - xx * gy), -1) / determinant[:, None]
+    gradient, curvature = torch.stack((gx, gy), -1), torch.stack((xx, yy), -1)
+    alone = torch.where(curvature < 0, -gradient / curvature, 0.0)
+    usable = (determinant > 0) & (xx < 0) & (joint.abs() <= 0.5).all(-1)
+    return torch.where(usable[:, None], joint, alone).clamp(-0.5, 0.5)
+
+
+_OFFSETS = {"quadratic": _quadratic_offset, "centroid3": _weighted_offset, "softargmax": _softargmax_offset}

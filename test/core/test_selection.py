@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scfeat_core.selection import local_maxima, select_keypoints
+
+ALL = {"max_keypoints": 0, "border": 0}
+
+
+def random_map(height: int = 40, width: int = 50, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, 1, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def maxima_by_definition(scores: np.ndarray, radius: int) -> np.ndarray:
+    """A pixel is kept where it is the first arg-max of its own window; padding never wins."""
+    height, width = scores.shape
+    padded = np.pad(scores, radius, constant_values=-np.inf)
+    side = 2 * radius + 1
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side)).reshape(height, width, -1)
+    return windows.argmax(-1) == side * side // 2
+
+
+def reference_map() -> torch.Tensor:
+    scores = torch.full((1, 1, 32, 32), 0.1)
+    scores[0, 0, 5, 6], scores[0, 0, 5, 7], scores[0, 0, 6, 6] = 2.0, 1.0, 0.5
+    return scores
+
+
+def test_reference_example_of_the_specification():
+    """Acceptance test 7: position and score of 6.2, and only the survivor is returned."""
+    ((xy, scores),) = select_keypoints(reference_map(), nms_radius=1, border=1, threshold=1.0, refinement="centroid3")
+    np.testing.assert_allclose(xy, [[6.219512, 5.097561]], atol=1e-6)
+    assert scores.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 5])
+@pytest.mark.parametrize("levels", [0, 3, 12])
+def test_suppression_is_the_arg_max_of_the_window(radius, levels):
+    """Also next to the border, where reflect padding loses maxima, and with many ties."""
+    scores = random_map(seed=radius)
+    if levels:
+        scores = (scores * levels).floor()
+    expected = maxima_by_definition(scores[0, 0].numpy(), radius)
+    np.testing.assert_array_equal(local_maxima(scores[:, 0], radius)[0], expected)
+
+
+def test_a_plateau_yields_its_first_pixel():
+    scores = torch.zeros(1, 1, 20, 20)
+    scores[0, 0, 7:10, 5:12] = 1.0
+    ((xy, values),) = select_keypoints(scores, nms_radius=2, border=2, threshold=0.5, refinement="none")
+    assert xy.tolist() == [[5, 7]] and values.tolist() == [1]
+
+
+def test_a_constant_map_and_nan_do_no_harm():
+    scores = torch.full((1, 1, 20, 20), 0.5)
+    ((xy, _),) = select_keypoints(scores, border=4)
+    assert len(xy) == 0  # the one maximum of a constant map is its first pixel, in the border
+    scores = random_map()
+    scores[0, 0, 10:20] = torch.nan
+    ((xy, values),) = select_keypoints(scores, border=0)
+    assert len(xy) and xy.isfinite().all() and values.isfinite().all()
+
+
+def test_order_is_by_score_then_by_index_also_at_the_cut():
+    scores = torch.zeros(1, 1, 30, 30)
+    places = [(25, 4), (4, 25), (4, 4), (15, 15), (25, 25)]
+    for y, x in places:
+        scores[0, 0, y, x] = 1.0
+    scores[0, 0, 10, 10] = 2.0
+    ((xy, values),) = select_keypoints(scores, max_keypoints=4, border=1, threshold=0.5, refinement="none")
+    assert xy.tolist() == [[10, 10], [4, 4], [25, 4], [15, 15]]
+    assert values.tolist() == [2, 1, 1, 1]
+
+
+def test_top_k_is_a_prefix_and_descending():
+    scores = random_map(60, 80)
+    ((xy_all, values_all),) = select_keypoints(scores, **ALL)
+    ((xy, values),) = select_keypoints(scores, max_keypoints=50, border=0)
+    assert len(xy_all) > 100 and len(xy) == 50
+    assert torch.equal(xy, xy_all[:50]) and torch.equal(values, values_all[:50])
+    assert (values_all.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("mode", ["abs", "mean", "max"])
+def test_threshold_modes(mode):
+    scores = random_map(seed=3) * 4
+    reference = {"abs": 1.0, "mean": scores.mean().item(), "max": scores.max().item()}[mode]
+    threshold = {"abs": 3.9, "mean": 1.9, "max": 0.97}[mode]
+    ((_, everything),) = select_keypoints(scores, **ALL)
+    ((_, values),) = select_keypoints(scores, threshold=threshold, threshold_mode=mode, **ALL)
+    assert 0 < len(values) < len(everything)
+    assert torch.equal(values, everything[everything > threshold * reference])
+
+
+def test_border_and_mask_remove_points_but_make_none():
+    scores = random_map(48, 64, batch=2)
+    plain = select_keypoints(scores, border=0, max_keypoints=0, refinement="none")
+    mask = torch.zeros(48, 64, dtype=torch.uint8)
+    mask[10:30, 20:50] = 255
+    for given in (mask, mask.bool(), mask.expand(2, -1, -1)):
+        masked = select_keypoints(scores, border=4, max_keypoints=0, refinement="none", mask=given)
+        for (xy, values), (all_xy, all_values) in zip(masked, plain, strict=True):
+            x, y = all_xy.long().unbind(-1)
+            expected = mask[y, x].bool()
+            assert torch.equal(xy, all_xy[expected]) and torch.equal(values, all_values[expected])
+    ((xy, _),) = select_keypoints(scores[:1], border=4, max_keypoints=0, refinement="none")
+    assert xy.min() >= 4 and xy[:, 0].max() < 60 and xy[:, 1].max() < 44
+
+
+@pytest.mark.parametrize("mode", ["abs", "mean", "max"])
+@pytest.mark.parametrize("refinement", ["none", "quadratic", "softargmax"])
+def test_padding_never_counts(mode, refinement):
+    """Whatever the padding holds, the result is that of the image alone."""
+    settings = {"threshold": 0.5, "threshold_mode": mode, "refinement": refinement}
+    scores = random_map(33, 45)
+    padded = torch.full((1, 1, 48, 48), 9.0)
+    padded[..., :33, :45] = scores
+    before = padded.clone()
+    ((xy, values),) = select_keypoints(padded, valid_size=(45, 33), **settings)
+    ((expected_xy, expected_values),) = select_keypoints(scores, **settings)
+    assert len(xy) and torch.equal(values, expected_values)
+    torch.testing.assert_close(xy, expected_xy)
+    assert torch.equal(padded, before), "the caller's map was changed"
+
+
+def test_batch_equals_single_images_and_is_ragged():
+    scores = random_map(40, 56, batch=3, seed=5)
+    scores[1] *= 0.1
+    scores[2] = 0
+    together = select_keypoints(scores, threshold=0.5)
+    apart = [select_keypoints(scores[i : i + 1], threshold=0.5)[0] for i in range(3)]
+    assert [len(xy) for xy, _ in together][1:] == [0, 0] and len(together[0].xy) > 0
+    for one, other in zip(together, apart, strict=True):
+        assert torch.equal(one.xy, other.xy) and torch.equal(one.scores, other.scores)
+
+
+def bumps(centres: torch.Tensor, height: int, width: int, sigma: tuple[float, float], angle: float) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    offset = torch.stack((x, y), -1) - centres[:, None, None]
+    c, s = np.cos(angle), np.sin(angle)
+    u, v = offset[..., 0] * c + offset[..., 1] * s, offset[..., 1] * c - offset[..., 0] * s
+    return torch.exp(-0.5 * ((u / sigma[0]) ** 2 + (v / sigma[1]) ** 2)).amax(0)[None, None]
+
+
+@pytest.mark.parametrize(("refinement", "limit"), [("quadratic", 0.06), ("softargmax", 0.12), ("centroid3", 0.28)])
+def test_refinement_finds_the_top_of_slanted_bumps(refinement, limit):
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(3), indexing="xy"), -1).reshape(-1, 2) * 20 + 12
+    centres = grid + torch.rand(9, 2, generator=generator) - 0.5
+    ((xy, _),) = select_keypoints(bumps(centres, 64, 64, (2.2, 1.4), 0.6), threshold=0.5, refinement=refinement)
+    assert len(xy) == 9
+    error = torch.cdist(xy, centres).amin(1).mean()
+    unrefined = torch.cdist(centres.round(), centres).amin(1).mean()
+    assert error < limit < unrefined
+
+
+@pytest.mark.parametrize("refinement", ["quadratic", "softargmax", "centroid3"])
+def test_refined_points_stay_in_bounds_and_close(refinement):
+    scores = random_map(40, 50, seed=9)
+    ((xy, _),) = select_keypoints(scores, refinement=refinement, nms_radius=1, **ALL)
+    ((pixels, _),) = select_keypoints(scores, refinement="none", nms_radius=1, **ALL)
+    assert xy.min() >= 0 and xy[:, 0].max() <= 49 and xy[:, 1].max() <= 39
+    assert (xy - pixels).abs().max() <= (1.0 if refinement == "centroid3" else 0.5)
+    assert not torch.equal(xy, pixels)
+
+
+def test_half_precision_scores_are_accepted():
+    ((xy, values),) = select_keypoints(random_map().bfloat16())
+    assert xy.dtype == values.dtype == torch.float32 and len(xy)
