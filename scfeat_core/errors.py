@@ -29,3 +29,7 @@ class DeviceError(ScfeatError, RuntimeError):
 
 class DataError(ScfeatError):
     """A data set, a bag or a ground-truth file that is missing, damaged, or laid out differently."""
+
+
+class FeatureError(ScfeatError, ValueError):
+    """Features, descriptors or points of two views that cannot be used together."""
