@@ -1,0 +1,1 @@
+"""Training data: photographs, warps of photographs, posed images."""

@@ -1,0 +1,79 @@
+"""Photographs in memory, as the source of warps: single pictures and the images of posed scenes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from scfeat_core.config import read_config
+from scfeat_core.errors import DataError
+
+IMAGE_SUFFIXES = {".webp", ".jpg", ".jpeg", ".png", ".ppm"}
+PYRAMID_LEVELS = 3
+
+
+@dataclass(frozen=True)
+class ValidationSplit:
+    """What training must never see: scene folders and single photographs, by name."""
+
+    scenes: tuple[str, ...] = ()
+    singles: tuple[str, ...] = ()
+
+
+def read_split(path: Path | None) -> ValidationSplit:
+    return ValidationSplit() if path is None else read_config(ValidationSplit, path)
+
+
+def find_photos(folder: Path, split: ValidationSplit, *, held_back: bool = False) -> list[Path]:
+    """Image files below ``folder`` in a fixed order, without the validation split (or only it, if ``held_back``).
+
+    Raises DataError where there is none.
+    """
+    scenes, singles = set(split.scenes), set(split.singles)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    photos = [p for p in found if (p.name in singles or not scenes.isdisjoint(p.parts)) == held_back]
+    if not photos:
+        raise DataError(f"expected photographs ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}, found none")
+    return photos
+
+
+def read_photo(path: Path, max_edge: int) -> list[np.ndarray]:
+    """Pyramid of one photograph, (H, W, 3) uint8 RGB a level, each half the size of the one before (area filter).
+
+    Raises DataError where the file cannot be decoded.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"expected an image at {path}, found a file that cannot be decoded; remove or replace it")
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    scale = max_edge / max(image.shape[:2])
+    if scale < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    levels = [image]
+    for _ in range(PYRAMID_LEVELS - 1):
+        h, w = levels[-1].shape[:2]
+        levels.append(cv2.resize(levels[-1][: h // 2 * 2, : w // 2 * 2], (w // 2, h // 2), interpolation=cv2.INTER_AREA))
+    return levels
+
+
+def load_photos(paths: Sequence[Path], max_edge: int) -> tuple[list[list[np.ndarray]], list[str]]:
+    """Pyramids of all readable photographs, and one message for each that is not. Raises DataError if none is."""
+
+    def load(path: Path) -> list[np.ndarray] | str:
+        try:
+            return read_photo(path, max_edge)
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        loaded = list(pool.map(load, paths))
+    photos = [entry for entry in loaded if not isinstance(entry, str)]
+    problems = [entry for entry in loaded if isinstance(entry, str)]
+    if not photos:
+        raise DataError(f"none of the {len(paths)} photographs could be read; the first: {problems[0]}")
+    return photos, problems

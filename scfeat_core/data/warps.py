@@ -1,0 +1,185 @@
+"""Pairs of warped photographs with exact correspondence: what a robot's camera does to a picture, with known truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scfeat_core.config import Range
+from scfeat_core.geometry import scale_matrix
+
+Share = Annotated[float, Range(minimum=0.0, maximum=1.0)]
+Positive = Annotated[float, Range(above=0.0)]
+
+
+@dataclass(frozen=True)
+class GeometryConfig:
+    """zoom: source pixels per pixel of view 0, drawn log-uniformly from this range.
+
+    scale_sigma: deviation of the log2 scale between the views, cut at 2 (factor 4). rotation_sigma: degrees.
+    upside_down: share of pairs with any rotation at all. perspective: largest shift of a corner and
+    translation: largest shift of the centre, both as shares of the view's size.
+    """
+
+    zoom: tuple[float, float] = (0.7, 2.0)
+    scale_sigma: float = 0.5
+    rotation_sigma: float = 20.0
+    upside_down: Share = 0.1
+    perspective: Share = 0.25
+    translation: Share = 0.2
+
+
+@dataclass(frozen=True)
+class PhotometricConfig:
+    """Each is a share of the views that it happens to, or the largest strength (a factor 2 ** +-x where ``log2``)."""
+
+    exposure_log2: float = 0.8
+    gamma_log2: float = 0.7
+    contrast_log2: float = 0.6
+    colour_log2: float = 0.2
+    gray: Share = 0.3
+    shading: Share = 0.3
+    motion_blur: Share = 0.2
+    defocus: Share = 0.25
+    noise: float = 0.03
+    jpeg: Share = 0.3
+
+
+@dataclass(frozen=True)
+class WarpConfig:
+    view_size: Annotated[int, Range(minimum=32)] = 192
+    geometry: GeometryConfig = GeometryConfig()
+    photometric: PhotometricConfig = PhotometricConfig()
+
+
+class WarpPairs(NamedTuple):
+    """image0, image1: (B, 3, S, S) float32 RGB in [0, 1]. homography: (B, 3, 3) float32, pixels of 0 to pixels of 1."""
+
+    image0: Tensor
+    image1: Tensor
+    homography: Tensor
+
+
+def draw_pairs(
+    photos: Sequence[Sequence[np.ndarray]], count: int, config: WarpConfig, rng: np.random.Generator
+) -> WarpPairs:
+    """``count`` pairs of random photographs (pyramids, see :mod:`photos`); a pure function of the generator's state."""
+    views: list[np.ndarray] = []
+    homographies = []
+    for index in rng.integers(len(photos), size=count):
+        source_from_0, source_from_1 = draw_views(photos[index][0].shape[:2], config, rng)
+        views += [render_view(photos[index], m, config, rng) for m in (source_from_0, source_from_1)]
+        homographies.append(np.linalg.inv(source_from_1) @ source_from_0)
+    images = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255
+    images = distort_photometry(images, config.photometric, torch.Generator().manual_seed(int(rng.integers(2**62))))
+    matrices = np.stack(homographies)
+    matrices /= matrices[:, 2:, 2:]
+    return WarpPairs(images[0::2], images[1::2], torch.from_numpy(matrices).float())
+
+
+def draw_views(
+    source_size: tuple[int, int], config: WarpConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two (3, 3) float64 homographies, pixels of a view to pixels of the (height, width) source."""
+    g, size = config.geometry, config.view_size
+    limit = min(source_size) / size
+    zoom = np.exp(rng.uniform(*np.log(np.minimum(g.zoom, limit))))
+    half = zoom * size / 2
+    centre = np.array([rng.uniform(min(half, n / 2), max(n - half, n / 2)) for n in source_size[::-1]])
+    scale = 2 ** np.clip(rng.normal(0, g.scale_sigma), -2, 2)
+    angle = np.deg2rad(rng.uniform(-180, 180) if rng.random() < g.upside_down else rng.normal(0, g.rotation_sigma))
+    shift = rng.uniform(-1, 1, 2) * g.translation * size * zoom * min(scale, 1.0)
+    # Between two views the scale is shared out evenly, so that neither is always the sharper one.
+    view0 = _similarity(centre, zoom / np.sqrt(scale), 0.0, size)
+    view1 = _similarity(centre + shift, zoom * np.sqrt(scale), angle, size) @ _perspective(g.perspective, size, rng)
+    return (view0, view1) if rng.random() < 0.5 else (view1, view0)
+
+
+def _similarity(centre: np.ndarray, scale: float, angle: float, size: int) -> np.ndarray:
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    middle = (size - 1) / 2
+    to_source = np.array([[c, -s, centre[0]], [s, c, centre[1]], [0, 0, 1]])
+    return to_source @ np.array([[1, 0, -middle], [0, 1, -middle], [0, 0, 1]])
+
+
+def _perspective(strength: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32) * (size - 1)
+    moved = corners + rng.uniform(-1, 1, (4, 2)) * rng.uniform(0, strength) * size
+    return cv2.getPerspectiveTransform(corners, moved.astype(np.float32))
+
+
+def render_view(
+    pyramid: Sequence[np.ndarray], source_from_view: np.ndarray, config: WarpConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """One view, (S, S, 3) uint8, from the pyramid level whose resolution is nearest; mirrored beyond the border.
+
+    The mirrored plane is the same for both views of a pair, so the correspondence holds there as well.
+    """
+    size = config.view_size
+    scale = np.sqrt(abs(np.linalg.det(_local_jacobian(source_from_view, (size - 1) / 2))))
+    level = int(np.clip(np.round(np.log2(scale)), 0, len(pyramid) - 1))
+    matrix = scale_matrix(0.5**level) @ source_from_view
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    view = cv2.warpPerspective(pyramid[level], matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
+    if rng.random() >= config.photometric.jpeg:
+        return view
+    _, code = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])
+    return cv2.imdecode(code, cv2.IMREAD_COLOR)
+
+
+def _local_jacobian(matrix: np.ndarray, middle: float) -> np.ndarray:
+    x, y, w = matrix @ (middle, middle, 1.0)
+    return (matrix[:2, :2] - np.outer((x / w, y / w), matrix[2, :2])) / w
+
+
+def distort_photometry(images: Tensor, config: PhotometricConfig, generator: torch.Generator) -> Tensor:
+    """Blur, shading, exposure, contrast, gamma, colour and noise, each view for itself. (B, 3, H, W) in [0, 1]."""
+    count = len(images)
+
+    def uniform(low: float, high: float, channels: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, channels, 1, 1, generator=generator)
+
+    def happens(share: float) -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator) < share
+
+    x = _blur(images, happens(config.defocus), happens(config.motion_blur), generator)
+    grid = torch.rand(count, 1, 4, 4, generator=generator)
+    shading = F.interpolate(grid, size=x.shape[-2:], mode="bicubic", align_corners=True).clamp(0, 1) * 1.2 + 0.4
+    x = torch.where(happens(config.shading), x * shading, x)
+    gray = x.mean(1, keepdim=True).expand_as(x)
+    x = torch.where(happens(config.gray), gray, x * 2 ** uniform(-config.colour_log2, config.colour_log2, 3))
+    x = x * 2 ** uniform(-config.exposure_log2, config.exposure_log2 / 2)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * 2 ** uniform(-config.contrast_log2, config.contrast_log2) + mean
+    x = x.clamp(1e-4, 1) ** 2 ** uniform(-config.gamma_log2, config.gamma_log2)
+    x = x + uniform(0, config.noise) * torch.randn(x.shape, generator=generator)
+    return x.clamp(0, 1)
+
+
+def _blur(images: Tensor, defocus: Tensor, motion: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian defocus and straight motion blur, one kernel a view, as one grouped convolution."""
+    count, radius = len(images), 5
+    grid = torch.arange(-radius, radius + 1.0)
+    sigma = 0.5 + 1.3 * torch.rand(count, 1, 1, generator=generator)
+    sigma = torch.where(defocus[:, 0], sigma, 0.05)
+    angle = torch.pi * torch.rand(count, 1, 1, generator=generator)
+    length = torch.where(motion[:, 0], 1 + 4 * torch.rand(count, 1, 1, generator=generator), 0.05)
+    x, y = grid[None, None, :], grid[None, :, None]
+    along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+    streak = torch.exp(-0.5 * (across / 0.4) ** 2) * torch.sigmoid(4 * (length - along.abs()))
+    streak = torch.where(motion[:, 0], streak, (x == 0) & (y == 0))
+    gaussian = torch.exp(-0.5 * (x**2 + y**2) / sigma**2)
+    kernels = F.conv2d(_normalise(streak)[None], _normalise(gaussian)[:, None], padding=radius, groups=count)[0]
+    stacked = F.pad(images.transpose(0, 1), (radius,) * 4, mode="reflect")
+    return F.conv2d(stacked, _normalise(kernels)[:, None], groups=count).transpose(0, 1)
+
+
+def _normalise(kernels: Tensor) -> Tensor:
+    return kernels / kernels.sum((-2, -1), keepdim=True)

@@ -1,0 +1,1 @@
+"""Training: point sampling, losses, and the loop."""

