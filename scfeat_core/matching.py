@@ -1,0 +1,108 @@
+"""Matching of descriptors: mutual nearest neighbours, with an optional least similarity and ratio test."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scfeat_core.errors import FeatureError
+from scfeat_core.types import Array, Features, Matches
+
+_MAX_SIMILARITIES = 1 << 24  # held at once: 64 MB of float32, 4096 x 4096 in one piece
+
+
+def match(
+    features0: Features, features1: Features, *, min_cosine: float = -1.0, max_ratio: float | None = None
+) -> Matches:
+    """Mutual nearest neighbours of two sets of features; see :func:`match_descriptors`.
+
+    Raises FeatureError where the descriptors are not comparable: another dimension, or made by other weights.
+    """
+    if features0.descriptor_space != features1.descriptor_space:
+        raise FeatureError(
+            f"expected descriptors of one space, found '{features0.descriptor_space}' and "
+            f"'{features1.descriptor_space}': they were made with different weights; extract both with the same"
+        )
+    return match_descriptors(features0.descriptors, features1.descriptors, min_cosine=min_cosine, max_ratio=max_ratio)
+
+
+def match_descriptors(
+    descriptors0: Array, descriptors1: Array, *, min_cosine: float = -1.0, max_ratio: float | None = None
+) -> Matches:
+    """Pairs of descriptors that are each other's nearest neighbour, in the order of view 0.
+
+    descriptors0: (N0, D), descriptors1: (N1, D), unit rows, floating; numpy, or torch on one device. Of equally near
+    neighbours the first wins. min_cosine: least cosine similarity of a pair. max_ratio: largest ratio of the nearest to
+    the second nearest Euclidean distance (Lowe, 2004), in both directions. Returns arrays of the kind that came in.
+    Memory is bounded, whatever the numbers. Raises FeatureError for shapes that do not fit.
+    """
+    d0, d1 = _as_tensor(descriptors0), _as_tensor(descriptors1)
+    if d0.ndim != 2 or d1.ndim != 2 or d0.shape[1] != d1.shape[1]:
+        raise FeatureError(
+            f"expected descriptors (N0, D) and (N1, D), found {tuple(d0.shape)} and {tuple(d1.shape)}; "
+            "extract both views with the same weights"
+        )
+    matches = _mutual_nearest(d0, d1, min_cosine, max_ratio)
+    return matches.numpy() if isinstance(descriptors0, np.ndarray) else matches
+
+
+def _as_tensor(descriptors: Array) -> Tensor:
+    return torch.as_tensor(descriptors).float()
+
+
+def _mutual_nearest(d0: Tensor, d1: Tensor, min_cosine: float, max_ratio: float | None) -> Matches:
+    if len(d0) == 0 or len(d1) == 0:
+        empty = d0.new_zeros(0, dtype=torch.int64)
+        return Matches(empty, empty, d0.new_zeros(0))
+    similarity, nearest1, nearest0, second1, second0 = _nearest(d0, d1, with_second=max_ratio is not None)
+    index0 = torch.arange(len(d0), device=d0.device)
+    good = (nearest0[nearest1] == index0) & (similarity >= min_cosine)
+    if max_ratio is not None:
+        distance = _distance(similarity)
+        good &= distance <= max_ratio * _distance(second1)
+        good &= distance <= max_ratio * _distance(second0[nearest1])
+    return Matches(index0[good], nearest1[good], similarity[good])
+
+
+def _nearest(d0: Tensor, d1: Tensor, with_second: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Nearest neighbours in both directions, in blocks of rows of the similarity matrix.
+
+    Returns, for each row of d0, the similarity and the index of its neighbour in d1; for each row of d1 the index of
+    its neighbour in d0; then the second highest similarities of d0's and of d1's rows (empty without ``with_second``).
+    """
+    rows = max(1, _MAX_SIMILARITIES // len(d1))
+    best0 = d1.new_full((len(d1),), -torch.inf)
+    nearest0 = torch.zeros(len(d1), dtype=torch.int64, device=d1.device)
+    top0 = d1.new_full((2, len(d1)), -torch.inf)
+    similarity, nearest1, second1 = [], [], []
+    for start in range(0, len(d0), rows):
+        block = d0[start : start + rows] @ d1.T
+        value, index = block.max(1)
+        similarity.append(value)
+        nearest1.append(index)
+        value, index = block.max(0)
+        closer = value > best0  # strictly: of equals the first row wins
+        best0 = torch.where(closer, value, best0)
+        nearest0 = torch.where(closer, index + start, nearest0)
+        if with_second:
+            second1.append(_second_highest(block))
+            top0 = torch.cat((top0, block)).topk(2, 0).values
+    return (
+        torch.cat(similarity),
+        torch.cat(nearest1),
+        nearest0,
+        torch.cat(second1) if with_second else d0.new_zeros(0),
+        top0[1],
+    )
+
+
+def _second_highest(block: Tensor) -> Tensor:
+    if block.shape[1] < 2:
+        return block.new_full((len(block),), -torch.inf)
+    return block.topk(2, 1).values[:, 1]
+
+
+def _distance(cosine: Tensor) -> Tensor:
+    """Euclidean distance of unit vectors; infinite where there is no neighbour."""
+    return (2 - 2 * cosine).clamp_min(0).sqrt()

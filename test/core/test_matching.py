@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scfeat_core import matching
+from scfeat_core.errors import FeatureError
+from scfeat_core.matching import match, match_descriptors
+from scfeat_core.types import Features
+
+
+def unit_rows(count: int, dim: int = 32, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def features(descriptors, space: str = "scfeat:test") -> Features:
+    count = len(descriptors)
+    return Features(np.zeros((count, 2), np.float32), np.ones(count, np.float32), descriptors, (640, 480), space)
+
+
+def by_definition(d0: np.ndarray, d1: np.ndarray, min_cosine: float = -1, max_ratio: float | None = None) -> list:
+    cosine = d0 @ d1.T
+    pairs = []
+    for i, row in enumerate(cosine):
+        j = int(row.argmax())
+        if int(cosine[:, j].argmax()) != i or row[j] < min_cosine:
+            continue
+        distance = np.sqrt(np.maximum(2 - 2 * cosine, 0))
+        others = [np.delete(distance[i], j), np.delete(distance[:, j], i)]
+        if max_ratio is None or all(len(o) == 0 or distance[i, j] <= max_ratio * o.min() for o in others):
+            pairs.append((i, j))
+    return pairs
+
+
+def pairs_of(matches) -> list:
+    return list(zip(matches.indices0.tolist(), matches.indices1.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_cosine": 0.5}, {"max_ratio": 0.9}, {"min_cosine": 0.4, "max_ratio": 1}])
+@pytest.mark.parametrize("block", [1 << 24, 700, 1])
+def test_matches_by_definition_whole_and_in_blocks(monkeypatch, settings, block):
+    monkeypatch.setattr(matching, "_MAX_SIMILARITIES", block)
+    d0, d1 = unit_rows(90), unit_rows(70, seed=1)
+    d1[:40] = F.normalize(d0[20:60] + 0.15 * unit_rows(40, seed=2) * 32**0.5, dim=1)
+    matches = match_descriptors(d0, d1, **settings)
+    expected = by_definition(d0.numpy(), d1.numpy(), **settings)
+    assert pairs_of(matches) == expected and len(expected) > 10
+    torch.testing.assert_close(matches.scores, (d0[matches.indices0] * d1[matches.indices1]).sum(1))
+
+
+@pytest.mark.parametrize("block", [1 << 24, 7, 1])
+def test_ties_go_to_the_first(monkeypatch, block):
+    monkeypatch.setattr(matching, "_MAX_SIMILARITIES", block)
+    one = torch.eye(32)[:1]  # products of these are exact
+    assert pairs_of(match_descriptors(one.expand(5, -1), one.expand(7, -1))) == [(0, 0)]
+
+
+def test_numpy_gives_numpy_and_torch_stays_torch():
+    d0, d1 = unit_rows(20), unit_rows(30, seed=1)
+    from_torch, from_numpy = match(features(d0), features(d1)), match(features(d0.numpy()), features(d1.numpy()))
+    assert isinstance(from_torch.indices0, torch.Tensor)
+    assert isinstance(from_numpy.indices0, np.ndarray)
+    assert (from_numpy.indices0.dtype, from_numpy.scores.dtype) == (np.int64, np.float32)
+    assert pairs_of(from_torch) == pairs_of(from_numpy)
+    half = match_descriptors(d0.numpy().astype(np.float16), d1.numpy().astype(np.float16))
+    assert half.scores.dtype == np.float32 and len(half) > 0
+
+
+@pytest.mark.parametrize(("n0", "n1"), [(0, 5), (5, 0), (0, 0)])
+def test_nothing_to_match_gives_nothing(n0, n1):
+    for kind in (torch.Tensor.numpy, torch.Tensor.clone):
+        matches = match(features(kind(unit_rows(n0))), features(kind(unit_rows(n1))), max_ratio=0.8)
+        assert len(matches) == len(matches.scores) == len(matches.indices1) == 0
+
+
+def test_a_single_candidate_passes_the_ratio_test():
+    one = unit_rows(1)
+    assert pairs_of(match_descriptors(one, one, max_ratio=0.5)) == [(0, 0)]
+
+
+def test_incomparable_descriptors_are_refused():
+    d = unit_rows(4)
+    with pytest.raises(FeatureError, match=r"'scfeat:a' and 'scfeat:b'.*different weights"):
+        match(features(d, "scfeat:a"), features(d, "scfeat:b"))
+    with pytest.raises(FeatureError, match=r"\(4, 32\) and \(4, 16\)"):
+        match(features(d), features(unit_rows(4, 16)))
+    with pytest.raises(FeatureError, match=r"\(32,\)"):
+        match_descriptors(d[0], d)
+
+
+def test_runs_agree_to_the_bit():
+    d0, d1 = unit_rows(300), unit_rows(300, seed=1)
+    first, second = match_descriptors(d0, d1), match_descriptors(d0, d1)
+    assert torch.equal(first.indices1, second.indices1) and torch.equal(first.scores, second.scores)
