@@ -1,0 +1,110 @@
+"""How the node is doing: FrontendStatus, and log lines that repeat without flooding."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scfeat.msg import FrontendStatus
+from std_msgs.msg import Header
+
+from scfeat_core.types import FrameResult
+
+from .worker import Counts
+
+_GRID = 8  # cells per axis, as FrontendStatus.coverage is defined
+
+
+@dataclass(frozen=True)
+class FrameHealth:
+    """Times (milliseconds, NaN = not run) and quality of one frame, named as in FrontendStatus."""
+
+    header: Header
+    ms_queue: float = math.nan
+    ms_decode: float = math.nan
+    ms_preprocess: float = math.nan
+    ms_network: float = math.nan
+    ms_match: float = math.nan
+    ms_publish: float = math.nan
+    ms_total: float = math.nan
+    age_ms: float = math.nan
+    keypoints: int = 0
+    matches: int = 0
+    inliers: int = 0
+    tracks: int = 0
+    median_track_age: float = math.nan
+    inlier_ratio: float = math.nan
+    coverage: float = 0.0
+    device: str = ""
+    precision: str = ""
+    descriptor_space: str = ""
+
+
+def frame_health(header: Header, result: FrameResult, **measured: Any) -> FrameHealth:
+    """header: of the image. measured: fields that the result does not know (queue, decode, publish, device, …)."""
+    geometry = result.pair.geometry if result.pair else None
+    matches = len(result.pair.matches) if result.pair else 0
+    timings = result.timings
+    return FrameHealth(
+        header,
+        ms_preprocess=_total(timings, "preprocess"),
+        ms_network=_total(timings, "network", "select"),
+        ms_match=_total(timings, "match", "verify"),
+        keypoints=len(result.features),
+        matches=matches,
+        inliers=geometry.num_inliers if geometry else 0,
+        inlier_ratio=geometry.num_inliers / matches if geometry and matches else math.nan,
+        coverage=coverage(result.features.keypoints, result.features.image_size),
+        descriptor_space=result.features.descriptor_space,
+        **measured,
+    )
+
+
+def status_to_message(camera: str, counts: Counts, frame: FrameHealth | None, last_error: str) -> FrontendStatus:
+    """frame: the newest processed one, None before the first. The reasons in ``counts`` are X of dropped_X."""
+    message = FrontendStatus(camera=camera, received=counts.received, processed=counts.processed, last_error=last_error)
+    for reason, count in counts.dropped.items():
+        setattr(message, f"dropped_{reason}", count)
+    for name, value in vars(frame or FrameHealth(Header())).items():
+        setattr(message, name, value)
+    return message
+
+
+def coverage(keypoints: np.ndarray, image_size: tuple[int, int]) -> float:
+    """Share of the cells of an 8 x 8 grid over the image that hold a keypoint. keypoints: (N, 2) pixels."""
+    cells = ((np.asarray(keypoints) + 0.5) * _GRID / np.asarray(image_size)).astype(np.int64).clip(0, _GRID - 1)
+    return len(np.unique(cells @ (1, _GRID))) / _GRID**2
+
+
+def _total(timings: dict[str, float], *stages: str) -> float:
+    """Sum of the stages that ran; NaN where none did."""
+    ran = [timings[stage] for stage in stages if stage in timings]
+    return sum(ran) if ran else math.nan
+
+
+class Repeats:
+    """Lets the same line through at once, then at most every ``period`` seconds with the number of those held back.
+
+    Not for use by several threads.
+    """
+
+    def __init__(self, period: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._period = period
+        self._clock = clock
+        self._lines: dict[str, tuple[float, int]] = {}  # when it was last let through, how often held back since
+
+    def line(self, text: str) -> str | None:
+        """The text to log now, or None."""
+        now = self._clock()
+        shown, held = self._lines.get(text, (-math.inf, 0))
+        if now - shown < self._period:
+            self._lines[text] = shown, held + 1
+            return None
+        if len(self._lines) >= 100:  # texts with changing numbers must not pile up
+            self._lines.clear()
+        self._lines[text] = now, 0
+        return f"{text} [{held} more times in the last {now - shown:.0f} s]" if held else text

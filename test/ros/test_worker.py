@@ -1,0 +1,178 @@
+"""The newest-frame slot and the inference thread: nobody waits, the newest wins, every loss is counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from scfeat_ros.worker import Counts, Worker
+
+
+@contextmanager
+def running(process: Callable[[Any], None], failed: Callable[[Any, Exception], str] | None = None) -> Iterator[Worker]:
+    worker: Worker = Worker(process, failed or (lambda frame, error: "error"))
+    worker.start()
+    try:
+        yield worker
+    finally:
+        assert worker.stop(5.0)
+
+
+def settle(worker: Worker, *sources: str) -> list[Counts]:
+    """The counts once nothing waits any more."""
+    end = time.monotonic() + 5.0
+    while any(worker.counts(source).waiting for source in sources):
+        assert time.monotonic() < end, "frames still waiting after 5 s"
+        time.sleep(0.001)
+    return [worker.counts(source) for source in sources]
+
+
+def test_a_slow_process_gets_the_newest_frame_and_the_rest_is_counted() -> None:
+    taken: list[int] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def process(frame: int) -> None:
+        taken.append(frame)
+        entered.set()
+        assert go_on.wait(5.0)
+
+    with running(process) as worker:
+        worker.submit("camera", 0)
+        assert entered.wait(5.0)
+        start = time.perf_counter()
+        for frame in range(1, 1000):
+            worker.submit("camera", frame)
+        assert time.perf_counter() - start < 1.0, "submit waited for the process"
+        assert worker.counts("camera") == Counts(received=1000, processed=0, dropped={"busy": 998}, waiting=2)
+        go_on.set()
+        assert settle(worker, "camera") == [Counts(received=1000, processed=2, dropped={"busy": 998})]
+    assert taken == [0, 999]
+
+
+def test_a_burst_at_high_rate_adds_up() -> None:
+    taken: list[int] = []
+
+    def process(frame: int) -> None:
+        time.sleep(0.002)
+        taken.append(frame)
+
+    with running(process) as worker:
+        for frame in range(500):
+            worker.submit("camera", frame)
+            time.sleep(0.0002)
+            assert 0 <= worker.counts("camera").waiting <= 2
+        (counts,) = settle(worker, "camera")
+    assert counts.received == 500
+    assert counts.processed == len(taken) and counts.processed + counts.dropped["busy"] == 500
+    assert taken == sorted(taken) and taken[-1] == 499
+
+
+def test_sources_take_turns_and_are_counted_apart() -> None:
+    taken: list[str] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def process(frame: str) -> None:
+        taken.append(frame)
+        entered.set()
+        assert go_on.wait(5.0)
+
+    with running(process) as worker:
+        worker.submit("left", "left 0")
+        assert entered.wait(5.0)
+        for number in range(1, 4):
+            worker.submit("left", f"left {number}")
+            worker.submit("right", f"right {number}")
+        go_on.set()
+        left, right = settle(worker, "left", "right")
+    assert taken == ["left 0", "left 3", "right 3"]
+    assert (left.processed, left.dropped) == (2, {"busy": 2})
+    assert (right.processed, right.dropped) == (1, {"busy": 2})
+
+
+def test_errors_are_counted_by_reason_and_the_thread_goes_on() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def process(frame: str) -> None:
+        if frame != "good":
+            raise ValueError(frame)
+
+    def failed(frame: str, error: Exception) -> str:
+        seen.append((frame, str(error)))
+        if frame == "handler":
+            raise RuntimeError("the handler fails, too")
+        return frame
+
+    with running(process, failed) as worker:
+        for frame in ("decode", "error", "handler", "decode", "good"):
+            worker.submit("camera", frame)
+            settle(worker, "camera")
+        assert worker.counts("camera") == Counts(received=5, processed=1, dropped={"decode": 2, "error": 2})
+    assert seen[0] == ("decode", "decode")
+
+
+def test_stop_finishes_the_frame_in_work_drops_the_waiting_one_and_start_goes_on() -> None:
+    entered = threading.Event()
+    finished: list[int] = []
+
+    def process(frame: int) -> None:
+        entered.set()
+        time.sleep(0.1)
+        finished.append(frame)
+
+    worker: Worker[int] = Worker(process, lambda frame, error: "error")
+    worker.start()
+    worker.submit("camera", 0)
+    assert entered.wait(5.0)
+    worker.submit("camera", 1)
+    assert worker.stop(5.0)
+    assert finished == [0]
+    assert worker.counts("camera") == Counts(received=2, processed=1, dropped={"busy": 1})
+    worker.submit("camera", 2)  # nobody is there to take it
+    assert worker.counts("camera") == Counts(received=3, processed=1, dropped={"busy": 2})
+    worker.start()
+    worker.submit("camera", 3)
+    settle(worker, "camera")
+    assert worker.stop(5.0) and finished == [0, 3]
+    assert worker.stop(5.0), "a second stop has nothing to do"
+
+
+def test_a_frame_that_hangs_is_reported_and_blocks_a_second_start() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def process(frame: int) -> None:
+        entered.set()
+        go_on.wait(10.0)
+
+    worker: Worker[int] = Worker(process, lambda frame, error: "error")
+    worker.start()
+    worker.submit("camera", 0)
+    assert entered.wait(5.0)
+    assert not worker.stop(0.05)
+    with pytest.raises(RuntimeError, match="at work"):
+        worker.start()
+    go_on.set()
+    assert worker.stop(5.0)
+
+
+def test_a_processed_frame_is_not_kept_alive() -> None:
+    """An image waits for its successor in memory otherwise."""
+    import weakref
+
+    class Frame:
+        pass
+
+    with running(lambda frame: None) as worker:
+        frame = Frame()
+        reference = weakref.ref(frame)
+        worker.submit("camera", frame)
+        settle(worker, "camera")
+        del frame
+        end = time.monotonic() + 2.0
+        while reference() is not None and time.monotonic() < end:
+            time.sleep(0.001)
+        assert reference() is None
