@@ -21,12 +21,11 @@ class CouplingBridge(nn.Module):
 
     def __init__(self, init: Literal["legacy", "identity"], fuse: Literal["ratio", "softmax"]) -> None:
         super().__init__()
-        self.gain = nn.Conv2d(1, 1, 7, padding=3)
-        self.offset = nn.Conv2d(1, 1, 7, padding=3)
+        self.affine = nn.Conv2d(1, 2, 7, padding=3)  # gain and offset, predicted from the channel mean
         if init == "identity":
-            for conv, bias in ((self.gain, 1.0), (self.offset, 0.0)):
-                nn.init.zeros_(conv.weight)
-                nn.init.constant_(conv.bias, bias)
+            nn.init.zeros_(self.affine.weight)
+            with torch.no_grad():
+                self.affine.bias.copy_(torch.tensor([1.0, 0.0]))
         self.fuse = fuse
         start = torch.tensor([0.7, 0.3])
         self.blend = nn.Parameter(start if fuse == "ratio" else start.log())
@@ -35,7 +34,8 @@ class CouplingBridge(nn.Module):
         """Normalise each position over the channels (unbiased variance); (B, C, h, w) in and out."""
         mean = x.mean(1, keepdim=True)
         normed = (x - mean) * torch.rsqrt(x.var(1, keepdim=True, unbiased=True) + self.EPS)
-        return normed * self.gain(mean) + self.offset(mean)
+        gain, offset = self.affine(mean).split(1, dim=1)
+        return normed * gain + offset
 
     def channel_norm(self, x: Tensor) -> Tensor:
         """Normalise each channel over the image (biased variance); the same in training and evaluation."""
