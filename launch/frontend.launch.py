@@ -8,17 +8,17 @@ Everything before ``generate_launch_description`` is plain Python, so that it ca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # The file lies in launch/, beside config/, in the source tree as well as in share/scfeat.
 CONFIG = Path(__file__).parent.parent / "config"
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # since Kilted; until Jazzy
+NEW_PROFILE, OLD_PROFILE = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+OLD_DISTRIBUTIONS = ("humble", "iron", "jazzy")  # they know the old name only; later ones complain about it
 PARAMETERS = ("image_transport", "weights", "device", "autostart", "use_sim_time")  # arguments that are parameters, too
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):  # launch loads this file in a way that dataclasses do not survive
     """One launch argument; an empty default of a parameter leaves it to params_file."""
 
     name: str
@@ -69,10 +69,11 @@ def node_settings(values: Mapping[str, str]) -> dict[str, object]:
 
 
 def profile_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that give the node the Fast DDS profile for large images; none where the user has set one."""
-    if any(environment.get(name) for name in PROFILE_VARIABLES):
+    """The variable that gives the node the Fast DDS profile for large images; none where the user has set one."""
+    if environment.get(NEW_PROFILE) or environment.get(OLD_PROFILE):
         return {}
-    return dict.fromkeys(PROFILE_VARIABLES, str(CONFIG / "fastdds.xml"))
+    name = OLD_PROFILE if environment.get("ROS_DISTRO") in OLD_DISTRIBUTIONS else NEW_PROFILE
+    return {name: str(CONFIG / "fastdds.xml")}
 
 
 def generate_launch_description():

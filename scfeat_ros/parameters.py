@@ -8,6 +8,7 @@ The table is a dataclass; type, limits and choices are in its annotations, and t
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -138,12 +139,13 @@ def parameters_yaml() -> str:
     """The text of config/frontend.yaml: every parameter with its default, its limits and what it does."""
     lines = [
         "# All parameters of the scfeat front end with their defaults. They are read when the node is configured.",
-        "# Copy it, keep the lines that you change, and pass it on: ros2 launch scfeat frontend.launch.py params_file:=...",
+        "# Copy the file, keep the lines that you change, and pass it on as params_file:=... of frontend.launch.py.",
         "/**:",
         "  ros__parameters:",
     ]
     for row in rows():
-        lines.append(f"    # {row.doc}" + (f" ({row.accepts})" if row.accepts else ""))
+        comment = row.doc + (f" ({row.accepts})" if row.accepts else "")
+        lines += textwrap.wrap(comment, 110, initial_indent="    # ", subsequent_indent="    # ")
         lines.append(f"    {row.name}: {_yaml(row.default)}")
     return "\n".join(lines) + "\n"
 

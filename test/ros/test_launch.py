@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +18,8 @@ def launch_file() -> ModuleType:
     path = Path(__file__).resolve().parents[2] / "launch" / "frontend.launch.py"
     spec = importlib.util.spec_from_file_location("frontend_launch", path)
     assert spec is not None and spec.loader is not None
+    # As launch does it: not in sys.modules, which dataclasses would need.
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -72,10 +71,12 @@ def test_given_arguments_become_parameters_and_remappings(launch_file: ModuleTyp
 
 def test_the_profile_is_given_unless_the_user_has_one(launch_file: ModuleType) -> None:
     profile = str(launch_file.CONFIG / "fastdds.xml")
-    both = {"FASTDDS_DEFAULT_PROFILES_FILE": profile, "FASTRTPS_DEFAULT_PROFILES_FILE": profile}
-    assert launch_file.profile_environment({}) == both
-    for name in both:
-        assert launch_file.profile_environment({name: "/mine.xml"}) == {}
+    new, old = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+    for distribution, name in {"humble": old, "jazzy": old, "kilted": new, "rolling": new}.items():
+        assert launch_file.profile_environment({"ROS_DISTRO": distribution}) == {name: profile}
+        assert launch_file.profile_environment({"ROS_DISTRO": distribution, old: "/mine.xml"}) == {}
+        assert launch_file.profile_environment({"ROS_DISTRO": distribution, new: "/mine.xml"}) == {}
+    assert launch_file.profile_environment({}) == {new: profile}
 
 
 def test_the_profile_has_a_segment_for_large_images(launch_file: ModuleType) -> None:
