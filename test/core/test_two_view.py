@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from scfeat_core import geometry
+from scfeat_core.errors import CalibrationError, ConfigError, FeatureError
+from scfeat_core.two_view import MINIMUM_MATCHES, verify
+from scfeat_core.types import Camera, GeometryModel
+
+K0 = np.array([[500, 0, 319.5], [0, 505, 239.5], [0, 0, 1.0]])
+K1 = np.array([[450, 0, 330.0], [0, 452, 235.0], [0, 0, 1.0]])
+ROTATION = cv2.Rodrigues(np.array([0.02, 0.12, -0.05]))[0]
+TRANSLATION = np.array([0.6, 0.1, 0.15])
+CAMERA0 = Camera(K0, np.array([-0.28, 0.07, 1e-4, -2e-4, 0.0]), (640, 480))
+CAMERAS1 = {
+    "plumb_bob": Camera(K1, np.array([-0.1, 0.02, 0, 0, 0.0]), (640, 480)),
+    "rational_polynomial": Camera(
+        K1, np.array([0.5, -0.2, 0, 0, 0.1, 0.4, -0.1, 0.05]), (640, 480), "rational_polynomial"
+    ),
+    "equidistant": Camera(K1, np.array([-0.02, 0.01, -0.005, 0.001]), (640, 480), "equidistant"),
+}
+
+
+def project(points: np.ndarray, camera: Camera) -> np.ndarray:
+    function = cv2.fisheye.projectPoints if camera.distortion_model == "equidistant" else cv2.projectPoints
+    return function(points[:, None], np.zeros(3), np.zeros(3), camera.K, camera.D)[0][:, 0]
+
+
+def scene(camera0: Camera, camera1: Camera, flat: bool = False, count: int = 300):
+    """Matched pixels with 0.3 px of noise, the last third of them wrong."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform([-2.0, -1.5, 4], [2.0, 1.5, 9], (count, 3))
+    if flat:
+        points[:, 2] = 6 + 0.2 * points[:, 0]
+    pixels0 = project(points, camera0) + rng.normal(0, 0.3, (count, 2))
+    pixels1 = project(points @ ROTATION.T + TRANSLATION, camera1) + rng.normal(0, 0.3, (count, 2))
+    good = np.arange(count) < count * 2 // 3
+    pixels1[~good] = rng.uniform([0, 0], [640, 480], (int((~good).sum()), 2))
+    return pixels0.astype(np.float32), pixels1.astype(np.float32), good
+
+
+def pinhole(k: np.ndarray) -> Camera:
+    return Camera(k, np.zeros(5), (640, 480))
+
+
+def test_fundamental_finds_the_matches_and_the_matrix():
+    pixels0, pixels1, good = scene(pinhole(K0), pinhole(K1))
+    result = verify(pixels0, pixels1)
+    assert result.model is GeometryModel.FUNDAMENTAL and result.threshold == 1.5
+    assert result.inliers.dtype == bool and result.inliers.shape == good.shape
+    assert result.inliers[good].mean() > 0.95 and result.inliers[~good].mean() < 0.1
+    assert result.matrix.dtype == np.float64 and np.linalg.norm(result.matrix) == pytest.approx(1)
+    exact0, exact1, _ = scene(pinhole(K0), pinhole(K1))
+    assert np.median(geometry.epipolar_distance(exact0[good], exact1[good], result.matrix)) < 0.5
+    # the documented meaning of the threshold: Sampson distance
+    lines1 = geometry.epipolar_lines(pixels0.astype(float), result.matrix)
+    lines0 = geometry.epipolar_lines(pixels1.astype(float), result.matrix.T)
+    residual = (lines1 * np.column_stack([pixels1, np.ones(len(pixels1))])).sum(1)
+    sampson = abs(residual) / np.sqrt((lines1[:, :2] ** 2).sum(1) + (lines0[:, :2] ** 2).sum(1))
+    np.testing.assert_array_equal(result.inliers, sampson < 1.5)
+
+
+def test_homography_of_a_plane():
+    pixels0, pixels1, good = scene(pinhole(K0), pinhole(K1), flat=True)
+    result = verify(pixels0, pixels1, model="homography", threshold=2.0)
+    assert result.model is GeometryModel.HOMOGRAPHY and np.linalg.norm(result.matrix) == pytest.approx(1)
+    assert result.inliers[good].mean() > 0.95 and result.inliers[~good].mean() < 0.02
+    error = np.linalg.norm(geometry.warp_points(pixels0.astype(float), result.matrix) - pixels1, axis=1)
+    np.testing.assert_array_equal(result.inliers, error < 2.0)
+
+
+@pytest.mark.parametrize("name", CAMERAS1)
+def test_essential_undoes_the_distortion_of_both_cameras(name):
+    cameras = (CAMERA0, CAMERAS1[name])
+    pixels0, pixels1, good = scene(*cameras)
+    result = verify(pixels0, pixels1, model="essential", cameras=cameras)
+    assert result.model is GeometryModel.ESSENTIAL and result.threshold == 1.5
+    assert result.inliers[good].mean() > 0.95 and result.inliers[~good].mean() < 0.1
+    truth = geometry.essential_from_pose(ROTATION, TRANSLATION)
+    error = min(np.linalg.norm(result.matrix - truth), np.linalg.norm(result.matrix + truth))
+    assert error < 0.03
+    ignored = tuple(replace(camera, D=np.zeros(0), distortion_model="") for camera in cameras)
+    assert verify(pixels0, pixels1, model="essential", cameras=ignored).num_inliers < result.num_inliers
+
+
+@pytest.mark.parametrize("model", MINIMUM_MATCHES)
+@pytest.mark.parametrize("kind", ["coincident", "collinear", "random"])
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 7, 8, 12, 60])
+def test_degenerate_matches_never_raise(model, kind, count):
+    rng = np.random.default_rng(count)
+    points = {
+        "coincident": np.full((count, 2), 100.0),
+        "collinear": np.column_stack([np.arange(count), 2.0 * np.arange(count)]) + 20,
+        "random": rng.uniform(0, 480, (count, 2)),
+    }[kind]
+    result = verify(points, rng.permutation(points), model=model, cameras=(pinhole(K0), pinhole(K1)))
+    assert result.inliers.shape == (count,)
+    if count < MINIMUM_MATCHES[model] or kind == "coincident":
+        assert result.model is GeometryModel.NONE and not result.matrix.any()
+    if result.model is GeometryModel.NONE:
+        assert result.num_inliers == 0
+    else:
+        assert result.num_inliers >= MINIMUM_MATCHES[model]
+
+
+def test_points_that_are_not_finite_are_outliers():
+    pixels0, pixels1, _ = scene(pinhole(K0), pinhole(K1))
+    expected = verify(pixels0[2:], pixels1[2:])
+    pixels0[0], pixels1[1, 0] = np.nan, np.inf
+    result = verify(pixels0, pixels1)
+    assert not result.inliers[:2].any()
+    np.testing.assert_array_equal(result.inliers[2:], expected.inliers)
+    assert verify(pixels0 * np.nan, pixels1).model is GeometryModel.NONE
+
+
+@pytest.mark.parametrize("model", MINIMUM_MATCHES)
+def test_runs_agree_to_the_bit(model):
+    pixels0, pixels1, _ = scene(pinhole(K0), pinhole(K1))
+    first, second = (verify(pixels0, pixels1, model=model, cameras=(pinhole(K0), pinhole(K1))) for _ in range(2))
+    assert np.array_equal(first.matrix, second.matrix) and np.array_equal(first.inliers, second.inliers)
+
+
+def test_torch_points_are_accepted():
+    pixels0, pixels1, _ = scene(pinhole(K0), pinhole(K1))
+    result = verify(torch.from_numpy(pixels0), torch.from_numpy(pixels1))
+    assert np.array_equal(result.inliers, verify(pixels0, pixels1).inliers)
+
+
+def test_misuse_is_named():
+    points = np.zeros((10, 2))
+    with pytest.raises(FeatureError, match=r"found 10 and 9.*index the keypoints"):
+        verify(points, points[1:])
+    with pytest.raises(FeatureError, match=r"shape \(10, 3\)"):
+        verify(np.zeros((10, 3)), points)
+    with pytest.raises(FeatureError, match="needs the cameras"):
+        verify(points, points, model="essential")
+    with pytest.raises(CalibrationError, match="focal lengths"):
+        verify(points, points, model="essential", cameras=(pinhole(np.zeros((3, 3))),) * 2)
+    with pytest.raises(ConfigError, match="'affine'"):
+        verify(points, points, model="affine")
