@@ -56,8 +56,8 @@ def read_photo(path: Path, max_edge: int) -> list[np.ndarray]:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     levels = [image]
     for _ in range(PYRAMID_LEVELS - 1):
-        h, w = levels[-1].shape[:2]
-        levels.append(cv2.resize(levels[-1][: h // 2 * 2, : w // 2 * 2], (w // 2, h // 2), interpolation=cv2.INTER_AREA))
+        h, w = (n // 2 for n in levels[-1].shape[:2])
+        levels.append(cv2.resize(levels[-1][: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA))
     return levels
 
 

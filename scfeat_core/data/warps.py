@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 import cv2
@@ -55,8 +55,8 @@ class PhotometricConfig:
 @dataclass(frozen=True)
 class WarpConfig:
     view_size: Annotated[int, Range(minimum=32)] = 192
-    geometry: GeometryConfig = GeometryConfig()
-    photometric: PhotometricConfig = PhotometricConfig()
+    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
 
 
 class WarpPairs(NamedTuple):
@@ -131,7 +131,7 @@ def render_view(
     if rng.random() >= config.photometric.jpeg:
         return view
     _, code = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])
-    return cv2.imdecode(code, cv2.IMREAD_COLOR)
+    return np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR))
 
 
 def _local_jacobian(matrix: np.ndarray, middle: float) -> np.ndarray:

@@ -24,8 +24,7 @@ class CouplingBridge(nn.Module):
         self.affine = nn.Conv2d(1, 2, 7, padding=3)  # gain and offset, predicted from the channel mean
         if init == "identity":
             nn.init.zeros_(self.affine.weight)
-            with torch.no_grad():
-                self.affine.bias.copy_(torch.tensor([1.0, 0.0]))
+            self.affine.bias = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.fuse = fuse
         start = torch.tensor([0.7, 0.3])
         self.blend = nn.Parameter(start if fuse == "ratio" else start.log())

@@ -6,10 +6,12 @@ All paddings are symmetric, (k - 1) / 2: feature p of a stride s map is centred 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from scfeat_core.errors import WeightsError
 
 
 class Pyramid(NamedTuple):
@@ -77,7 +79,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 class ResNetEncoder(nn.Module):
     """ResNet without layer4 and head; parameter names are torchvision's, so its state dicts load."""
 
-    BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int]]] = {
+    BLOCKS: ClassVar[dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int]]]] = {
         "resnet18": (BasicBlock, (2, 2, 2)),
         "resnet34": (BasicBlock, (3, 4, 6)),
         "resnet50": (Bottleneck, (3, 4, 6)),
@@ -176,7 +178,8 @@ class EfficientNetLite0Encoder(nn.Module):
         sources = [k for k in state if not k.endswith(counters)][: len(targets)]
         mismatched = [(t, s) for t, s in zip(targets, sources, strict=True) if own[t].shape != state[s].shape]
         if mismatched:
-            raise ValueError(f"not an EfficientNet-Lite0 state dict: {mismatched[0][1]} does not fit {mismatched[0][0]}")
+            target, source = mismatched[0]
+            raise WeightsError(f"expected an EfficientNet-Lite0 state dict, found a {source} that is no {target}")
         with torch.no_grad():
             for target, source in zip(targets, sources, strict=True):
                 own[target].copy_(state[source])

@@ -34,7 +34,7 @@ def card_sha256(name: str) -> str:
     card = WEIGHTS_FOLDER / f"{name}.md"
     found = re.search(r"sha256:?\W+([0-9a-f]{64})", card.read_text()) if card.is_file() else None
     if found is None:
-        raise WeightsError(f"expected a card with the sha256 of weights '{name}' at {card}, found none; reinstall scfeat")
+        raise WeightsError(f"expected the sha256 of '{name}' in its card {card}, found none; reinstall scfeat")
     return found.group(1)
 
 
@@ -82,16 +82,19 @@ def _locate(weights: str | Path, sha256: str) -> tuple[Path, str]:
         if path.is_file():
             return path, sha256 or card_sha256(name)
         raise WeightsError(
-            f"expected the name of shipped weights ({', '.join(shipped_weights()) or 'none are installed'}) or the path "
-            f"of a .safetensors file, found '{name}'"
+            f"expected the name of shipped weights ({_shipped_names()}) or a path to .safetensors, found '{name}'"
         )
     path = Path(name).expanduser()
     if not path.is_file():
         raise WeightsError(
-            f"expected a weight file at {path}, found none; train one with 'scfeat train' or use shipped weights "
-            f"({', '.join(shipped_weights()) or 'none are installed'})"
+            f"expected a weight file at {path}, found none; train one with 'scfeat train', or use shipped weights "
+            f"({_shipped_names()})"
         )
     return path, sha256
+
+
+def _shipped_names() -> str:
+    return ", ".join(shipped_weights()) or "none are installed"
 
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -104,7 +107,7 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
             f"weights {path}: expected a complete safetensors file, found: {error}; fetch the file again"
         ) from error
     if header.get("format") != "scfeat" or "config" not in header:
-        raise WeightsError(f"weights {path}: expected a file written by scfeat, found a safetensors file of another kind")
+        raise WeightsError(f"weights {path}: expected a file written by scfeat, found safetensors of another kind")
     try:
         return load_config(ModelConfig, json.loads(header["config"]), where=str(path)), state
     except (ConfigError, json.JSONDecodeError) as error:

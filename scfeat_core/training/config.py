@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +22,7 @@ class DataConfig:
     root: Path = Path("data/train")
     split: Path | None = None
     max_edge: Annotated[int, Range(minimum=64)] = 640
-    warps: WarpConfig = WarpConfig()
+    warps: WarpConfig = field(default_factory=WarpConfig)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TrainConfig:
     save_every: Count = 200
     validate_every: Count = 500
     validation_pairs: Count = 48
-    data: DataConfig = DataConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
-    descriptor_loss: DescriptorLossConfig = DescriptorLossConfig()
-    keypoint_loss: KeypointLossConfig = KeypointLossConfig()
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    descriptor_loss: DescriptorLossConfig = field(default_factory=DescriptorLossConfig)
+    keypoint_loss: KeypointLossConfig = field(default_factory=KeypointLossConfig)

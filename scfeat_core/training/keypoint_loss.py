@@ -37,11 +37,8 @@ def good_rewards(points0: Tensor, points1: Tensor, homography: Tensor, config: K
     d0 = torch.cdist(warp_points(points0, homography), points1)
     d1 = torch.cdist(points0, warp_points(points1, torch.linalg.inv(homography)))
     distance = torch.maximum(d0, d1).nan_to_num(torch.inf)
-    good = config.good_reward
-    if config.reward_profile == "linear":
-        good = good * (1 - distance / config.reward_thr)
-        return torch.where(distance < config.reward_thr, good, config.bad_reward)
-    return torch.where(distance < config.reward_thr, good, config.bad_reward).to(points0)
+    profile = 1 - distance / config.reward_thr if config.reward_profile == "linear" else torch.ones_like(distance)
+    return torch.where(distance < config.reward_thr, config.good_reward * profile, config.bad_reward)
 
 
 def match_probability(map0: Tensor, map1: Tensor, points0: Tensor, points1: Tensor, temperature: float) -> Tensor:

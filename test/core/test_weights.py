@@ -1,0 +1,89 @@
+"""Weight files: a round trip, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scfeat_core.errors import WeightsError
+from scfeat_core.network import weights
+from scfeat_core.network.model import SCFeat
+
+
+@pytest.fixture(scope="module")
+def model() -> SCFeat:
+    torch.manual_seed(0)
+    return SCFeat.create("lite").eval()
+
+
+@pytest.fixture
+def saved(model: SCFeat, tmp_path: Path) -> Path:
+    path = tmp_path / "own.safetensors"
+    weights.save_model(model, path, half=False)
+    return path
+
+
+def test_round_trip_gives_the_same_network(model: SCFeat, saved: Path) -> None:
+    loaded = SCFeat.from_pretrained(saved)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        for a, b in zip(model(image), loaded(image), strict=True):
+            torch.testing.assert_close(a, b)
+    assert loaded.config == model.config
+    assert loaded.descriptor_space == f"scfeat:{weights.file_sha256(saved)[:6]}"
+
+
+def test_checksum_is_insisted_on(saved: Path) -> None:
+    SCFeat.from_pretrained(saved, sha256=weights.file_sha256(saved))
+    with pytest.raises(WeightsError, match="expected sha256 0000"):
+        SCFeat.from_pretrained(saved, sha256="0" * 64)
+
+
+def test_missing_file_says_where_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="scfeat train"):
+        SCFeat.from_pretrained(tmp_path / "none.safetensors")
+
+
+def test_unknown_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(WeightsError, match="found 'superb'"):
+        SCFeat.from_pretrained("superb")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 1000, 0.5])
+def test_truncated_file(saved: Path, keep: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(keep if keep >= 1 else keep * len(content))])
+    with pytest.raises(WeightsError, match="complete safetensors file"):
+        SCFeat.from_pretrained(saved)
+
+
+def test_safetensors_of_another_program(saved: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, saved)
+    with pytest.raises(WeightsError, match="another kind"):
+        SCFeat.from_pretrained(saved)
+
+
+def test_tensors_that_do_not_fit_the_header(saved: Path, model: SCFeat) -> None:
+    tensors = load_file(saved)
+    del tensors["detector.conv_score.bias"]
+    save_file(tensors, saved, metadata={"format": "scfeat", "config": "{}"})
+    with pytest.raises(WeightsError, match="do not fit"):
+        SCFeat.from_pretrained(saved)
+
+
+def test_header_of_another_version(saved: Path) -> None:
+    save_file(load_file(saved), saved, metadata={"format": "scfeat", "config": json.dumps({"attention": True})})
+    with pytest.raises(WeightsError, match=r"another version of scfeat.*attention"):
+        SCFeat.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("name", weights.shipped_weights())
+def test_shipped_weights_match_their_card(name: str) -> None:
+    loaded = SCFeat.from_pretrained(name)
+    assert weights.card_sha256(name).startswith(loaded.descriptor_space.removeprefix("scfeat:"))
+    card = (weights.WEIGHTS_FOLDER / f"{name}.md").read_text()
+    assert "licence" in card.lower()
