@@ -22,7 +22,7 @@ def verify(
     keypoints0: Array,
     keypoints1: Array,
     *,
-    threshold: float = 1.5,
+    threshold: float = 1.0,
     model: Model = "fundamental",
     cameras: tuple[Camera, Camera] | None = None,
     confidence: float = 0.999,

@@ -132,6 +132,7 @@ class FrameResult:
     sequence: counter of processed frames of this camera, from 0. stamp: nanoseconds, of the image.
     pair: None on the first frame of a camera, after a reset, and where matching was not asked for.
     timings: stage name -> milliseconds (preprocess, network, select, match, verify).
+    reset_reason: why the previous frame was forgotten, where this one could have had a predecessor; else empty.
     """
 
     camera: str
@@ -140,3 +141,4 @@ class FrameResult:
     features: Features
     pair: PairResult | None
     timings: dict[str, float] = field(default_factory=dict)
+    reset_reason: str = ""

@@ -50,7 +50,7 @@ def pinhole(k: np.ndarray) -> Camera:
 
 def test_fundamental_finds_the_matches_and_the_matrix():
     pixels0, pixels1, good = scene(pinhole(K0), pinhole(K1))
-    result = verify(pixels0, pixels1)
+    result = verify(pixels0, pixels1, threshold=1.5)
     assert result.model is GeometryModel.FUNDAMENTAL and result.threshold == 1.5
     assert result.inliers.dtype == bool and result.inliers.shape == good.shape
     assert result.inliers[good].mean() > 0.95 and result.inliers[~good].mean() < 0.1
@@ -78,7 +78,7 @@ def test_homography_of_a_plane():
 def test_essential_undoes_the_distortion_of_both_cameras(name):
     cameras = (CAMERA0, CAMERAS1[name])
     pixels0, pixels1, good = scene(*cameras)
-    result = verify(pixels0, pixels1, model="essential", cameras=cameras)
+    result = verify(pixels0, pixels1, model="essential", cameras=cameras, threshold=1.5)
     assert result.model is GeometryModel.ESSENTIAL and result.threshold == 1.5
     assert result.inliers[good].mean() > 0.95 and result.inliers[~good].mean() < 0.1
     truth = geometry.essential_from_pose(ROTATION, TRANSLATION)

@@ -1,0 +1,226 @@
+"""From an image to its local features, on any device."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from scfeat_core.config import Range, check_config, load_config
+from scfeat_core.errors import ConfigError, DeviceError
+from scfeat_core.geometry import sample_map
+from scfeat_core.network.model import SCFeat
+from scfeat_core.preprocessing import NetworkInput, SizeMode, network_input, stack_images, stack_masks
+from scfeat_core.selection import Keypoints, Refinement, ThresholdMode, select_keypoints
+from scfeat_core.types import Array, Features
+
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """What :class:`Extractor` takes besides weights and device; the selection is that of ``select_keypoints``.
+
+    score_threshold: 0 keeps all. nms_radius: 2 keeps points 3 pixels apart, within one cell of the stride 4 map.
+    border: 4 pixels, one cell, within which the network sees mostly padding. precision: arithmetic of the network;
+    ``auto`` is bfloat16 on CUDA devices that have it, else float32. size_mode, max_edge: see ``network_input``.
+    synchronise: wait for the device between the stages, so that ``timings`` tells them apart there.
+    """
+
+    max_keypoints: Annotated[int, Range(minimum=0)] = 1024
+    score_threshold: Annotated[float, Range(minimum=0.0)] = 0.0
+    threshold_mode: ThresholdMode = "abs"
+    nms_radius: Annotated[int, Range(minimum=0, maximum=64)] = 2
+    border: Annotated[int, Range(minimum=0)] = 4
+    refinement: Refinement = "quadratic"
+    precision: Precision = "float32"
+    size_mode: SizeMode = "native"
+    max_edge: Annotated[int, Range(minimum=0)] = 0
+    synchronise: bool = False
+
+    def __post_init__(self) -> None:
+        check_config(self, "Extractor")
+
+
+class Extractor:
+    """``Extractor()(image) -> Features``: keypoints, scores and descriptors, best first.
+
+    weights: name of shipped weights, path of a .safetensors file, an SCFeat (which is copied), or ``"random"``: an
+    untrained network, for tests of the plumbing. device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``. options: fields of
+    :class:`ExtractionOptions`. timings: milliseconds of the last call: preprocess, network, select. On a CUDA device
+    they count what was submitted, unless ``synchronise`` is set; their sum is right in any case.
+    One instance serves one thread at a time. Raises WeightsError, DeviceError, ConfigError.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | SCFeat = "lite",
+        device: str | torch.device = "cpu",
+        max_keypoints: int = 1024,
+        **options: Any,
+    ) -> None:
+        self.options = load_config(ExtractionOptions, {"max_keypoints": max_keypoints, **options}, "Extractor")
+        self.device = resolve_device(device)
+        # The convolutions are twice as fast on a CPU with the channels innermost, and no slower on a GPU.
+        self.model = _network(weights).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.timings: dict[str, float] = {}
+        self._precision = _resolve_precision(self.options.precision, self.device)
+
+    @property
+    def descriptor_dim(self) -> int:
+        return self.model.descriptor_dim
+
+    @property
+    def descriptor_space(self) -> str:
+        return self.model.descriptor_space
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in: ``auto`` resolved."""
+        return str(self._precision).removeprefix("torch.")
+
+    def __call__(self, image: Array, mask: Array | None = None, *, to_numpy: bool = True) -> Features:
+        """Features of one image.
+
+        image: numpy (H, W), (H, W, 1), (H, W, 3) **RGB** or (H, W, 4), or torch (H, W) or (C, H, W); uint8, uint16, or
+        floating in [0, 1]; at least 32x32. mask: (H, W) bool or uint8, non-zero = keep keypoints here.
+        to_numpy: False leaves the arrays as torch tensors on the device. Raises ImageError, DeviceError.
+        """
+        return self.extract_batch([image], None if mask is None else [mask], to_numpy=to_numpy)[0]
+
+    @torch.inference_mode()
+    def extract_batch(
+        self,
+        images: Sequence[Array] | Array,
+        masks: Sequence[Array | None] | Array | None = None,
+        *,
+        to_numpy: bool = True,
+    ) -> list[Features]:
+        """Features of several images of one size and kind in one pass; the same as one by one.
+
+        masks: one (H, W) for all, or one for each, None for those without.
+        """
+        self.timings = {}
+        with self._timed("preprocess"):
+            stacked = stack_images(images)
+            height, width = stacked.shape[1:3]
+            mask = stack_masks(masks, (width, height), len(stacked))
+            stacked = stacked.to(self.device, non_blocking=True)
+            mask = None if mask is None else mask.to(self.device, non_blocking=True)
+            given = network_input(stacked, mask, self.options.size_mode, self.options.max_edge)
+        with self._timed("network"):
+            score_map, descriptor_map = self._run_network(given.image)
+        with self._timed("select"):
+            keypoints = self._select(score_map, given)
+            descriptors = self._describe(descriptor_map, keypoints)
+            results = [
+                Features(given.to_image(xy), scores, rows, (width, height), self.descriptor_space)
+                for (xy, scores), rows in zip(keypoints, descriptors, strict=True)
+            ]
+            return [result.numpy() for result in results] if to_numpy else results
+
+    def warm_up(self, size: tuple[int, int] = (640, 480)) -> None:
+        """Run once on a gray image of (width, height), so that the first real one does not pay for initialisation."""
+        self(torch.full((size[1], size[0]), 127, dtype=torch.uint8))
+
+    def _run_network(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        half = self._precision != torch.float32
+        try:
+            with torch.autocast(self.device.type, self._precision, enabled=half):
+                output = self.model(image)
+        except torch.OutOfMemoryError as error:
+            batch, _, height, width = image.shape
+            raise DeviceError(
+                f"{self.device} is out of memory for {batch} image(s) of {width}x{height}; set max_edge to scale large "
+                "images down, pass fewer images at once, or use precision='bfloat16'"
+            ) from error
+        return output.score_map, self.model.descriptor_map(output)
+
+    def _select(self, score_map: Tensor, given: NetworkInput) -> list[Keypoints]:
+        options = self.options
+        return select_keypoints(
+            score_map,
+            max_keypoints=options.max_keypoints,
+            nms_radius=options.nms_radius,
+            border=options.border,
+            threshold=options.score_threshold or None,
+            threshold_mode=options.threshold_mode,
+            refinement=options.refinement,
+            mask=given.mask,
+            valid_size=given.valid_size,
+        )
+
+    def _describe(self, descriptor_map: Tensor, keypoints: list[Keypoints]) -> list[Tensor]:
+        """Unit descriptors (N, D) float32 for each image."""
+        points = pad_sequence([xy for xy, _ in keypoints], batch_first=True)
+        samples = sample_map(descriptor_map, points, alignment=self.model.config.backbone.alignment)
+        samples = F.normalize(samples, dim=-1, eps=1e-8)
+        return [rows[: len(xy)] for rows, (xy, _) in zip(samples, keypoints, strict=True)]
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Any:
+        start = time.perf_counter()
+        yield
+        if self.options.synchronise and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.timings[stage] = 1e3 * (time.perf_counter() - start)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``auto`` is the first CUDA device if there is one, else the CPU. Raises DeviceError for one that is not there."""
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise DeviceError(f"expected device 'cpu', 'cuda', 'cuda:<number>' or 'auto', found '{name}'")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        why = (
+            "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no usable NVIDIA driver"
+        )
+        raise DeviceError(
+            f"device '{name}' was asked for, but {why}; use device='cpu' or 'auto', or install a CUDA build of torch "
+            "and the NVIDIA driver (https://pytorch.org/get-started)"
+        )
+    if index and int(index) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device '{name}' was asked for, but there are only {torch.cuda.device_count()} CUDA devices, "
+            "counted from cuda:0"
+        )
+    return torch.device(name)
+
+
+def _resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if fast else torch.float32
+    if precision == "float16" and device.type == "cpu":
+        raise DeviceError(
+            "precision 'float16' needs a CUDA device, CPUs take 10 times as long for it; use 'float32' or 'bfloat16'"
+        )
+    return getattr(torch, precision)
+
+
+def _network(weights: str | Path | SCFeat) -> SCFeat:
+    if isinstance(weights, SCFeat):
+        return copy.deepcopy(weights)
+    if not isinstance(weights, (str, Path)):
+        raise ConfigError(f"weights: expected a name, a path or an SCFeat, found {type(weights).__name__}")
+    if str(weights) != "random":
+        return SCFeat.from_pretrained(weights)
+    warnings.warn("weights='random': an untrained network, its features mean nothing", stacklevel=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SCFeat.create("lite")
