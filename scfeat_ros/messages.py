@@ -19,6 +19,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from scfeat_core.errors import CalibrationError, ConfigError, DataError
+from scfeat_core.geometry import check_camera
 from scfeat_core.types import Camera, Features, FrameResult, GeometryModel, Matches, PairResult, TwoViewGeometry
 
 DESCRIPTOR_TYPES = {
@@ -115,28 +116,25 @@ def geometry_from_message(message: GeometryMessage, inliers: Any) -> TwoViewGeom
     return TwoViewGeometry(GeometryModel(message.model), matrix, mask, message.threshold)
 
 
-def camera_from_message(message: CameraInfo, rectified: bool = False) -> Camera:
+def camera_from_message(message: CameraInfo, image_size: tuple[int, int], rectified: bool = False) -> Camera:
     """The intrinsics of a camera: K and D, or for rectified images P and no distortion.
 
-    Raises CalibrationError where the camera is not calibrated (K all zero, by the convention of sensor_msgs) or where a
-    value is not finite.
+    image_size: (width, height) of the images that it is meant for. Raises CalibrationError where the camera is not
+    calibrated (zeros, by the convention of sensor_msgs), where a value is not finite, or where the size is another one.
     """
-    intrinsics = (
-        np.array(message.p, np.float64).reshape(3, 4)[:, :3] if rectified else np.array(message.k).reshape(3, 3)
-    )
-    distortion = np.zeros(0) if rectified else np.array(message.d, np.float64)
-    name = "P" if rectified else "K"
-    if not (np.isfinite(intrinsics).all() and np.isfinite(distortion).all()):
+    size = (message.width, message.height)
+    if size not in (image_size, (0, 0)):
         raise CalibrationError(
-            f"expected finite numbers in camera_info, found {name} = {intrinsics.tolist()}, D = "
-            f"{distortion.tolist()}: repair the calibration file of the camera driver"
+            f"expected the calibration of images of {image_size[0]}x{image_size[1]}, found one for "
+            f"{size[0]}x{size[1]}: remap camera_info to the topic that belongs to the image"
         )
-    if not (intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0 and intrinsics[2, 2] > 0):
-        raise CalibrationError(
-            f"expected positive focal lengths in camera_info, found {name} = {intrinsics.tolist()}: "
-            "the camera is not calibrated, give its driver a calibration file"
-        )
-    return Camera(intrinsics, distortion, (message.width, message.height), message.distortion_model or "plumb_bob")
+    if rectified:
+        camera = Camera(np.array(message.p, np.float64).reshape(3, 4)[:, :3], np.zeros(0), image_size, "plumb_bob")
+    else:
+        intrinsics = np.array(message.k, np.float64).reshape(3, 3)
+        camera = Camera(intrinsics, np.array(message.d, np.float64), image_size, message.distortion_model)
+    check_camera(camera)
+    return camera
 
 
 def nanoseconds(stamp: Time) -> int:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # What a camera driver offers, reliable or not, can be received so; only the newest image is of interest.
 INPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 OUTPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
-STOP_PATIENCE = 10.0  # seconds for the frame in work to finish; a large image on a slow CPU needs a few
+STOP_PATIENCE = 30.0  # seconds for the frame in work to finish; a large image on a busy CPU may need many
 
 
 def _explained(transition: Callable[[Any, LifecycleState], Any]) -> Callable[[Any, LifecycleState], Any]:

@@ -30,7 +30,9 @@ class NodeParameters:
         "network weights: a shipped variant ('lite'), or the path of a .safetensors file; "
         "'random' runs an untrained network, for tests of the plumbing only",
     ] = "lite"
-    device: Annotated[str, "where the network runs: 'cpu', 'cuda' or 'cuda:<number>'"] = "cpu"
+    device: Annotated[
+        str, "where the network runs: 'cpu', 'cuda', 'cuda:<number>', or 'auto': CUDA where it is present"
+    ] = "cpu"
     precision: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
         "arithmetic of the network; 'auto' takes the fastest one that is safe on the device",

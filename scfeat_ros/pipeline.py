@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from typing import Any
 
 from rclpy.clock import Clock
@@ -36,8 +37,7 @@ class Pipeline:
         self._logger = logger
         self._repeats = Repeats()
         self._tracebacks: set[str] = set()
-        self._frontend = Frontend(settings.frontend_config())
-        self._frontend.warm_up()
+        self._frontend = self._load()
         self.reset()
 
     def connect(self, features: Publisher, matches: Publisher) -> None:
@@ -46,9 +46,8 @@ class Pipeline:
         self._matches = matches
 
     def reset(self) -> None:
-        """The next frame has no predecessor."""
+        """The next frame has no predecessor, and its calibration is read anew."""
         self._frontend.reset(self._settings.camera)
-        self._previous_stamp: int | None = None
         self._previous_frame_id = ""
         self._camera_info: CameraInfo | None = None
         self._calibration: Camera | None = None
@@ -70,8 +69,8 @@ class Pipeline:
             ms_publish=1e3 * (published - finished),
             ms_total=1e3 * (published - frame.arrived),
             age_ms=1e-6 * (self._clock.now().nanoseconds - result.stamp),
-            device=self._settings.device,
-            precision=self._settings.precision,
+            device=str(self._frontend.extractor.device),
+            precision=self._frontend.extractor.precision,
         )
 
     def failed(self, frame: Frame, error: Exception) -> str:
@@ -82,32 +81,38 @@ class Pipeline:
             self._show_traceback(error)
         return reason
 
+    def _load(self) -> Frontend:
+        """With what it warns about, such as an untrained network, in the log of the node."""
+        with warnings.catch_warnings(record=True) as caught:
+            frontend = Frontend(self._settings.frontend_config())
+            frontend.warm_up()
+        for warning in caught:
+            self._logger.warning(str(warning.message))
+        return frontend
+
     def _decode(self, message: Image | CompressedImage) -> Any:
         return image_to_array(message) if isinstance(message, Image) else compressed_to_array(message)
 
     def _run(self, frame: Frame, image: Any) -> FrameResult:
-        header = frame.message.header
-        stamp = nanoseconds(header.stamp)
-        if self._previous_stamp is not None and stamp < self._previous_stamp:
-            back = 1e-9 * (self._previous_stamp - stamp)
-            self._logger.warning(f"stamps went back by {back:.3f} s (a bag that loops, a clock that was set): reset")
-            self.reset()
-        self._previous_stamp = stamp
-        return self._frontend.process(
+        height, width = image.shape[:2]
+        result = self._frontend.process(
             image,
-            stamp,
+            nanoseconds(frame.message.header.stamp),
             camera=self._settings.camera,
-            calibration=self._calibrate(frame.camera_info),
-            match=self._matches.get_subscription_count() > 0,
+            calibration=self._calibrate(frame.camera_info, (width, height)),
+            match=self._matches.get_subscription_count() > 0,  # nobody listens: not worth the time
         )
+        if result.reset_reason:
+            self._logger.warning(f"camera '{result.camera}' starts anew: {result.reset_reason}")
+        return result
 
-    def _calibrate(self, message: CameraInfo | None) -> Camera | None:
+    def _calibrate(self, message: CameraInfo | None, image_size: tuple[int, int]) -> Camera | None:
         """The calibration; None, with a complaint, where it cannot be used: the image can be, all the same."""
         if message is None or message is self._camera_info:
             return self._calibration
         self._camera_info = message
         try:
-            self._calibration = camera_from_message(message, self._settings.rectified)
+            self._calibration = camera_from_message(message, image_size, self._settings.rectified)
         except CalibrationError as error:
             self._calibration = None
             self._complain(f"camera_info not used: {error}")

@@ -149,11 +149,11 @@ def calibration(**changes: object) -> CameraInfo:
 
 
 def test_camera_info_raw_and_rectified() -> None:
-    camera = messages.camera_from_message(calibration())
+    camera = messages.camera_from_message(calibration(), (640, 480))
     np.testing.assert_array_equal(camera.K, [[400, 0, 320], [0, 410, 240], [0, 0, 1]])
     np.testing.assert_array_equal(camera.D, [0.1, -0.2, 0, 0, 0])
     assert camera.size == (640, 480) and camera.distortion_model == "plumb_bob"
-    rectified = messages.camera_from_message(calibration(), rectified=True)
+    rectified = messages.camera_from_message(calibration(), (640, 480), rectified=True)
     np.testing.assert_array_equal(rectified.K, [[390, 0, 315], [0, 395, 235], [0, 0, 1]])
     assert not rectified.D.any()
 
@@ -162,15 +162,17 @@ def test_camera_info_raw_and_rectified() -> None:
     ("changes", "word"),
     [
         ({"k": [0.0] * 9}, "positive focal lengths"),
-        ({"k": [float("nan")] + [0.0] * 8}, "finite numbers"),
-        ({"k": [float("inf"), 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]}, "finite numbers"),
+        ({"k": [float("nan")] + [0.0] * 8}, "finite"),
+        ({"k": [float("inf"), 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]}, "finite"),
         ({"k": [-400.0, 0.0, 320.0, 0.0, 410.0, 240.0, 0.0, 0.0, 1.0]}, "positive focal lengths"),
-        ({"d": [float("nan")] * 5}, "finite numbers"),
+        ({"d": [float("nan")] * 5}, "finite"),
+        ({"distortion_model": "fisheye_of_mine"}, "fisheye_of_mine"),
+        ({"width": 320, "height": 240}, "images of 640x480, found one for 320x240"),
     ],
 )
 def test_an_unusable_camera_info_is_explained(changes: dict[str, object], word: str) -> None:
     with pytest.raises(CalibrationError, match=word):
-        messages.camera_from_message(calibration(**changes))
+        messages.camera_from_message(calibration(**changes), (640, 480))
 
 
 def test_status_says_what_the_frame_was_like() -> None:
