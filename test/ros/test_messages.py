@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from array import array
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,8 +22,6 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from scfeat_ros import messages
-from scfeat_ros.health import coverage, frame_health, status_to_message
-from scfeat_ros.worker import Counts
 
 STAMP = 1_720_000_000_123_456_789
 
@@ -173,35 +170,6 @@ def test_camera_info_raw_and_rectified() -> None:
 def test_an_unusable_camera_info_is_explained(changes: dict[str, object], word: str) -> None:
     with pytest.raises(CalibrationError, match=word):
         messages.camera_from_message(calibration(**changes), (640, 480))
-
-
-def test_status_says_what_the_frame_was_like() -> None:
-    counts = Counts(received=10, processed=6, dropped={"busy": 2, "decode": 1, "error": 1})
-    health = frame_health(header(), frame(), ms_queue=5.0, age_ms=80.0, device="cpu", precision="float32")
-    status = over_the_wire(status_to_message("left", counts, health, "frame dropped: truncated"))
-    assert (status.received, status.processed, status.dropped_busy) == (10, 6, 2)
-    assert (status.dropped_decode, status.dropped_error, status.dropped_stale) == (1, 1, 0)
-    assert status.header == header() and status.camera == "left" and status.last_error == "frame dropped: truncated"
-    assert (status.ms_preprocess, status.ms_network, status.ms_match, status.ms_queue) == (1.0, 52.0, 7.0, 5.0)
-    assert np.isnan([status.ms_decode, status.median_track_age]).all()
-    assert (status.keypoints, status.matches, status.inliers) == (100, 40, 20)
-    assert status.inlier_ratio == pytest.approx(0.5)
-
-
-def test_status_before_the_first_frame_and_for_one_without_matches() -> None:
-    empty = status_to_message("left", Counts(), None, "")
-    assert messages.nanoseconds(empty.header.stamp) == 0 and np.isnan([empty.ms_network, empty.inlier_ratio]).all()
-    alone = status_to_message("left", Counts(), frame_health(header(), replace(frame(), pair=None)), "")
-    assert alone.matches == 0 and np.isnan(alone.inlier_ratio)
-
-
-def test_coverage_counts_the_cells_of_the_grid() -> None:
-    y, x = np.mgrid[0:8, 0:8]
-    centres = np.stack([x.ravel() * 80 + 39.5, y.ravel() * 60 + 29.5], 1)
-    assert coverage(centres, (640, 480)) == 1.0
-    assert coverage(np.repeat(centres[:16], 3, axis=0), (640, 480)) == 0.25
-    assert coverage(np.array([[-0.5, -0.5], [639.5, 479.5]]), (640, 480)) == 2 / 64
-    assert coverage(np.empty((0, 2)), (640, 480)) == 0.0
 
 
 def test_a_large_message_takes_less_than_a_millisecond_each_way() -> None:

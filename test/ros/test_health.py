@@ -1,0 +1,90 @@
+"""What the status says, and log lines that do not flood."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scfeat_core.types import Features, FrameResult, GeometryModel, Matches, PairResult, TwoViewGeometry
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: run `make setup`, or source a ROS 2 installation")
+pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run `make setup`")
+
+from rclpy.serialization import deserialize_message, serialize_message
+from scfeat.msg import FrontendStatus
+from std_msgs.msg import Header
+
+from scfeat_ros.health import Repeats, coverage, frame_health, status_to_message
+from scfeat_ros.messages import nanoseconds, stamp_from_nanoseconds
+from scfeat_ros.worker import Counts
+
+STAMP = 1_720_000_000_123_456_789
+HEADER = Header(stamp=stamp_from_nanoseconds(STAMP), frame_id="camera_optical")
+
+
+def frame(matches: int = 40, geometry: bool = True) -> FrameResult:
+    """100 keypoints in the upper left quarter; half of the matches are inliers."""
+    y, x = np.mgrid[:10, :10]
+    keypoints = np.stack([x.ravel() * 32, y.ravel() * 24], 1).astype(np.float32)
+    features = Features(keypoints, np.ones(100, np.float32), np.ones((100, 4), np.float32), (640, 480), "scfeat:0a1b2c")
+    indices, inliers = np.arange(matches), np.arange(matches) % 2 == 0
+    model = TwoViewGeometry(GeometryModel.FUNDAMENTAL, np.eye(3), inliers, 1.0) if geometry else None
+    matched = Matches(indices, indices, np.ones(matches, np.float32))
+    pair = PairResult(6, STAMP - 1, matched, keypoints[:matches], keypoints[:matches], model) if matches else None
+    timings = {"preprocess": 1.0, "network": 50.0, "select": 2.0, "match": 3.0, "verify": 4.0}
+    return FrameResult("left", 7, STAMP, features, pair, timings)
+
+
+def test_a_status_says_what_the_frame_was_like() -> None:
+    counts = Counts(received=10, processed=6, dropped={"busy": 2, "decode": 1, "error": 1})
+    health = frame_health(HEADER, frame(), ms_queue=5.0, age_ms=80.0, device="cpu", precision="float32")
+    sent = status_to_message("left", counts, health, "frame dropped: truncated")
+    status = deserialize_message(serialize_message(sent), FrontendStatus)
+    assert (status.received, status.processed, status.dropped_busy) == (10, 6, 2)
+    assert (status.dropped_decode, status.dropped_error, status.dropped_stale) == (1, 1, 0)
+    assert status.header == HEADER and status.camera == "left" and status.last_error == "frame dropped: truncated"
+    assert (status.ms_preprocess, status.ms_network, status.ms_match, status.ms_queue) == (1.0, 52.0, 7.0, 5.0)
+    assert np.isnan([status.ms_decode, status.median_track_age]).all()
+    assert (status.keypoints, status.matches, status.inliers) == (100, 40, 20)
+    assert status.inlier_ratio == pytest.approx(0.5) and status.coverage == 16 / 64
+    assert (status.device, status.precision, status.descriptor_space) == ("cpu", "float32", "scfeat:0a1b2c")
+
+
+def test_a_status_before_the_first_frame_and_without_matches_or_geometry() -> None:
+    empty = status_to_message("left", Counts(), None, "")
+    assert nanoseconds(empty.header.stamp) == 0 and np.isnan([empty.ms_network, empty.inlier_ratio]).all()
+    for result in (frame(matches=0), frame(geometry=False)):
+        status = status_to_message("left", Counts(), frame_health(HEADER, result), "")
+        assert status.inliers == 0 and np.isnan(status.inlier_ratio)
+
+
+def test_every_reason_of_the_status_can_be_counted() -> None:
+    reasons = [name for name in FrontendStatus.get_fields_and_field_types() if name.startswith("dropped_")]
+    counts = Counts(dropped={name.removeprefix("dropped_"): index for index, name in enumerate(reasons, 1)})
+    status = status_to_message("left", counts, None, "")
+    assert [getattr(status, name) for name in reasons] == list(range(1, len(reasons) + 1))
+
+
+def test_coverage_counts_the_cells_of_the_grid() -> None:
+    y, x = np.mgrid[0:8, 0:8]
+    centres = np.stack([x.ravel() * 80 + 39.5, y.ravel() * 60 + 29.5], 1)
+    assert coverage(centres, (640, 480)) == 1.0
+    assert coverage(np.repeat(centres[:16], 3, axis=0), (640, 480)) == 0.25
+    assert coverage(np.array([[-0.5, -0.5], [639.5, 479.5]]), (640, 480)) == 2 / 64
+    assert coverage(np.empty((0, 2)), (640, 480)) == 0.0
+
+
+def test_a_line_that_repeats_is_held_back_and_counted() -> None:
+    clock = iter([0.0, 0.0, 1.0, 2.0, 4.9, 5.0, 5.0])
+    repeats = Repeats(period=5.0, clock=lambda: next(clock))
+    assert repeats.line("truncated") == "truncated"
+    assert repeats.line("unknown") == "unknown"
+    assert [repeats.line("truncated") for _ in range(3)] == [None] * 3
+    assert repeats.line("truncated") == "truncated [3 more times in the last 5 s]"
+    assert repeats.line("unknown") == "unknown"
+
+
+def test_lines_with_changing_numbers_do_not_pile_up() -> None:
+    repeats = Repeats()
+    assert all(repeats.line(f"found {number} bytes") for number in range(1000))
+    assert len(repeats._lines) <= 100
