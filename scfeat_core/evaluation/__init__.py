@@ -1,9 +1,9 @@
 """Measuring features on image pairs with ground truth: the protocol, once, for every method.
 
 **Images** are read as 8-bit RGB and shrunk by the area filter so that their longer side is 640 px (never enlarged);
-both sides are rounded to whole pixels. Ground truth follows by the pixel-centre convention: a resize by ``s`` takes x to
-``(x + 0.5) s - 0.5``, separately along x and y, for homographies (``S1 H S0^-1``) and for intrinsics (``S K``) alike.
-All errors are in pixels of the resized images.
+both sides are rounded to whole pixels. Ground truth follows by the pixel-centre convention: a resize by ``s`` takes x
+to ``(x + 0.5) s - 0.5``, separately along x and y, for homographies (``S1 H S0^-1``) and for intrinsics (``S K``)
+alike. All errors are in pixels of the resized images.
 
 **Features**: the best 1024 by score. SIFT is ``cv2.SIFT`` with contrastThreshold 0.005 and no limit of its own, ORB is
 ``cv2.ORB`` with fastThreshold 5 and nfeatures 2048 (it shares its budget out over the octaves before it ranks them),

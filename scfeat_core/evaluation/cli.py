@@ -163,18 +163,18 @@ def _kind(kind: str, protocol: Protocol) -> tuple[Callable[..., Any], Columns, C
     if kind == "homography":
         from scfeat_core.evaluation import homography
 
-        of_rows = homography.summarise_homography
-        return partial(homography.evaluate_homography_pair, protocol=protocol), HOMOGRAPHY_COLUMNS, of_rows, of_rows
+        evaluate = partial(homography.evaluate_homography_pair, protocol=protocol)
+        summarise = homography.summarise_homography
+        return evaluate, HOMOGRAPHY_COLUMNS, summarise, summarise
     if kind == "pose":
         from scfeat_core.evaluation import relative_pose
 
         relative_pose.create_estimator(protocol.estimator)  # a missing package shows before the work
-        evaluate = partial(relative_pose.evaluate_pose_pair, protocol=protocol)
-        return evaluate, POSE_COLUMNS, relative_pose.summarise_pose_set, relative_pose.summarise_pose
+        evaluate_pose = partial(relative_pose.evaluate_pose_pair, protocol=protocol)
+        return evaluate_pose, POSE_COLUMNS, relative_pose.summarise_pose_set, relative_pose.summarise_pose
     from scfeat_core.evaluation import labelled
 
-    of_rows = labelled.summarise_labelled
-    return labelled.evaluate_labelled_pair, LABELLED_COLUMNS, of_rows, of_rows
+    return labelled.evaluate_labelled_pair, LABELLED_COLUMNS, labelled.summarise_labelled, labelled.summarise_labelled
 
 
 def _method_options(args: argparse.Namespace) -> dict[str, Any]:

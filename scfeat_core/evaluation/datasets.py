@@ -78,7 +78,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def shrink_image(image: np.ndarray, longer_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image with its longer side at most ``longer_side``, and (3, 3) float64 from its pixels to those of the result.
+    """The image with its longer side at most ``longer_side``, and (3, 3) float64 from old pixels to new ones.
 
     Area filter; an image that is small enough is returned as it is. longer_side 0 means no limit.
     """

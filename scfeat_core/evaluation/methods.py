@@ -1,12 +1,12 @@
-"""What is measured: callables ``(image (H, W, 3) uint8 RGB, max_keypoints) -> Features``, and how their output matches.
+"""What is measured: callables ``(image (H, W, 3) uint8 RGB, max_keypoints) -> Features``, and how to match those.
 
-Features with unsigned 8-bit descriptors are binary and compared by the Hamming distance; all others must have unit rows.
+Features with unsigned 8-bit descriptors are binary and compared by the Hamming distance; all others have unit rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -63,18 +63,10 @@ def match_features(features0: Features, features1: Features) -> tuple[np.ndarray
 def _scfeat(options: dict[str, Any]) -> Method:
     from scfeat_core.extraction import Extractor
 
-    extractors: dict[int, Extractor] = {}
-
-    def extract(image: np.ndarray, max_keypoints: int) -> Features:
-        if max_keypoints not in extractors:
-            extractors[max_keypoints] = Extractor(max_keypoints=max_keypoints, **options)
-        return extractors[max_keypoints](image)
-
-    try:
-        extractors[1] = Extractor(max_keypoints=1, **options)  # so that wrong options show before the data is read
-    except TypeError as error:
-        raise ConfigError(f"expected keywords of scfeat_core.Extractor, found {options}: {error}") from error
-    return extract
+    if "max_keypoints" in options:
+        raise ConfigError("expected the number of keypoints as --max-keypoints, found it among the options")
+    extractor_for = lru_cache(maxsize=1)(lambda count: Extractor(max_keypoints=count, **options))
+    return lambda image, max_keypoints: extractor_for(max_keypoints)(image)
 
 
 def _imported(name: str, options: dict[str, Any]) -> Method:
@@ -91,27 +83,28 @@ def _imported(name: str, options: dict[str, Any]) -> Method:
 
 
 def _sift(image: np.ndarray, max_keypoints: int) -> Features:
-    detector = cv2.SIFT_create(contrastThreshold=SIFT_CONTRAST)
+    detector = cv2.SIFT.create(contrastThreshold=SIFT_CONTRAST)
     return _unit(_opencv_features(detector, image, max_keypoints, "sift"))
 
 
 def _rootsift(image: np.ndarray, max_keypoints: int) -> Features:
     """SIFT under the Hellinger kernel (Arandjelovic and Zisserman, CVPR 2012)."""
-    features = _opencv_features(cv2.SIFT_create(contrastThreshold=SIFT_CONTRAST), image, max_keypoints, "rootsift")
+    features = _opencv_features(cv2.SIFT.create(contrastThreshold=SIFT_CONTRAST), image, max_keypoints, "rootsift")
     descriptors = features.descriptors
     roots = np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-12))
     return Features(features.keypoints, features.scores, roots, features.image_size, "rootsift")
 
 
 def _orb(image: np.ndarray, max_keypoints: int) -> Features:
-    detector = cv2.ORB_create(nfeatures=2 * max_keypoints, fastThreshold=ORB_FAST_THRESHOLD)
+    detector = cv2.ORB.create(nfeatures=2 * max_keypoints, fastThreshold=ORB_FAST_THRESHOLD)
     return _opencv_features(detector, image, max_keypoints, "orb")
 
 
 def _akaze(image: np.ndarray, max_keypoints: int) -> Features:
-    if not hasattr(cv2, "AKAZE_create"):
-        raise ConfigError(f"this OpenCV ({cv2.__version__}) has no AKAZE; install opencv-python 4.x, or choose another")
-    return _opencv_features(cv2.AKAZE_create(threshold=AKAZE_THRESHOLD), image, max_keypoints, "akaze")
+    home: Any = cv2 if hasattr(cv2, "AKAZE_create") else getattr(cv2, "xfeatures2d", None)  # in contrib since 5.0
+    if not hasattr(home, "AKAZE_create"):
+        raise ConfigError(f"OpenCV {cv2.__version__} comes without AKAZE; install opencv-contrib-python instead")
+    return _opencv_features(home.AKAZE_create(threshold=AKAZE_THRESHOLD), image, max_keypoints, "akaze")
 
 
 def _opencv_features(detector: Any, image: np.ndarray, max_keypoints: int, space: str) -> Features:
@@ -123,7 +116,8 @@ def _opencv_features(detector: Any, image: np.ndarray, max_keypoints: int, space
         return Features(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), empty, size, space)
     scores = np.array([keypoint.response for keypoint in keypoints], np.float32)
     best = np.argsort(-scores, kind="stable")[:max_keypoints]
-    return Features(cv2.KeyPoint.convert(keypoints)[best], scores[best], descriptors[best], size, space)
+    points = np.asarray(cv2.KeyPoint.convert(keypoints))
+    return Features(points[best], scores[best], descriptors[best], size, space)
 
 
 def _unit(features: Features) -> Features:

@@ -99,9 +99,7 @@ def create_estimator(name: str) -> Estimator:
     return _poselib
 
 
-def _poselib(
-    points0: np.ndarray, points1: np.ndarray, k0: np.ndarray, k1: np.ndarray, threshold: float
-) -> Pose | None:
+def _poselib(points0: np.ndarray, points1: np.ndarray, k0: np.ndarray, k1: np.ndarray, threshold: float) -> Pose | None:
     import poselib
 
     if len(points0) < _MIN_MATCHES:

@@ -19,21 +19,22 @@ import torch
 from scfeat_core import __version__
 
 Summary = dict[str, float]
+Summarise = Callable[..., Summary]
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One kind of measurement: the whole, each set, each pair. columns: the keys of a summary that go into the table."""
+    """One kind of measurement: the whole, each set, each pair. columns: keys of a summary, for the table."""
 
     title: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     total: Summary
     splits: dict[str, Summary]
     rows: list[Any]
 
 
 def create_section(
-    title: str, columns: tuple[str, ...], rows: list[Any], of_set: Callable[..., Summary], of_all: Callable[..., Summary]
+    title: str, columns: Sequence[str], rows: list[Any], of_set: Summarise, of_all: Summarise
 ) -> Section:
     """rows: dataclasses with ``split``. of_set summarises the rows of one set, of_all those of all sets."""
     names = dict.fromkeys(row.split for row in rows)
