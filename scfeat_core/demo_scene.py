@@ -82,7 +82,7 @@ def camera_path(n: int, fps: float = 30.0) -> np.ndarray:
 def exposure_path(n: int, fps: float = 30.0) -> np.ndarray:
     """(n,) gain of each frame: auto-exposure that hunts by about a stop around 1."""
     t = np.arange(n) / fps
-    return np.exp(0.3 * np.sin(2 * np.pi * t / 5.3) + 0.1 * np.sin(2 * np.pi * t / 1.9))
+    return np.exp(0.3 * np.sin(6 * np.pi * t / PERIOD) + 0.1 * np.sin(16 * np.pi * t / PERIOD))
 
 
 class Scene:

@@ -1,0 +1,38 @@
+"""A ROS domain of one's own on this machine, for the demo and for tests."""
+
+from __future__ import annotations
+
+import fcntl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scfeat_core.errors import ScfeatError
+
+DOMAINS = range(1, 102)  # above 101 the ports of a domain run into the ephemeral ones of Linux
+
+
+@contextmanager
+def free_domain() -> Iterator[int]:
+    """A ROS_DOMAIN_ID that no other user of this function has, on this machine, while the block runs.
+
+    Held by a lock on a file in the temporary folder, so that it is free again however the process ends. Raises
+    ScfeatError where all are taken.
+    """
+    for number in DOMAINS:
+        path = Path(tempfile.gettempdir()) / f"ros-domain-{number}.lock"
+        try:
+            lock = path.open("w")
+        except PermissionError:  # the file of another user of this machine
+            continue
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            yield number
+            return
+    raise ScfeatError(
+        f"all ROS domains from {DOMAINS[0]} to {DOMAINS[-1]} are taken on this machine: end other demos and tests"
+    )

@@ -1,0 +1,161 @@
+"""Watches a node from outside, as any subscriber sees it: its features, matches and status, and the images it gets."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from scfeat.msg import Features, FrontendStatus, Matches
+from sensor_msgs.msg import CompressedImage, Image
+
+from scfeat_core.errors import ScfeatError
+
+from .bags import header_stamp
+from .images import compressed_to_array, image_to_array
+from .messages import matches_from_message, nanoseconds
+
+IMAGES_KEPT = 40  # between an image and its matches lie the frames that the node works on and those it drops
+
+
+@dataclass(frozen=True, eq=False)
+class PairRecord:
+    """One Matches message. keypoints0, keypoints1: (M, 2) pixels. inliers: (M,) bool, None where not verified."""
+
+    stamp0: int
+    stamp1: int
+    keypoints0: np.ndarray
+    keypoints1: np.ndarray
+    inliers: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A pair with its images, for a picture. image0, image1: as images.py decodes them."""
+
+    pair: PairRecord
+    image0: np.ndarray
+    image1: np.ndarray
+
+
+@dataclass
+class Observations:
+    """What came in. features: (stamp, CLOCK_MONOTONIC at arrival, keypoints) of each Features message."""
+
+    features: list[tuple[int, int, int]] = field(default_factory=list)
+    pairs: list[PairRecord] = field(default_factory=list)
+    statuses: list[FrontendStatus] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    images: int = 0
+
+    @property
+    def status(self) -> FrontendStatus | None:
+        """The newest one."""
+        return self.statuses[-1] if self.statuses else None
+
+
+def dropped(status: FrontendStatus) -> dict[str, int]:
+    """Reason -> frames."""
+    prefix = "dropped_"
+    fields = status.get_fields_and_field_types()
+    return {name.removeprefix(prefix): getattr(status, name) for name in fields if name.startswith(prefix)}
+
+
+def waiting(status: FrontendStatus) -> int:
+    """Frames that the node has received and not finished."""
+    return status.received - status.processed - sum(dropped(status).values())
+
+
+class Monitor:
+    """A node with its own context in one domain; a context manager. It is spun by the thread that waits.
+
+    sample_at: image counts at which a pair is kept with its images.
+    """
+
+    def __init__(self, domain: int, node: str, image: str, compressed: bool, sample_at: tuple[int, ...] = ()) -> None:
+        self.seen = Observations()
+        self._sample_at = sorted(sample_at)
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._compressed = compressed
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=domain)
+        self._node = rclpy.create_node("scfeat_monitor", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        kind, self._topic = (CompressedImage, f"{image}/compressed") if compressed else (Image, image)
+        images = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+        results = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
+        create = self._node.create_subscription
+        create(kind, self._topic, self._on_image, images, raw=True)  # decoded only where a picture is made
+        create(Features, f"{node}/features", self._on_features, results)
+        create(Matches, f"{node}/matches", self._on_matches, results)
+        create(FrontendStatus, f"{node}/status", self._on_status, results)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._executor.shutdown()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+    def wait_until(
+        self, condition: Callable[[], bool], timeout: float, what: str, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Spin until ``condition()``. ``check`` may raise. Raises ScfeatError after ``timeout`` seconds."""
+        end = time.monotonic() + timeout
+        while not condition():
+            check()
+            if time.monotonic() > end:
+                raise ScfeatError(f"expected {what} within {timeout:g} s, found none")
+            self.spin(0.1)
+
+    def spin(self, seconds: float) -> None:
+        """Take what arrives within the time."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left)
+
+    def image_subscriptions(self) -> int:
+        """How many subscriptions there are on the image, this monitor's included."""
+        return self._node.count_subscribers(self._topic)
+
+    def _on_image(self, data: bytes) -> None:
+        self.seen.images += 1
+        self._kept[header_stamp(data)] = data
+        if len(self._kept) > IMAGES_KEPT:
+            self._kept.popitem(last=False)
+
+    def _on_features(self, message: Features) -> None:
+        stamp = nanoseconds(message.header.stamp)
+        self.seen.features.append((stamp, time.monotonic_ns(), len(message.scores)))
+
+    def _on_matches(self, message: Matches) -> None:
+        result = matches_from_message(message)
+        inliers = None if result.geometry is None else result.geometry.inliers
+        stamp1 = nanoseconds(message.header.stamp)
+        pair = PairRecord(result.stamp0, stamp1, result.keypoints0, result.keypoints1, inliers)
+        self.seen.pairs.append(pair)
+        if self._sample_at and self.seen.images >= self._sample_at[0]:
+            self._keep_sample(pair)
+
+    def _on_status(self, message: FrontendStatus) -> None:
+        self.seen.statuses.append(message)
+
+    def _keep_sample(self, pair: PairRecord) -> None:
+        if pair.stamp0 in self._kept and pair.stamp1 in self._kept:
+            image0, image1 = (self._decode(self._kept[stamp]) for stamp in (pair.stamp0, pair.stamp1))
+            self.seen.samples.append(Sample(pair, image0, image1))
+            self._sample_at.pop(0)
+
+    def _decode(self, data: bytes) -> Any:
+        if self._compressed:
+            return compressed_to_array(deserialize_message(data, CompressedImage))
+        return image_to_array(deserialize_message(data, Image))

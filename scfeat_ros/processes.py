@@ -1,0 +1,89 @@
+"""Child processes that end with their parent, and what a killed one leaves behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class Child:
+    """A process with its output in a log file; a context manager that ends it: SIGINT, SIGTERM, then SIGKILL.
+
+    It has a session of its own, so that Ctrl-C reaches only the parent, which ends its children in order.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.log = log
+        with log.open("wb") as sink:
+            self._popen = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; minus the signal where one ended it."""
+        return self._popen.poll()
+
+    def last_lines(self, count: int = 12) -> str:
+        """The end of its output."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if line.strip()) if len(lines) <= count else "\n".join(lines[-count:])
+
+    def stop(self, patience: float = 12.0) -> int:
+        """End it, and whatever it started. Returns the exit status."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if self._popen.poll() is None:
+                self._popen.send_signal(number)
+                try:
+                    self._popen.wait(patience)
+                except subprocess.TimeoutExpired:
+                    continue
+        try:
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all of its group have ended
+        code = self._popen.wait()
+        if code < 0:
+            remove_abandoned_shared_memory()
+        return code
+
+
+def remove_abandoned_shared_memory(folder: Path = SHARED_MEMORY) -> list[Path]:
+    """Delete the Fast DDS segments of participants that were killed; returns what was deleted.
+
+    A living participant holds a lock on ``fastdds_<id>_el`` beside its segment ``fastdds_<id>``: what can be locked is
+    abandoned. The same is done by ``fastdds shm clean``.
+    """
+    removed = []
+    for lock in folder.glob("fastdds_" + "[0-9a-f]" * 16 + "_el"):
+        try:
+            with lock.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                segment = lock.with_name(lock.name.removesuffix("_el"))
+                for path in (segment, lock):
+                    path.unlink(missing_ok=True)
+                    removed.append(path)
+        except OSError:
+            continue  # in use, or another user's
+    return removed
