@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -11,25 +11,42 @@ from torch import Tensor
 
 from scfeat_core.config import Range
 from scfeat_core.geometry import sample_map, warp_points
-from scfeat_core.training.sampling import Proposals
+from scfeat_core.training.sampling import Proposals, keypoint_probability
 
 
 @dataclass(frozen=True)
 class KeypointLossConfig:
     """cell, temperature, rewards and penalty as published; reward_thr in pixels.
 
-    accept_bias: see :func:`sampling.propose_keypoints`. reward_profile: ``step`` gives every good pair the full reward,
+    score_scale, accept_bias: see :func:`sampling.propose_keypoints`. repeat_weight, repeat_cost: see
+    :func:`repeatability_loss`. cost_ramp: steps over which ``bad_reward``, ``kp_penalty`` and ``repeat_cost`` grow from
+    0; a detector that is still blind finds so little to gain that their full amount only flattens it. reward_profile: ``step`` gives every good pair the full reward,
     ``linear`` lets it fall to zero at the threshold, which pays for exact positions.
     """
 
     cell: Annotated[int, Range(minimum=4)] = 8
     temperature: Annotated[float, Range(above=0.0)] = 60.0
+    score_scale: Annotated[float, Range(above=0.0)] = 1.0
     accept_bias: float = 1.0
+    repeat_weight: Annotated[float, Range(minimum=0.0)] = 1.0
+    repeat_cost: float = 0.25
+    cost_ramp: Annotated[int, Range(minimum=0)] = 0
     reward_thr: Annotated[float, Range(above=0.0)] = 2.0
     reward_profile: Literal["step", "linear"] = "linear"
     good_reward: float = 1.0
     bad_reward: float = -0.25
     kp_penalty: float = -0.001
+
+
+def ramp_costs(config: KeypointLossConfig, step: int) -> KeypointLossConfig:
+    """The settings in the ``step``-th step of detector training."""
+    share = min(1.0, step / config.cost_ramp) if config.cost_ramp else 1.0
+    return replace(
+        config,
+        bad_reward=share * config.bad_reward,
+        kp_penalty=share * config.kp_penalty,
+        repeat_cost=share * config.repeat_cost,
+    )
 
 
 def good_rewards(points0: Tensor, points1: Tensor, homography: Tensor, config: KeypointLossConfig) -> Tensor:
@@ -68,3 +85,29 @@ def keypoint_loss(
     cells = draw0.log_prob.numel()
     loss = -((weight0 * draw0.log_prob).sum() + (weight1 * draw1.log_prob).sum()) / cells
     return loss, (matched * (reward > 0)).sum() / len(reward)
+
+
+def repeatability_loss(score0: Tensor, score1: Tensor, homography: Tensor, config: KeypointLossConfig) -> Tensor:
+    """Minus the expected number of points that both views choose in the same place, per cell, less a cost a point.
+
+    With dense true correspondence this part of the reward needs no draws: its expectation is the sum over pixels of the
+    product of the two probabilities, and its gradient has no variance. score0, score1: (B, 1, H, W).
+    """
+    q0, q1 = (
+        keypoint_probability(score, config.cell, config.score_scale, config.accept_bias) for score in (score0, score1)
+    )
+    forth = _expected_repeats(q0, q1, homography, config.repeat_cost)
+    back = _expected_repeats(q1, q0, torch.linalg.inv(homography), config.repeat_cost)
+    return -(forth + back) / 2 * config.cell**2
+
+
+def _expected_repeats(q0: Tensor, q1: Tensor, homography: Tensor, cost: float) -> Tensor:
+    """Mean over the pixels of view 0 that view 1 shows."""
+    h, w = q0.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(h, device=q0.device), torch.arange(w, device=q0.device), indexing="ij")
+    pixels = torch.stack((x, y), -1).reshape(1, -1, 2).float()
+    warped = warp_points(pixels, homography)
+    inside = ((warped >= 0) & (warped <= warped.new_tensor((w - 1, h - 1)))).all(-1)
+    other = sample_map(q1, torch.where(inside[..., None], warped, 0.0), stride=1)[..., 0]
+    gain = q0.flatten(1) * (other - cost)
+    return torch.where(inside, gain, 0.0).sum() / inside.sum().clamp_min(1)

@@ -35,18 +35,31 @@ def _cell_points(index: Tensor, columns: int, cell: int) -> Tensor:
     return torch.stack((x, y), -1).float()
 
 
-def propose_keypoints(score_map: Tensor, cell: int, accept_bias: float, generator: torch.Generator) -> Proposals:
+def keypoint_probability(score_map: Tensor, cell: int, scale: float, accept_bias: float) -> Tensor:
+    """Probability of each pixel to be drawn and accepted by :func:`propose_keypoints`, (B, 1, H', W').
+
+    H' and W' are the multiples of the cell below H and W.
+    """
+    h, w = score_map.shape[-2] // cell * cell, score_map.shape[-1] // cell * cell
+    score_map = scale * score_map[..., :h, :w].float()
+    choice = F.pixel_unshuffle(score_map, cell).softmax(1)
+    return F.pixel_shuffle(choice, cell) * torch.sigmoid(score_map - scale * accept_bias)
+
+
+def propose_keypoints(
+    score_map: Tensor, cell: int, scale: float, accept_bias: float, generator: torch.Generator
+) -> Proposals:
     """DISK's scheme: a categorical draw within each cell, then a Bernoulli acceptance of the drawn score.
 
-    accept_bias is subtracted from the score before the acceptance; 0 is the published rule, under which at least half
-    of the cells are accepted since scores are never negative.
+    The logits are ``scale * score`` for the choice and ``scale * (score - accept_bias)`` for the acceptance. The
+    published rule is scale 1, bias 0, under which at least half of the cells are accepted, as scores are never negative.
     """
-    logits = _cells(score_map.float(), cell)
+    logits = scale * _cells(score_map.float(), cell)
     log_choice = logits.log_softmax(-1)
     noise = torch.rand(logits.shape, generator=generator).to(logits).clamp_min(1e-20)
     index = (logits.detach() - (-noise.log()).log()).argmax(-1)  # Gumbel-max: a draw from the categorical
     picked = index.unsqueeze(-1)
-    acceptance = logits.gather(-1, picked).squeeze(-1) - accept_bias
+    acceptance = logits.gather(-1, picked).squeeze(-1) - scale * accept_bias
     accepted = torch.rand(acceptance.shape, generator=generator).to(acceptance) < acceptance.detach().sigmoid()
     log_accept = F.logsigmoid(torch.where(accepted, acceptance, -acceptance))
     log_prob = log_choice.gather(-1, picked).squeeze(-1) + log_accept

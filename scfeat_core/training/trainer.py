@@ -6,46 +6,39 @@ one that was not.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scfeat_core.config import dump_config
 from scfeat_core.data.photos import find_photos, load_photos, read_split
 from scfeat_core.data.warps import WarpPairs, draw_pairs
-from scfeat_core.errors import ConfigError, DataError, DeviceError, WeightsError
+from scfeat_core.errors import DataError, DeviceError, WeightsError
 from scfeat_core.geometry import warp_points
 from scfeat_core.network.model import IMAGENET_MEAN, IMAGENET_STD, SCFeat
-from scfeat_core.network.weights import save_model
 from scfeat_core.training.config import DataConfig, OptimiserConfig, TrainConfig
 from scfeat_core.training.descriptor_loss import descriptor_loss
-from scfeat_core.training.keypoint_loss import good_rewards, keypoint_loss, match_probability
+from scfeat_core.training.keypoint_loss import (
+    good_rewards,
+    keypoint_loss,
+    match_probability,
+    ramp_costs,
+    repeatability_loss,
+)
+from scfeat_core.training.run import Run, TrainState
 from scfeat_core.training.sampling import draw_uniform, propose_keypoints
+from scfeat_core.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
 Photos = list[list[np.ndarray]]
-
-
-@dataclass
-class TrainState:
-    """All that changes from step to step."""
-
-    model: SCFeat
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    skipped: int = 0  # steps whose loss was not finite
 
 
 def create_model(config: TrainConfig) -> SCFeat:
@@ -159,8 +152,12 @@ def losses(model: SCFeat, pairs: WarpPairs, config: TrainConfig, step: int) -> t
     if scores is None:
         loss, values = _descriptor_part(map0, map1, points0, homography, size, config)
         return loss, values
-    settings = config.keypoint_loss
-    draw0, draw1 = (propose_keypoints(s, settings.cell, settings.accept_bias, generator) for s in scores.chunk(2))
+    settings = ramp_costs(config.keypoint_loss, step - config.detector_start)
+    score0, score1 = scores.float().chunk(2)
+    draw0, draw1 = (
+        propose_keypoints(score, settings.cell, settings.score_scale, settings.accept_bias, generator)
+        for score in (score0, score1)
+    )
     if settings.cell == config.descriptor_loss.cell:
         by_detector = torch.rand(points0.shape[:2], generator=generator).to(device) < config.proposal_share
         points0 = torch.where(by_detector[..., None], draw0.points, points0)
@@ -169,13 +166,15 @@ def losses(model: SCFeat, pairs: WarpPairs, config: TrainConfig, step: int) -> t
         probability = match_probability(map0, map1, draw0.points, draw1.points, settings.temperature)
         reward = good_rewards(draw0.points, draw1.points, homography, settings)
     detector, matches = keypoint_loss(draw0, draw1, probability, reward, settings)
+    repeatability = repeatability_loss(score0, score1, homography, settings)
     values |= {
+        "repeatability_loss": float(repeatability.detach()),
         "keypoint_loss": float(detector.detach()),
         "expected_matches": float(matches),
         "accepted": float(draw0.accepted.float().mean()),
         "score_max": float(scores.detach().amax()),
     }
-    return loss + config.keypoint_weight * detector, values
+    return loss + config.keypoint_weight * (detector + settings.repeat_weight * repeatability), values
 
 
 def _descriptor_part(
@@ -195,78 +194,43 @@ def normalise(images: Tensor) -> Tensor:
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-class Run:
-    """A run's folder: ``last.pt`` to resume from, ``log.jsonl``, the averaged weights as safetensors, the curves."""
-
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
-        self.folder = folder
-        self.config = config
-        self.checkpoint = folder / "last.pt"
-        self.weights = folder / f"{config.variant}.safetensors"
-
-    def start(self, state: TrainState, *, resume: bool) -> None:
-        """Begin a new run or take up the saved one. Raises ConfigError where that is not what the folder holds."""
-        if self.checkpoint.is_file() and not resume:
-            raise ConfigError(f"{self.folder} holds a run already; go on by --resume, or choose another --output")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.checkpoint.is_file():
-            self._restore(state)
-
-    def _restore(self, state: TrainState) -> None:
-        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        if saved["variant"] != self.config.variant:
-            raise ConfigError(f"{self.checkpoint}: expected a run of {self.config.variant}, found {saved['variant']}")
-        state.model.load_state_dict(saved["model"])
-        state.average.load_state_dict(saved["average"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.step, state.skipped = saved["step"], saved["skipped"]
-
-    def save(self, state: TrainState) -> None:
-        content = {
-            "variant": self.config.variant,
-            "model": state.model.state_dict(),
-            "average": state.average.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "step": state.step,
-            "skipped": state.skipped,
-        }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(content, partial)
-        partial.replace(self.checkpoint)  # a kill while writing leaves the checkpoint before
-        save_model(cast(SCFeat, state.average.module), self.weights)
-
-    def log(self, step: int, values: dict[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-
-
 def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: bool = True) -> Path:
     """Train to ``config.steps`` and return the path of the averaged weights. Raises ScfeatError."""
-    from tqdm import tqdm
-
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError("device: cuda was asked for, but torch finds no CUDA device; set device: cpu")
+    photos = load_photo_set(config.data, held_back=False)
+    validation = Validation(load_photo_set(config.data, held_back=True), config.validation_pairs, config.data.warps)
     model = create_model(config).to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.optimiser.ema_decay), use_buffers=True)
     state = TrainState(model, average, create_optimizer(model, config.optimiser))
     run = Run(folder, config)
     run.start(state, resume=resume)
-    (folder / "config.json").write_text(json.dumps(dump_config(config), indent=1))
-    photos = load_photo_set(config.data, held_back=False)
     log.info("%d photographs; steps %d to %d in %s", len(photos), state.step, config.steps, folder)
-    bar = tqdm(total=config.steps, initial=state.step, disable=not progress, unit="step", smoothing=0.05)
-    sums: dict[str, list[float]] = {}
-    for pairs in WarpStream(photos, config).batches(state.step, config.steps):
-        for key, value in train_step(state, pairs, config).items():
-            sums.setdefault(key, []).append(value)
-        state.step += 1
-        bar.update()
-        if state.step % config.log_every == 0:
-            means = {key: round(float(np.mean(values)), 5) for key, values in sums.items()}
-            run.log(state.step, means)
-            bar.set_postfix(means, refresh=False)
-            sums.clear()
-        if state.step % config.save_every == 0 or state.step == config.steps:
-            run.save(state)
-    bar.close()
+    _loop(state, WarpStream(photos, config), validation, run, progress)
+    log.info("curves: %s", run.plot())
     return run.weights
+
+
+def _loop(state: TrainState, stream: WarpStream, validation: Validation, run: Run, progress: bool) -> None:
+    from tqdm import tqdm
+
+    config = run.config
+    recent: dict[str, list[float]] = {}
+    with tqdm(total=config.steps, initial=state.step, disable=not progress, unit="step", smoothing=0.05) as bar:
+        for pairs in stream.batches(state.step, config.steps):
+            for key, value in train_step(state, pairs, config).items():
+                recent.setdefault(key, []).append(value)
+            state.step += 1
+            bar.update()
+            last = state.step == config.steps
+            if state.step % config.log_every == 0 or last:
+                means = {key: round(float(np.mean(values)), 5) for key, values in recent.items()}
+                recent.clear()
+                run.log(state.step, means)
+                bar.set_postfix(means, refresh=False)
+            if state.step % config.validate_every == 0 or last:
+                scores = validation.measure(cast(SCFeat, state.average.module), config.device)
+                run.log(state.step, scores)
+                bar.write(f"step {state.step}: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
+            if state.step % config.save_every == 0 or last:
+                run.save(state)
