@@ -60,7 +60,7 @@ def percentiles(values: Any, digits: int = 1) -> dict[str, Number]:
 
 def table_rows(figures: Figures) -> list[tuple[str, str, list[str]]]:
     """(section, name, cells) of each line of the table; a dictionary becomes "key value" cells."""
-    lines = []
+    lines: list[tuple[str, str, list[str]]] = []
     for section, content in figures.items():
         for name, value in content.items():
             parts = value if isinstance(value, Mapping) else {"": value}

@@ -76,6 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play, watch, report. Returns 0; raises ScfeatError where something does not work."""
+    import tqdm  # noqa: F401  # the one module that may be missing and would be missed only after the start
+
     check_arguments(args)
     camera = _camera(args)
     write(args.output / "summary.json", "{}\n")  # now rather than after minutes, where it cannot be written
@@ -247,7 +249,8 @@ def _node_command(args: argparse.Namespace, camera: PlayedCamera) -> list[str]:
         "status_rate": STATUS_RATE,
         "image_transport": "compressed" if camera.compressed else "raw",
     }
-    words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+    # JSON quotes what YAML, as which ROS reads a value, would take for something else than text
+    words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
     return [sys.executable, "-m", "scfeat_ros.node", "--ros-args", *_remapped(camera), *words]
 
 
