@@ -32,7 +32,7 @@ from scfeat_core.errors import ConfigError, ScfeatError
 
 from .health import status_to_message
 from .images import Frame
-from .parameters import declare
+from .parameters import declare, unused_overrides
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -149,6 +149,8 @@ class FrontendNode(LifecycleNode):
             self._create_input(Image, image, self._on_image)
         self._create_input(CameraInfo, "camera_info", self._on_camera_info)
         self.get_logger().info("subscribed to " + ", ".join(subscription.topic_name for subscription in self._inputs))
+        for name in unused_overrides(self):
+            self.get_logger().warning(f"parameter '{name}' belongs to no endpoint: it takes the full name of the topic")
 
     def _create_input(self, kind: Any, topic: str, callback: Any) -> None:
         overrides = QoSOverridingOptions.with_default_policies()

@@ -120,6 +120,11 @@ def declare(node: Any) -> NodeParameters:
     return values
 
 
+def unused_overrides(node: Any) -> list[str]:
+    """Overrides of the QoS of topics that the node does not have; rclpy ignores them in silence."""
+    return [name for name in node._parameter_overrides if name.startswith("qos_") and not node.has_parameter(name)]
+
+
 def descriptor(row: Row) -> Any:
     """rcl_interfaces/ParameterDescriptor of one line of the table."""
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
