@@ -7,18 +7,20 @@ until the first answer. Nothing here imports rclpy before a test asks for it: th
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from scfeat_ros.domain import free_domain
+from scfeat_ros.processes import Child
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_ROS = "rclpy is not installed: run `make setup`, or source a ROS 2 installation"
@@ -32,10 +34,17 @@ def _prepare_environment() -> None:
     os.environ["ROS_LOCALHOST_ONLY"] = "1"  # what Humble knows
     os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="scfeat-test-log-"))
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-    profile = ROOT / "config" / "fastdds.xml"
-    if profile.exists():
-        os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(profile))  # Kilted and later
-        os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))  # Humble, Jazzy
+    old = os.environ.get("ROS_DISTRO") in ("humble", "jazzy") or _version("ros-rclpy").startswith("7.")
+    name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
+    os.environ.setdefault(name, str(ROOT / "config" / "fastdds.xml"))
+
+
+def _version(distribution: str) -> str:
+    """Of an installed wheel; empty on an apt ROS and without ROS."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
 
 
 _prepare_environment()
@@ -58,19 +67,10 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A ROS_DOMAIN_ID that no other test on this machine uses while this one runs."""
-    for number in range(1, 102):
-        lock = open(Path(tempfile.gettempdir()) / f"ros-domain-{number}.lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            continue
-        with lock:
-            monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
-            yield number
-        return
-    pytest.fail("all ROS domains from 1 to 101 are taken by other tests")
+    """A ROS_DOMAIN_ID that no other test or demo on this machine uses while this one runs."""
+    with free_domain() as number:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
+        yield number
 
 
 class Ros:
@@ -143,68 +143,45 @@ def ros(domain: int) -> Iterator[Ros]:
     graph.close()
 
 
-class Process:
-    """A child process with its output (stdout and stderr together) in a file."""
-
-    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-        self.command = command
-        self._path = folder / f"{time.monotonic_ns()}.log"
-        with self._path.open("wb") as sink:
-            self.popen = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+class Process(Child):
+    """A child process whose output (stdout and stderr together) a test can read."""
 
     @property
     def output(self) -> str:
         """What the process has written so far."""
-        return self._path.read_text(errors="replace")
+        return self.log.read_text(errors="replace")
 
     @property
     def running(self) -> bool:
-        return self.popen.poll() is None
+        return self.exit_code is None
+
+    @property
+    def popen(self) -> subprocess.Popen[bytes]:
+        """For signals."""
+        return self._popen
 
     def wait(self, timeout: float) -> int:
         """The exit status; fails, with the output so far, where the process runs longer than ``timeout`` seconds."""
-        try:
-            return self.popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"{' '.join(self.command)} ran longer than {timeout:g} s; its output:\n{self.output}")
-
-    def stop(self, patience: float = 10.0) -> int:
-        """SIGINT, as Ctrl-C does; then SIGTERM, then SIGKILL to the whole group. Returns the exit status."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if self.running:
-                self.popen.send_signal(number)
-                try:
-                    self.popen.wait(patience)
-                except subprocess.TimeoutExpired:
-                    continue
-        try:
-            os.killpg(self.popen.pid, signal.SIGKILL)  # children that it left, too
-        except ProcessLookupError:
-            pass
-        return self.popen.wait()
+        end = time.monotonic() + timeout
+        while (code := self.exit_code) is None:
+            assert time.monotonic() < end, f"{self.name} ran longer than {timeout:g} s; its output:\n{self.output}"
+            time.sleep(0.02)
+        return code
 
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """``spawn([sys.executable, "-m", "scfeat_ros.node", …], VARIABLE="value")``: a process that ends with the test.
 
-    It runs in tmp_path, inherits the environment of the test (with ``ros`` or ``domain`` also the domain), and finds
-    the source tree.
+    It inherits the environment of the test (with ``ros`` or ``domain`` also the domain) and finds the source tree.
     """
     processes: list[Process] = []
 
     def start(command: Sequence[str | Path], **variables: str) -> Process:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
-        processes.append(Process([str(word) for word in command], tmp_path, environment))
+        words = [str(word) for word in command]
+        processes.append(Process(" ".join(words), words, tmp_path / f"{len(processes)}.log", environment))
         return processes[-1]
 
     yield start
