@@ -18,10 +18,12 @@ from scfeat_core.training.sampling import Proposals, keypoint_probability
 class KeypointLossConfig:
     """cell, temperature, rewards and penalty as published; reward_thr in pixels.
 
-    score_scale, accept_bias: see :func:`sampling.propose_keypoints`. repeat_weight, repeat_cost: see
-    :func:`repeatability_loss`. cost_ramp: steps over which ``bad_reward``, ``kp_penalty`` and ``repeat_cost`` grow from
-    0; a detector that is still blind finds so little to gain that their full amount only flattens it. reward_profile: ``step`` gives every good pair the full reward,
-    ``linear`` lets it fall to zero at the threshold, which pays for exact positions.
+    score_scale, accept_bias: see :func:`sampling.propose_keypoints`.
+    reward_profile: ``step`` gives every good pair the full reward, ``linear`` lets it fall to zero at the threshold,
+    which pays for exact positions.
+    repeat_weight, repeat_cost: see :func:`repeatability_loss`.
+    cost_ramp: steps over which ``bad_reward``, ``kp_penalty`` and ``repeat_cost`` grow from 0. A detector that is still
+    blind finds so little to gain that their full amount only flattens it.
     """
 
     cell: Annotated[int, Range(minimum=4)] = 8

@@ -52,7 +52,7 @@ def propose_keypoints(
     """DISK's scheme: a categorical draw within each cell, then a Bernoulli acceptance of the drawn score.
 
     The logits are ``scale * score`` for the choice and ``scale * (score - accept_bias)`` for the acceptance. The
-    published rule is scale 1, bias 0, under which at least half of the cells are accepted, as scores are never negative.
+    published rule is scale 1, bias 0; under it at least half of the cells are accepted, as scores are never negative.
     """
     logits = scale * _cells(score_map.float(), cell)
     log_choice = logits.log_softmax(-1)

@@ -1,0 +1,255 @@
+"""Losses against hand computation and autograd; the loop on a few steps: it learns, resumes exactly, and says no."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from scfeat_core.cli import main
+from scfeat_core.config import dump_config, read_config
+from scfeat_core.errors import ConfigError
+from scfeat_core.network.model import SCFeat
+from scfeat_core.training.config import DataConfig, OptimiserConfig, TrainConfig
+from scfeat_core.training.descriptor_loss import DescriptorLossConfig, descriptor_loss
+from scfeat_core.training.keypoint_loss import (
+    KeypointLossConfig,
+    good_rewards,
+    keypoint_loss,
+    match_probability,
+    ramp_costs,
+    repeatability_loss,
+)
+from scfeat_core.training.sampling import draw_uniform, keypoint_probability, propose_keypoints
+from scfeat_core.training.trainer import train
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------------
+
+
+def test_uniform_draw_has_one_point_in_each_cell() -> None:
+    points = draw_uniform((40, 64), 3, 8, generator())
+    cells = (points // 8).long()
+    assert points.shape == (3, 40, 2)
+    assert (cells[..., 1] * 8 + cells[..., 0] == torch.arange(40)).all()
+
+
+def test_draws_follow_the_probability_they_report() -> None:
+    scores = torch.rand(1, 1, 8, 8, generator=generator(1)) * 2
+    probability = keypoint_probability(scores, 8, 2.0, 0.5)[0, 0]
+    draws = propose_keypoints(scores.expand(20_000, -1, -1, -1), 8, 2.0, 0.5, generator(2))
+    taken = draws.points[draws.accepted].long()
+    counts = torch.bincount(taken[:, 1] * 8 + taken[:, 0], minlength=64).view(8, 8) / 20_000
+    assert (counts - probability).abs().max() < 0.006
+    accepted = draws.log_prob[draws.accepted].exp()
+    torch.testing.assert_close(accepted, probability[taken[:, 1], taken[:, 0]], atol=1e-6, rtol=1e-4)
+
+
+# -- descriptor loss ---------------------------------------------------------------------------------------------------
+
+
+def test_descriptor_loss_equals_cross_entropy() -> None:
+    map0, map1 = torch.randn(2, 16, 8, 8, generator=generator()), torch.randn(2, 16, 8, 8, generator=generator(1))
+    points = draw_uniform((32, 32), 2, 8, generator(2)) * 0 + torch.tensor(
+        [[4.0 * (i % 4) * 2, 4.0 * (i // 4) * 2] for i in range(16)]
+    )
+    valid = torch.ones(2, 16, dtype=torch.bool)
+    config = DescriptorLossConfig(temperature=5.0, negatives=0, exclusion=0.0)
+    loss, accuracy = descriptor_loss(map0, map1, points, points, valid, config)
+    cells = (points / 4).long()
+    d0, d1 = (
+        F.normalize(torch.stack([m[b][:, cells[b, :, 1], cells[b, :, 0]].T for b in range(2)]), dim=-1)
+        for m in (map0, map1)
+    )
+    logits = 5 * d0 @ d1.transpose(1, 2)
+    target = torch.arange(16).expand(2, -1)
+    expected = (F.cross_entropy(logits.transpose(1, 2), target) + F.cross_entropy(logits, target)) / 2
+    torch.testing.assert_close(loss, expected)
+    both = (logits.argmax(2) == target) & (logits.argmax(1) == target)
+    assert float(accuracy) == pytest.approx(float(both.float().mean()))
+
+
+def test_invalid_points_do_not_reach_the_descriptor_loss() -> None:
+    map0, map1 = torch.randn(2, 8, 8, 8), torch.randn(2, 8, 8, 8)
+    points = draw_uniform((32, 32), 2, 8, generator())
+    config = DescriptorLossConfig(negatives=0)
+    valid = torch.arange(16).expand(2, -1) < 10
+    loss, _ = descriptor_loss(map0, map1, points, points, valid, config)
+    alone, _ = descriptor_loss(map0, map1, points[:, :10], points[:, :10], valid[:, :10], config)
+    torch.testing.assert_close(loss, alone)
+    none, accuracy = descriptor_loss(map0, map1, points, points, torch.zeros_like(valid), config)
+    assert float(none) == 0 and float(accuracy) == 0
+
+
+# -- keypoint loss -----------------------------------------------------------------------------------------------------
+
+
+def test_surrogate_gradient_is_that_of_the_full_sum() -> None:
+    """Specification 5.7: the row and column sums give the gradient of the double sum over all pairs."""
+    config = KeypointLossConfig(accept_bias=0.3)
+    scores = torch.rand(2, 1, 32, 32, generator=generator()).requires_grad_()
+    draw0 = propose_keypoints(scores, 8, 1.0, 0.3, generator(1))
+    draw1 = propose_keypoints(scores * 0.7, 8, 1.0, 0.3, generator(2))
+    maps = torch.randn(2, 8, 8, 8, generator=generator(3))
+    probability = match_probability(maps, maps, draw0.points, draw1.points, 10.0)
+    reward = good_rewards(draw0.points, draw1.points, torch.eye(3).expand(2, 3, 3), config)
+    loss, _ = keypoint_loss(draw0, draw1, probability, reward, config)
+    (surrogate,) = torch.autograd.grad(loss, scores, retain_graph=True)
+    accepted = (draw0.accepted[:, :, None] & draw1.accepted[:, None, :]).float()
+    log_pairs = probability.log() + draw0.log_prob[:, :, None] + draw1.log_prob[:, None, :]
+    full = -(accepted * reward * probability * log_pairs).sum()
+    for draw in (draw0, draw1):
+        full = full - config.kp_penalty * (draw.accepted * draw.log_prob).sum()
+    (expected,) = torch.autograd.grad(full / draw0.log_prob.numel(), scores)
+    assert expected.abs().max() > 1e-5
+    torch.testing.assert_close(surrogate, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("profile", "at_1_px"), [("step", 1.0), ("linear", 0.5)])
+def test_rewards_by_distance(profile: str, at_1_px: float) -> None:
+    config = KeypointLossConfig(reward_profile=profile, reward_thr=2.0)  # type: ignore[arg-type]
+    points0 = torch.tensor([[[10.0, 10.0]]])
+    points1 = torch.tensor([[[15.0, 10.0], [16.0, 10.0], [18.0, 10.0]]])
+    shift = torch.eye(3)[None].clone()
+    shift[0, 0, 2] = 5.0
+    reward = good_rewards(points0, points1, shift, config)
+    torch.testing.assert_close(reward[0, 0], torch.tensor([1.0, at_1_px, -0.25]))
+
+
+def test_repeatability_loss_prefers_scores_that_move_with_the_view() -> None:
+    config = KeypointLossConfig(score_scale=5.0)
+    shift = torch.eye(3)[None].clone()
+    shift[0, 0, 2] = 8.0
+    peaks = torch.zeros(1, 1, 64, 64)
+    peaks[:, :, 4::8, 3::8] = 3.0
+    same = repeatability_loss(peaks, peaks, shift, config)
+    displaced = repeatability_loss(peaks, peaks.roll(3, -1), shift, config)
+    flat = repeatability_loss(torch.zeros_like(peaks), torch.zeros_like(peaks), shift, config)
+    assert same < flat and same < displaced
+
+
+def test_costs_grow_from_nothing() -> None:
+    config = KeypointLossConfig(cost_ramp=100)
+    assert ramp_costs(config, 0).bad_reward == 0
+    assert ramp_costs(config, 50).repeat_cost == pytest.approx(config.repeat_cost / 2)
+    assert ramp_costs(config, 1000) == config
+
+
+# -- loop --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        noise = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC))
+    (folder / "split.yaml").write_text("singles: [3.png]\n")
+    return folder
+
+
+@pytest.fixture
+def config(photo_folder: Path) -> TrainConfig:
+    data = DataConfig(root=photo_folder, split=photo_folder / "split.yaml")
+    return TrainConfig(
+        name="test",
+        steps=6,
+        batch_size=2,
+        detector_start=2,
+        log_every=1,
+        save_every=3,
+        validate_every=6,
+        validation_pairs=2,
+        data=replace(data, warps=replace(data.warps, view_size=64)),
+        optimiser=OptimiserConfig(warmup_steps=2),
+    )
+
+
+def test_killed_and_resumed_run_equals_an_uninterrupted_one(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, steps=12)
+    whole = SCFeat.from_pretrained(train(config, tmp_path / "whole", progress=False))
+    _kill_after(config, tmp_path / "killed", logged_steps=8)
+    resumed = SCFeat.from_pretrained(train(config, tmp_path / "killed", resume=True, progress=False))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "killed")]
+    assert logs[0] == logs[1]
+    assert (tmp_path / "killed" / "curves.png").stat().st_size > 10_000
+
+
+def _kill_after(config: TrainConfig, folder: Path, logged_steps: int) -> None:
+    """Train in another process and kill it without warning once it has logged so many steps."""
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(dump_config(config)))
+    command = [sys.executable, "-m", "scfeat_core.cli", "train", "--config", str(path), "--output", str(folder)]
+    process = subprocess.Popen(command)
+    log = folder / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.is_file() or len(log.read_text().splitlines()) < logged_steps:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert (folder / "last.pt").is_file()
+
+
+def test_training_lowers_the_descriptor_loss(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, steps=40, detector_start=100, validate_every=40, batch_size=4)
+    train(config, tmp_path / "run", progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [row["descriptor_loss"] for row in rows if "descriptor_loss" in row]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert {"validation_mma3", "validation_repeatability3", "validation_matches"} <= rows[-1].keys()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, steps=1, validate_every=1)
+    train(config, tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config, tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="expected a run of r18, found lite"):
+        train(replace(config, variant="r18"), tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimiser.decoder_rl=1", "did you mean 'decoder_lr'"),
+        ("steps=0", "steps"),
+        ("data.root=/does/not/exist", "/does/not/exist"),
+        ("device=cuda", "device: cpu"),
+        ("init=/no/such.safetensors", "/no/such.safetensors"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    if override == "device=cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device, so asking for it is no error")
+    config = tmp_path / "train.yaml"
+    config.write_text(f"name: wrong\ndata: {{root: {photo_folder}, split: {photo_folder}/split.yaml}}\n")
+    status = main(["train", "--config", str(config), "--output", str(tmp_path / "run"), "--set", override])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error and error.count("\n") == 1
+
+
+def test_shipped_training_configurations_are_valid(repository: Path) -> None:
+    for path in (repository / "config").glob("*train*.yaml"):
+        assert read_config(TrainConfig, path).name == path.stem

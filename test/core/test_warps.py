@@ -1,0 +1,88 @@
+"""Warped pairs: the pictures must agree with the homography that comes with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from scfeat_core.data.photos import PYRAMID_LEVELS, ValidationSplit, find_photos, load_photos, read_photo
+from scfeat_core.data.warps import GeometryConfig, PhotometricConfig, WarpConfig, draw_pairs
+from scfeat_core.errors import DataError
+from scfeat_core.geometry import sample_map, warp_points
+
+PLAIN = PhotometricConfig(**dict.fromkeys(PhotometricConfig.__dataclass_fields__, 0.0))
+
+
+def smooth_photo(seed: int) -> list[np.ndarray]:
+    """A pyramid of low-frequency colour noise, whose warps can be compared pixel by pixel."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.rand(1, 3, 12, 16, generator=generator)
+    image = torch.nn.functional.interpolate(grid, size=(480, 640), mode="bicubic").clamp(0, 1)
+    levels = [image]
+    for _ in range(PYRAMID_LEVELS - 1):
+        levels.append(torch.nn.functional.avg_pool2d(levels[-1], 2))
+    return [(level[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8) for level in levels]
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[list[np.ndarray]]:
+    return [smooth_photo(seed) for seed in range(3)]
+
+
+@pytest.mark.parametrize("zoom", [(0.5, 0.7), (1.5, 2.4)])
+def test_homography_takes_view_0_to_view_1(photos: list[list[np.ndarray]], zoom: tuple[float, float]) -> None:
+    config = WarpConfig(view_size=96, geometry=GeometryConfig(zoom=zoom), photometric=PLAIN)
+    pairs = draw_pairs(photos, 8, config, np.random.default_rng(1))
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    pixels = torch.stack((x, y), -1).reshape(1, -1, 2).expand(8, -1, -1)
+    warped = warp_points(pixels, pairs.homography)
+    inside = ((warped > 1) & (warped < 94)).all(-1)
+    difference = (sample_map(pairs.image1, warped, stride=1) - pairs.image0.flatten(2).transpose(1, 2)).abs().amax(-1)
+    assert inside.float().mean() > 0.3
+    assert difference[inside].mean() < 0.01
+    shifted = sample_map(pairs.image1, warped + 4, stride=1) - pairs.image0.flatten(2).transpose(1, 2)
+    assert shifted.abs().amax(-1)[inside].mean() > 2 * difference[inside].mean()
+
+
+def test_same_state_gives_the_same_pairs(photos: list[list[np.ndarray]]) -> None:
+    a, b = (draw_pairs(photos, 4, WarpConfig(view_size=64), np.random.default_rng((3, 7))) for _ in range(2))
+    other = draw_pairs(photos, 4, WarpConfig(view_size=64), np.random.default_rng((3, 8)))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not torch.equal(a.image0, other.image0)
+
+
+def test_photometry_changes_views_but_stays_in_range(photos: list[list[np.ndarray]]) -> None:
+    config = WarpConfig(view_size=64)
+    changed = draw_pairs(photos, 16, config, np.random.default_rng(0))
+    plain = draw_pairs(photos, 16, replace(config, photometric=PLAIN), np.random.default_rng(0))
+    assert changed.image0.min() >= 0 and changed.image0.max() <= 1
+    assert torch.isfinite(changed.image0).all()
+    assert (changed.image0.std(0).mean() - plain.image0.std(0).mean()).abs() > 1e-3
+
+
+def test_split_separates_scenes_and_singles(tmp_path) -> None:
+    image = np.full((64, 64, 3), 127, np.uint8)
+    import cv2
+
+    for name in ("multiview/castle/images/a.png", "multiview/desk/images/a.png", "singles/b.png", "singles/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), image)
+    split = ValidationSplit(scenes=("castle",), singles=("c.png",))
+    trained = [str(p.relative_to(tmp_path)) for p in find_photos(tmp_path, split)]
+    held_back = [str(p.relative_to(tmp_path)) for p in find_photos(tmp_path, split, held_back=True)]
+    assert trained == ["multiview/desk/images/a.png", "singles/b.png"]
+    assert held_back == ["multiview/castle/images/a.png", "singles/c.png"]
+
+
+def test_empty_folder_and_damaged_photographs_are_named(tmp_path) -> None:
+    with pytest.raises(DataError, match="found none"):
+        find_photos(tmp_path, ValidationSplit())
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(b"\xff\xd8 no more")
+    with pytest.raises(DataError, match=r"damaged\.jpg"):
+        read_photo(damaged, 640)
+    with pytest.raises(DataError, match="none of the 1 photographs"):
+        load_photos([damaged], 640)
