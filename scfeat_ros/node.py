@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import rclpy
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # What a camera driver offers, reliable or not, can be received so; only the newest image is of interest.
 INPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 OUTPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
+FAREWELL = 0.5  # seconds for the final counts to reach their subscribers, before the publisher may go
 STOP_PATIENCE = 30.0  # seconds for the frame in work to finish; a large image on a busy CPU may need many
 
 
@@ -87,10 +89,9 @@ class FrontendNode(LifecycleNode):
 
         start = time.perf_counter()
         self._pipeline = Pipeline(self.settings, self.get_clock(), self.get_logger())
+        where = f"{self._pipeline.device} in {self._pipeline.precision}"
         seconds = time.perf_counter() - start
-        self.get_logger().info(
-            f"network '{self.settings.weights}' ready on {self.settings.device} after {seconds:.1f} s"
-        )
+        self.get_logger().info(f"network '{self.settings.weights}' ready on {where} after {seconds:.1f} s")
         self._create_outputs()
         return super().on_configure(state)
 
@@ -167,7 +168,8 @@ class FrontendNode(LifecycleNode):
             return False
         if self._outputs:
             self._pipeline.reset()
-            self._publish_status()  # the final counts
+            self._publish_status()
+            self._status.wait_for_all_acked(Duration(seconds=FAREWELL))
         return True
 
     def _release(self) -> None:

@@ -38,6 +38,8 @@ class Pipeline:
         self._repeats = Repeats()
         self._tracebacks: set[str] = set()
         self._frontend = self._load()
+        self.device = str(self._frontend.extractor.device)
+        self.precision = self._frontend.extractor.precision
         self.reset()
 
     def connect(self, features: Publisher, matches: Publisher) -> None:
@@ -69,8 +71,8 @@ class Pipeline:
             ms_publish=1e3 * (published - finished),
             ms_total=1e3 * (published - frame.arrived),
             age_ms=1e-6 * (self._clock.now().nanoseconds - result.stamp),
-            device=str(self._frontend.extractor.device),
-            precision=self._frontend.extractor.precision,
+            device=self.device,
+            precision=self.precision,
         )
 
     def failed(self, frame: Frame, error: Exception) -> str:

@@ -253,11 +253,14 @@ def test_of_a_burst_the_newest_image_wins_and_every_other_one_is_counted(ros: An
 
 
 def interrupted(client: Client, process: Any, number: signal.Signals) -> None:
-    """A signal while an image is in work must end the process in order."""
-    client.images.publish(image_message(texture(width=1280, height=960), START + 1_000_000 * STEP))
-    client.ros.spin_for(0.1)
+    """A signal while an image is in work: it is finished and counted, and the process ends in order."""
+    received = client.statuses[-1].received
+    message = image_message(texture(width=1280, height=960), START + 1_000_000 * STEP)
+    client.images.publish(message)
+    client.ros.spin_until(lambda: client.statuses[-1].received > received, timeout=PATIENCE, what="the image's arrival")
     process.popen.send_signal(number)
     process.popen.send_signal(number)  # both the terminal and ros2 launch send one
+    client.settle(message.header)
     assert process.wait(PATIENCE) == 0, process.output
     assert "Traceback" not in process.output and "KeyboardInterrupt" not in process.output
 
