@@ -138,7 +138,7 @@ class Extractor:
         try:
             with torch.autocast(self.device.type, self._precision, enabled=half):
                 output = self.model(image)
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             batch, _, height, width = image.shape
             raise DeviceError(
                 f"{self.device} is out of memory for {batch} image(s) of {width}x{height}; set max_edge to scale large "

@@ -170,11 +170,11 @@ def test_unusable_masks_are_named(extractor, mask, message):
         extractor(textured(64, 80), mask)
 
 
-@pytest.mark.parametrize("kind", ["bool", "uint8", "torch"])
-def test_mask_keeps_points_inside(kind):
-    everything = random_extractor(max_keypoints=0)
-    image = textured(96, 112)
-    mask = np.zeros((96, 112), bool)
+@pytest.mark.parametrize(("kind", "size_mode"), [("bool", "native"), ("uint8", "pad16"), ("torch", "crop16")])
+def test_mask_keeps_points_inside(kind, size_mode):
+    everything = random_extractor(max_keypoints=0, size_mode=size_mode)
+    image = textured(97, 115)
+    mask = np.zeros((97, 115), bool)
     mask[20:70, 30:90] = True
     given = {"bool": mask, "uint8": mask.astype(np.uint8) * 255, "torch": torch.from_numpy(mask)}[kind]
     features, unmasked = everything(image, given), everything(image)

@@ -80,6 +80,16 @@ def test_a_single_candidate_passes_the_ratio_test():
     assert pairs_of(match_descriptors(one, one, max_ratio=0.5)) == [(0, 0)]
 
 
+def test_the_ratio_test_looks_in_both_directions():
+    few = torch.eye(32)[:3]
+    near = F.normalize(few[0] + 0.2 * torch.eye(32)[8], dim=0)[None]
+    many = torch.cat((few, near))  # the first of these has a rival here
+    target = F.normalize(few + 0.1 * torch.eye(32)[9:12], dim=1)
+    assert pairs_of(match_descriptors(many, target)) == [(0, 0), (1, 1), (2, 2)]
+    assert pairs_of(match_descriptors(many, target, max_ratio=0.4)) == [(1, 1), (2, 2)]
+    assert pairs_of(match_descriptors(target, many, max_ratio=0.4)) == [(1, 1), (2, 2)]
+
+
 def test_incomparable_descriptors_are_refused():
     d = unit_rows(4)
     with pytest.raises(FeatureError, match=r"'scfeat:a' and 'scfeat:b'.*different weights"):

@@ -74,6 +74,15 @@ def test_order_is_by_score_then_by_index_also_at_the_cut():
     assert values.tolist() == [2, 1, 1, 1]
 
 
+def test_many_ties_are_in_reading_order():
+    scores = (random_map(200, 300, batch=2, seed=8) * 20).floor()
+    for image, (xy, values) in enumerate(select_keypoints(scores, nms_radius=1, refinement="none", **ALL)):
+        index = (xy[:, 1] * 300 + xy[:, 0]).numpy()
+        assert len(index) > 1000 and len(values.unique()) < 20
+        np.testing.assert_array_equal(np.lexsort((index, -values.numpy())), np.arange(len(index)))
+        assert torch.equal(scores[image, 0].flatten()[index.astype(int)], values)
+
+
 def test_top_k_is_a_prefix_and_descending():
     scores = random_map(60, 80)
     ((xy_all, values_all),) = select_keypoints(scores, **ALL)
