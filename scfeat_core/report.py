@@ -73,10 +73,11 @@ def text_table(figures: Figures) -> str:
     """The figures for a terminal: one line each, sections apart."""
     rows = table_rows(figures)
     width = max((len(name) for _, name, _ in rows), default=0)
-    lines, last = [], ""
+    lines: list[str] = []
+    last = ""
     for section, name, cells in rows:
         if section != last:
-            lines.extend(([""] if lines else []) + [section])
+            lines.extend(["", section] if lines else [section])
             last = section
         lines.append(f"  {name:<{width}}  " + "".join(_column(cell) for cell in cells))
     return "\n".join(lines)
@@ -189,7 +190,7 @@ def _chart(series: Series, width: int = 420, height: int = 110) -> str:
             pieces.append([])
     lines = "".join(f'<polyline points="{" ".join(piece)}"/>' for piece in pieces if len(piece) > 1)
     label = html.escape(f"{series.name}: median {_text(percentiles(finite)['median'])} {series.unit}".strip())
-    limit = html.escape(f"{top:.3g} {series.unit}".strip())
+    limit = html.escape(f"{top:.{0 if top >= 100 else 2}f} {series.unit}".strip())
     return (
         f'<div class="chart"><div>{label}</div>'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="{label}">{lines}</svg>'
@@ -216,7 +217,7 @@ td { text-align: right; padding: 3px 0 3px 32px; white-space: nowrap; }
 tr { border-bottom: 1px solid var(--line); }
 tr.section { border: 0; }
 tr.section th { color: var(--accent); font-weight: 600; padding-top: 16px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 24px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 24px; }
 .chart { font-size: 13px; }
 .chart svg { width: 100%; height: 110px; display: block; background: #f6f7f8; border-radius: 4px; }
 .chart polyline { fill: none; stroke: var(--accent); stroke-width: 1.6; vector-effect: non-scaling-stroke; }

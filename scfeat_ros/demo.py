@@ -26,7 +26,6 @@ import numpy as np
 
 from scfeat_core.drawing import draw_matches
 from scfeat_core.errors import ScfeatError
-from scfeat_core.geometry import epipolar_distance, fundamental_from_pose
 from scfeat_core.report import (
     Figures,
     Picture,
@@ -114,6 +113,8 @@ class PlayedCamera:
 
     def fundamental(self, index0: int, index1: int) -> np.ndarray:
         """F between two images of the rendered camera: x1' F x0 = 0."""
+        from scfeat_core.geometry import fundamental_from_pose  # imports torch
+
         assert self.K is not None and self.poses is not None
         pose0, pose1 = (self.poses[i % len(self.poses)] for i in (index0, index1))
         relative = np.linalg.inv(pose1) @ pose0
@@ -419,6 +420,8 @@ def _truth_figures(seen: Observations, played: Played, camera: PlayedCamera) -> 
 
 
 def _true_error(pair: PairRecord, played: Played, camera: PlayedCamera) -> np.ndarray:
+    from scfeat_core.geometry import epipolar_distance
+
     fundamental = camera.fundamental(played.sent[pair.stamp0][0], played.sent[pair.stamp1][0])
     chosen = pair.inliers
     return epipolar_distance(pair.keypoints0[chosen].astype(float), pair.keypoints1[chosen].astype(float), fundamental)
