@@ -227,8 +227,11 @@ def _run(stop: threading.Event) -> int:
     executor.add_node(node)
     if node.settings.autostart and not _start(node):
         return 1
-    while not (stop.is_set() or node.finished):
-        executor.spin_once(timeout_sec=0.1)  # Python sees a signal only between two waits
+    while rclpy.ok() and not (stop.is_set() or node.finished):
+        try:
+            executor.spin_once(timeout_sec=0.1)  # Python sees a signal only between two waits
+        except RuntimeError as error:  # Humble and Jazzy raise where a transition was asked for at the wrong time
+            node.get_logger().error(str(error))
     if not node.finished:
         node.trigger_shutdown()
     if node.hangs:

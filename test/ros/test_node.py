@@ -304,6 +304,8 @@ def test_a_lifecycle_manager_takes_it_round_twice(ros: Any, start: Callable[...,
         assert call(change, ChangeState.Request(transition=Transition(id=transition))).success, process.output
         assert call(state, GetState.Request()).current_state.id == expected
 
+    change.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE)))
+    assert call(state, GetState.Request()).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
     for turn in range(2):
         go(Transition.TRANSITION_CONFIGURE, State.PRIMARY_STATE_INACTIVE)
         assert not client.node.get_subscriptions_info_by_topic("/image"), "subscribed before it was activated"
