@@ -22,7 +22,8 @@ from scfeat_core.types import Array, Camera, Features, FrameResult, PairResult, 
 class FrontendConfig:
     """What the front end does; the names and defaults of the node's parameters.
 
-    min_cosine: drop matches whose descriptors have a lower cosine similarity. verify: fit a two-view model to the
+    min_cosine: drop matches whose descriptors have a lower cosine similarity; 0 drops only what is less alike than
+    unrelated vectors are. verify: fit a two-view model to the
     matches and mark the inliers. verification_threshold: pixels. The others are those of ``Extractor``.
     """
 

@@ -37,6 +37,9 @@ def verify(
     which works on undistorted rays scaled by the mean focal length. Points that are not finite, or that the distortion
     model cannot see, are outliers and take no part.
 
+    confidence, max_iterations: when to stop; 2000 draws suffice for 0.999 where 45 % of the matches are good (samples
+    of 7), and take 10 ms for 400 matches.
+
     Deterministic. Matches that determine no model – too few, coincident, collinear – give ``GeometryModel.NONE``, never
     an error. Raises FeatureError for shapes that do not fit and CalibrationError for an unusable camera.
     """
