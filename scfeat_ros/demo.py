@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scfeat_core.drawing import draw_matches
+from scfeat_core.drawing import INLIER, OUTLIER, draw_keypoints, draw_matches
 from scfeat_core.errors import ScfeatError
 from scfeat_core.report import (
     Figures,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 FRAMES, FPS = 120, 10.0  # of the rendered camera
 START_PATIENCE = 180.0  # seconds until the node has loaded its network and the player has rendered, on a busy machine
-QUIET_PATIENCE = 20.0  # seconds without a frame until the player counts as stuck; bags may hold pauses
+STILL_PATIENCE = START_PATIENCE + 60.0  # seconds without a sign of life of the player; bags may hold pauses
 DRAIN_PATIENCE = 30.0  # seconds for the node to finish what it has when the player has ended
 STATUS_RATE = 20.0  # Hz, so that nearly every frame's times are seen
 STAGES = ("queue", "decode", "preprocess", "network", "match", "publish", "total")
@@ -199,10 +199,6 @@ def _watch(args: argparse.Namespace, camera: PlayedCamera, scratch: Path) -> tup
         player = stack.enter_context(
             Child("player", _player_command(args, camera, summary), scratch / "player.log", os.environ)
         )
-        check = _check_children(node, player)
-        monitor.wait_until(
-            lambda: monitor.image_subscriptions() >= 2, START_PATIENCE, "the node to subscribe to the images", check
-        )
         _follow(monitor, node, player, camera)
         _drain(monitor, node)
         code = player.exit_code
@@ -272,13 +268,9 @@ def _remapped(camera: PlayedCamera) -> list[str]:
     return ["-r", f"image:={camera.image}", "-r", f"camera_info:={camera.camera_info}"]
 
 
-def _check_children(*children: Child) -> Any:
-    def check() -> None:
-        for child in children:
-            if child.exit_code is not None:
-                raise _died(child)
-
-    return check
+def _check_alive(child: Child) -> None:
+    if child.exit_code is not None:
+        raise _died(child)
 
 
 def _died(child: Child) -> ScfeatError:
@@ -291,28 +283,60 @@ def _died(child: Child) -> ScfeatError:
 
 
 def _follow(monitor: Monitor, node: Child, player: Child, camera: PlayedCamera) -> None:
-    """Until the player has ended, with a progress bar. Raises ScfeatError where the node dies or all stands still."""
+    """Until the player has ended, saying how far it is. Raises ScfeatError where the node dies or all stands still."""
+    seen = monitor.seen
+    activity, since = (0, 0), time.monotonic()
+    with _Progress(camera.frames) as progress:
+        while player.exit_code is None:
+            _check_alive(node)
+            monitor.spin(0.1)
+            progress.show(seen, player)
+            if activity != (seen.images, player.output_size):
+                activity, since = (seen.images, player.output_size), time.monotonic()
+            elif time.monotonic() - since > STILL_PATIENCE:
+                raise ScfeatError(
+                    f"expected images all the time, found none for {STILL_PATIENCE:g} s after {seen.images}; "
+                    f"the last lines of the player's log:\n{player.last_lines()}"
+                )
+
+
+class _Progress:
+    """What the player says until the first image, then a bar; without a terminal, a line now and then."""
+
+    def __init__(self, frames: int) -> None:
+        self._frames = frames
+        self._interactive = sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._write("")
+
+    def show(self, seen: Observations, player: Child) -> None:
+        if seen.images == 0:
+            self._write(player.last_line())
+            return
+        if self._bar is None:
+            self._write("")
+            self._bar = _bar(self._frames, self._interactive)
+        if seen.status is not None:
+            self._bar.set_postfix(processed=seen.status.processed, inliers=seen.status.inliers, refresh=False)
+        self._bar.update(seen.images - self._bar.n)
+
+    def _write(self, text: str) -> None:
+        if self._interactive:
+            print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+
+
+def _bar(frames: int, interactive: bool) -> Any:
     from tqdm import tqdm
 
-    check = _check_children(node)
-    last_change, images = time.monotonic(), -1
-    # without a terminal a line every ten seconds is enough
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(total=camera.frames, unit=" frames", mininterval=interval, desc="playing", leave=False) as bar:
-        while player.exit_code is None:
-            check()
-            monitor.spin(0.1)
-            seen = monitor.seen
-            bar.update(seen.images - bar.n)
-            if seen.status is not None:
-                bar.set_postfix(processed=seen.status.processed, inliers=seen.status.inliers, refresh=False)
-            if seen.images != images:
-                last_change, images = time.monotonic(), seen.images
-            elif time.monotonic() - last_change > (START_PATIENCE if images <= 0 else QUIET_PATIENCE):
-                raise ScfeatError(
-                    f"expected images all the time, found none for {time.monotonic() - last_change:.0f} s "
-                    f"after {images}; the last lines of the player's log:\n{player.last_lines()}"
-                )
+    interval = 0.2 if interactive else 10.0
+    return tqdm(total=frames, unit=" frames", mininterval=interval, desc="playing", leave=False, ascii=not interactive)
 
 
 def _drain(monitor: Monitor, node: Child) -> None:
@@ -323,7 +347,7 @@ def _drain(monitor: Monitor, node: Child) -> None:
     rest = time.monotonic()
     received = -1
     while time.monotonic() < end:
-        _check_children(node)()
+        _check_alive(node)
         monitor.spin(0.1)
         status = monitor.seen.status
         if status is None or waiting(status) or status.received != received:
@@ -480,13 +504,27 @@ def _write_report(
 
 
 def _picture(sample: Any) -> Picture:
+    """All matches as dots, lines for some that are spread over the image: hundreds of lines would hide it."""
     pair = sample.pair
-    image = draw_matches(
-        _eight_bit(sample.image0), _eight_bit(sample.image1), pair.keypoints0, pair.keypoints1, pair.inliers
-    )
-    count = "not verified" if pair.inliers is None else f"{int(pair.inliers.sum())} verified (green)"
+    good = np.ones(len(pair.keypoints0), bool) if pair.inliers is None else pair.inliers
+    images = [
+        draw_keypoints(draw_keypoints(_eight_bit(image), points[~good], OUTLIER), points[good], INLIER)
+        for image, points in ((sample.image0, pair.keypoints0), (sample.image1, pair.keypoints1))
+    ]
+    lines = np.flatnonzero(good)[_spread(pair.keypoints0[good], sample.image0.shape)]
+    image = draw_matches(*images, pair.keypoints0[lines], pair.keypoints1[lines])
+    count = "not verified" if pair.inliers is None else f"{int(good.sum())} of them verified (green)"
     seconds = (pair.stamp1 - pair.stamp0) / 1e9
-    return Picture(image, f"{len(pair.keypoints0)} matches, {count}, between two images {seconds:.2f} s apart")
+    return Picture(
+        image,
+        f"{len(good)} matches between two images {seconds:.2f} s apart, {count}; lines join {len(lines)} of these",
+    )
+
+
+def _spread(points: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Indices of points (N, 2), at most one in each cell of an 8 x 6 grid over an image of this shape."""
+    cells = (points / np.array([shape[1], shape[0]]) * np.array([8, 6])).astype(int).clip(0, (7, 5))
+    return np.unique(cells @ np.array([1, 8]), return_index=True)[1]
 
 
 def _eight_bit(image: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +14,6 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from scfeat.msg import Features, FrontendStatus, Matches
 from sensor_msgs.msg import CompressedImage, Image
-
-from scfeat_core.errors import ScfeatError
 
 from .bags import header_stamp
 from .images import compressed_to_array, image_to_array
@@ -106,26 +103,11 @@ class Monitor:
         self._node.destroy_node()
         self._context.try_shutdown()
 
-    def wait_until(
-        self, condition: Callable[[], bool], timeout: float, what: str, check: Callable[[], None] = lambda: None
-    ) -> None:
-        """Spin until ``condition()``. ``check`` may raise. Raises ScfeatError after ``timeout`` seconds."""
-        end = time.monotonic() + timeout
-        while not condition():
-            check()
-            if time.monotonic() > end:
-                raise ScfeatError(f"expected {what} within {timeout:g} s, found none")
-            self.spin(0.1)
-
     def spin(self, seconds: float) -> None:
         """Take what arrives within the time."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self._executor.spin_once(timeout_sec=left)
-
-    def image_subscriptions(self) -> int:
-        """How many subscriptions there are on the image, this monitor's included."""
-        return self._node.count_subscribers(self._topic)
 
     def _on_image(self, data: bytes) -> None:
         self.seen.images += 1

@@ -45,10 +45,21 @@ class Child:
         """None while it runs; minus the signal where one ended it."""
         return self._popen.poll()
 
+    @property
+    def output_size(self) -> int:
+        """Bytes of its output so far: grows while it says something."""
+        return self.log.stat().st_size
+
     def last_lines(self, count: int = 12) -> str:
         """The end of its output."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(line for line in lines if line.strip()) if len(lines) <= count else "\n".join(lines[-count:])
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.output_size - 16384))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join([line for line in lines if line.strip()][-count:])
+
+    def last_line(self) -> str:
+        """Its last line without what the ROS logger puts before a text."""
+        return self.last_lines(1).rpartition("]: ")[2]
 
     def stop(self, patience: float = 12.0) -> int:
         """End it, and whatever it started. Returns the exit status."""
