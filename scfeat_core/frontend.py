@@ -23,8 +23,8 @@ class FrontendConfig:
     """What the front end does; the names and defaults of the node's parameters.
 
     min_cosine: drop matches whose descriptors have a lower cosine similarity; 0 drops only what is less alike than
-    unrelated vectors are. verify: fit a two-view model to the
-    matches and mark the inliers. verification_threshold: pixels. The others are those of ``Extractor``.
+    unrelated vectors are. verify: fit a two-view model to the matches and mark the inliers. verification_threshold:
+    pixels. The others are those of ``Extractor``.
     """
 
     weights: str = "lite"
