@@ -82,7 +82,11 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )
     protocol.add_argument("--estimator", choices=["poselib", "magsac"], default=default.estimator, help="of poses")
     protocol.add_argument(
-        "--runs", type=int, default=default.runs, metavar="N", help="average the estimators over N seeds (%(default)s)"
+        "--runs",
+        type=int,
+        default=default.runs,
+        metavar="N",
+        help="average the estimates over N orders of the matches (%(default)s)",
     )
 
 

@@ -24,7 +24,7 @@ from scfeat_core.geometry import fundamental_from_pose
 AUC_THRESHOLDS = (5, 10, 20)
 RANSAC_THRESHOLDS = (1.0, 2.0)
 EPIPOLAR_THRESHOLDS = (1, 3)
-MAGSAC_ITERATIONS = 10_000
+RANSAC_ITERATIONS = 10_000
 MAGSAC_CONFIDENCE = 0.9999
 _MIN_MATCHES = 5
 
@@ -104,7 +104,7 @@ def _poselib(points0: np.ndarray, points1: np.ndarray, k0: np.ndarray, k1: np.nd
 
     if len(points0) < _MIN_MATCHES:
         return None
-    options = {"max_epipolar_error": threshold}
+    options = {"max_epipolar_error": threshold, "max_iterations": RANSAC_ITERATIONS}
     pose, info = poselib.estimate_relative_pose(points0, points1, _pinhole(k0), _pinhole(k1), options, {})
     return (pose.R, pose.t) if info["num_inliers"] >= _MIN_MATCHES else None
 
@@ -128,7 +128,7 @@ def _magsac(points0: np.ndarray, points1: np.ndarray, k0: np.ndarray, k1: np.nda
             method=cv2.USAC_MAGSAC,
             prob=MAGSAC_CONFIDENCE,
             threshold=threshold / focal,
-            maxIters=MAGSAC_ITERATIONS,
+            maxIters=RANSAC_ITERATIONS,
         )
         if essential is None or essential.shape != (3, 3):
             return None

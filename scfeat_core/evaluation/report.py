@@ -119,14 +119,14 @@ def write_plots(folder: Path, label: str, sections: Sequence[Section]) -> list[P
         curves, x_label, y_label = _curves(section)
         if not curves:
             continue
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, title=f"{section.title}: {label}")
         for name, (x, y) in curves.items():
             axes.plot(x, y, label=name, linewidth=2.5 if name == "all sets" else 1.2)
         axes.set_ylim(0, 100)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        figure.legend(loc="outside right upper", fontsize="small")
         written.append(folder / f"{section.title}.png")
         figure.savefig(written[-1], dpi=120)
     return written
