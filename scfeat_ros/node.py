@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # What a camera driver offers, reliable or not, can be received so; only the newest image is of interest.
 INPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 OUTPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
-FAREWELL = 0.5  # seconds for the final counts to reach their subscribers, before the publisher may go
+FAREWELL = 2.0  # seconds for the final counts to reach their subscribers, before the publisher may go
 STOP_PATIENCE = 30.0  # seconds for the frame in work to finish; a large image on a busy CPU may need many
 
 

@@ -150,6 +150,10 @@ def test_answers_carry_the_stamps_of_their_images_and_add_up(ros: Any, node: Any
         assert (features.keypoints >= 0).all() and (features.keypoints <= [WIDTH - 1, HEIGHT - 1]).all()
         np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=2e-3)
 
+    def newest_matches() -> int:
+        return nanoseconds(client.matches[-1].header.stamp) if client.matches else 0
+
+    ros.spin_until(lambda: newest_matches() == START + 4 * STEP, timeout=PATIENCE, what="the matches of the last image")
     by_stamp = {nanoseconds(matches.header.stamp): matches for matches in client.matches}
     for shift in range(1, 5):
         matches = by_stamp[START + shift * STEP]
@@ -246,7 +250,7 @@ def test_of_a_burst_the_newest_image_wins_and_every_other_one_is_counted(ros: An
     processed = status.processed - before.processed
     assert status.header == burst[-1].header
     assert processed + status.dropped_busy - before.dropped_busy == received <= len(burst)
-    assert processed == len(client.features) < received, "nothing was dropped: the burst was no burst"
+    assert 0 < len(client.features) <= processed < received, "nothing was dropped: the burst was no burst"
     stamps = [nanoseconds(features.header.stamp) for features in client.features]
     assert stamps == sorted(set(stamps))
     interrupted(client, process, signal.SIGINT)
@@ -255,7 +259,7 @@ def test_of_a_burst_the_newest_image_wins_and_every_other_one_is_counted(ros: An
 def interrupted(client: Client, process: Any, number: signal.Signals) -> None:
     """A signal while an image is in work: it is finished and counted, and the process ends in order."""
     received = client.statuses[-1].received
-    message = image_message(texture(width=1280, height=960), START + 1_000_000 * STEP)
+    message = image_message(texture(width=640, height=480), START + 1_000_000 * STEP)
     client.images.publish(message)
     client.ros.spin_until(lambda: client.statuses[-1].received > received, timeout=PATIENCE, what="the image's arrival")
     process.popen.send_signal(number)
