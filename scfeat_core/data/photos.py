@@ -15,6 +15,7 @@ from scfeat_core.errors import DataError
 
 IMAGE_SUFFIXES = {".webp", ".jpg", ".jpeg", ".png", ".ppm"}
 PYRAMID_LEVELS = 3
+HELD_BACK_EVERY = 20  # photographs, where no split is given
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,30 @@ class ValidationSplit:
     singles: tuple[str, ...] = ()
 
 
-def read_split(path: Path | None) -> ValidationSplit:
-    return ValidationSplit() if path is None else read_config(ValidationSplit, path)
+def read_split(path: Path | None) -> ValidationSplit | None:
+    return None if path is None else read_config(ValidationSplit, path)
 
 
-def find_photos(folder: Path, split: ValidationSplit, *, held_back: bool = False) -> list[Path]:
+def find_photos(folder: Path, split: ValidationSplit | None, *, held_back: bool = False) -> list[Path]:
     """Image files below ``folder`` in a fixed order, without the validation split (or only it, if ``held_back``).
 
-    Raises DataError where there is none.
+    Where no split is given, every 20th is held back. Raises DataError where there is none.
     """
-    scenes, singles = set(split.scenes), set(split.singles)
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    photos = [p for p in found if (p.name in singles or not scenes.isdisjoint(p.parts)) == held_back]
+    photos = [path for i, path in enumerate(found) if _is_held_back(path.relative_to(folder), i, split) == held_back]
     if not photos:
-        raise DataError(f"expected photographs ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}, found none")
+        kind = "held-back photographs" if held_back else "photographs"
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(
+            f"expected {kind} ({suffixes}) below {folder}, found none among {len(found)} images; check data.split"
+        )
     return photos
+
+
+def _is_held_back(path: Path, index: int, split: ValidationSplit | None) -> bool:
+    if split is None:
+        return index % HELD_BACK_EVERY == 0
+    return path.name in split.singles or not set(split.scenes).isdisjoint(path.parts)
 
 
 def read_photo(path: Path, max_edge: int) -> list[np.ndarray]:

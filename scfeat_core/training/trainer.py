@@ -206,7 +206,11 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: 
     run = Run(folder, config)
     run.start(state, resume=resume)
     log.info("%d photographs; steps %d to %d in %s", len(photos), state.step, config.steps, folder)
-    _loop(state, WarpStream(photos, config), validation, run, progress)
+    try:
+        _loop(state, WarpStream(photos, config), validation, run, progress)
+    except KeyboardInterrupt:
+        log.warning("interrupted after step %d; --resume goes on from the last save in %s", state.step, folder)
+        raise
     log.info("curves: %s", run.plot())
     return run.weights
 

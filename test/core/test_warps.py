@@ -77,9 +77,17 @@ def test_split_separates_scenes_and_singles(tmp_path) -> None:
     assert held_back == ["multiview/castle/images/a.png", "singles/c.png"]
 
 
+def test_without_a_split_some_are_held_back_all_the_same(tmp_path) -> None:
+    for i in range(45):
+        (tmp_path / f"{i:02d}.jpg").touch()
+    held_back = find_photos(tmp_path, None, held_back=True)
+    assert [p.stem for p in held_back] == ["00", "20", "40"]
+    assert set(held_back).isdisjoint(find_photos(tmp_path, None))
+
+
 def test_empty_folder_and_damaged_photographs_are_named(tmp_path) -> None:
     with pytest.raises(DataError, match="found none"):
-        find_photos(tmp_path, ValidationSplit())
+        find_photos(tmp_path, None)
     damaged = tmp_path / "damaged.jpg"
     damaged.write_bytes(b"\xff\xd8 no more")
     with pytest.raises(DataError, match=r"damaged\.jpg"):
