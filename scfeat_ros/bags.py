@@ -15,6 +15,8 @@ from typing import Any
 
 from scfeat_core.errors import DataError
 
+from .cut_mcap import CutMcap, complete_size
+
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
@@ -59,10 +61,14 @@ def header_stamp(data: bytes) -> int:
 
 
 class Bag:
-    """A bag that is open for reading; a context manager. Make one with :func:`open_bag`."""
+    """A bag that is open for reading; a context manager. Make one with :func:`open_bag`.
+
+    damage: what is missing of it, in words; empty where nothing is known to be.
+    """
 
     def __init__(self, path: Path, reader: Any) -> None:
         self.path = path
+        self.damage = ""
         self._reader = reader
         self._close = ExitStack()
 
@@ -70,8 +76,21 @@ class Bag:
         try:
             self._close.enter_context(self._reader)
         except Exception as error:  # the library lets through what its storage back ends raise
-            raise _unreadable(self.path, error) from error
+            self._enter_cut(error)
         return self
+
+    def _enter_cut(self, error: Exception) -> None:
+        """Open what is left of an .mcap without its end. Raises DataError where it is something else."""
+        file = _only_file(self.path, ".mcap")
+        size = None if file is None else complete_size(file)
+        if file is None or size is None:
+            raise _unreadable(self.path, error) from error
+        self._reader = _rosbags().Reader(CutMcap(file, size))
+        try:
+            self._close.enter_context(self._reader)
+        except Exception as second:
+            raise _unreadable(self.path, second) from second
+        self.damage = f"{file} ends in the middle of a record: only what comes before is there ({size} bytes)"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -149,7 +168,8 @@ class Bag:
 def open_bag(path: str | Path) -> Bag:
     """A rosbag2 folder, or one of its files (.mcap, .db3), to be entered with ``with``.
 
-    Raises DataError where nothing is there, where it is no rosbag2, or where it is damaged (on entering).
+    An .mcap without its end is read up to there, and ``damage`` says so. Raises DataError where nothing is there, where
+    it is no rosbag2, or where it is damaged otherwise (on entering).
     """
     path = Path(path)
     if not path.exists():
@@ -170,7 +190,8 @@ def write_bag(
     storage: str = "mcap",
     compression: str | None = None,
 ) -> None:
-    """Write a rosbag2 folder. types: topic -> message type. compression: None, "message" or "file" (zstd).
+    """Write a rosbag2 folder. types: topic -> message type. compression: None, or what zstd is to compress: "message",
+    "file", "storage" (the chunks of an mcap).
 
     Raises DataError where the folder exists or the storage is unknown.
     """
@@ -206,14 +227,20 @@ def _storage(path: Path) -> Path:
         return path
     if (path / "metadata.yaml").exists():
         return path
-    files = sorted(file for file in path.iterdir() if file.suffix in (".mcap", ".db3"))
-    if len(files) == 1:
-        return files[0]
+    file = _only_file(path, ".mcap", ".db3")
+    if file is not None:
+        return file
     found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "an empty folder"
     raise DataError(
         f"expected a rosbag2 folder with metadata.yaml at {path}, found {found}: give the folder that 'ros2 bag "
         "record' made, or rebuild its metadata with 'ros2 bag reindex'"
     )
+
+
+def _only_file(path: Path, *suffixes: str) -> Path | None:
+    """The file itself, or the only one with such a suffix in a folder."""
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in suffixes]
+    return files[0] if len(files) == 1 and files[0].suffix in suffixes else None
 
 
 def _unreadable(path: Path, error: Exception, where: str = "") -> DataError:

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-fps", type=float, help="leave out images that would come faster than this")
     parser.add_argument("--seed", type=int, default=0, help="of the rendered room (default: 0)")
     parser.add_argument("--weights", default="lite", help="shipped weights or a .safetensors file (default: lite)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, auto (default: cpu)")
     parser.add_argument("--max-keypoints", type=int, default=1024, help="at most so many an image (default: 1024)")
     parser.add_argument("--output", type=Path, default=Path("build/demo"), help="folder (default: build/demo)")
 

@@ -19,7 +19,8 @@ from .bags import header_stamp
 from .images import compressed_to_array, image_to_array
 from .messages import matches_from_message, nanoseconds
 
-IMAGES_KEPT = 40  # between an image and its matches lie the frames that the node works on and those it drops
+# Bytes of images that are kept until their matches come: between lie the frames that the node works on or drops.
+IMAGES_KEPT = 200_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ class Monitor:
     def _on_image(self, data: bytes) -> None:
         self.seen.images += 1
         self._kept[header_stamp(data)] = data
-        if len(self._kept) > IMAGES_KEPT:
+        if len(data) * len(self._kept) > IMAGES_KEPT:
             self._kept.popitem(last=False)
 
     def _on_features(self, message: Features) -> None:

@@ -251,11 +251,13 @@ def check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, stop: threading.Event, report: Callable[[str], None]) -> Log:
     """Play until the end or ``stop``. rclpy must be initialised."""
     check_arguments(args)
+    damage = ""
     with ExitStack() as stack:
         if args.bag is not None:
             bag = stack.enter_context(open_bag(args.bag))
             image, why = bag.choose_image_topic(args.topic)
             report(f"playing {why}")
+            damage = bag.damage
             frames, compressed = args.frames, image.compressed
             events = bag_events(bag, image, bag.camera_info_topic(image), args.fps, args.rate)
         else:
@@ -268,6 +270,7 @@ def run(args: argparse.Namespace, stop: threading.Event, report: Callable[[str],
         endpoints.wait_for_subscriptions(args.subscriptions, args.wait, stop)
         report("playing")
         log = play(events, endpoints.publish, stop, frames, args.max_fps)
+    log.error = log.error or damage
     report(f"published {len(log.sent)} images")
     return log
 

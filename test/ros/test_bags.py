@@ -24,6 +24,7 @@ from scfeat_ros.bags import (
     open_bag,
     write_bag,
 )
+from scfeat_ros.cut_mcap import complete_size
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 START = 1_700_000_000_123_456_789
@@ -141,14 +142,40 @@ def test_an_empty_bag(tmp_path: Path) -> None:
         bag.choose_image_topic()
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_a_truncated_bag_is_named(tmp_path: Path, storage: str) -> None:
-    tiny_bag(tmp_path / "bag", storage, frames=200)
-    file = next(f for f in (tmp_path / "bag").iterdir() if f.suffix in (".mcap", ".db3"))
+def test_a_truncated_database_is_named(tmp_path: Path) -> None:
+    tiny_bag(tmp_path / "bag", "sqlite3", frames=200)
+    file = tmp_path / "bag" / "bag.db3"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(DataError, match="damaged or truncated"), open_bag(tmp_path / "bag") as bag:
         for topic in bag.image_topics:
             list(bag.messages([topic]))
+
+
+@pytest.mark.parametrize("folder", [True, False], ids=["folder", "file"])
+@pytest.mark.parametrize("compression", [None, "storage"])
+def test_a_recording_that_was_cut_off_is_read_up_to_there(
+    tmp_path: Path, folder: bool, compression: str | None
+) -> None:
+    written = tiny_bag(tmp_path / "bag", "mcap", compression, frames=4000)
+    file = tmp_path / "bag" / "bag.mcap"
+    file.write_bytes(file.read_bytes()[: round(0.7 * file.stat().st_size)])
+    with open_bag(tmp_path / "bag" if folder else file) as bag:
+        assert "ends in the middle" in bag.damage
+        topic, _ = bag.choose_image_topic()
+        kept = list(bag.messages([topic]))
+    assert 1000 < len(kept) < 4000
+    assert kept == [message for message in written if message.topic == "/cam/image_raw"][: len(kept)]
+
+
+def test_a_complete_file_is_not_called_cut(tmp_path: Path) -> None:
+    tiny_bag(tmp_path / "bag", "mcap")
+    file = tmp_path / "bag" / "bag.mcap"
+    assert complete_size(file) is None
+    with open_bag(tmp_path / "bag") as bag:
+        assert bag.damage == ""
+    file.write_bytes(file.read_bytes()[:30])
+    with pytest.raises(DataError, match="damaged or truncated"), open_bag(tmp_path / "bag"):
+        pass
 
 
 def test_what_lies_before_the_damage_is_kept(tmp_path: Path) -> None:
