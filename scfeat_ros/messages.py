@@ -27,7 +27,7 @@ DESCRIPTOR_TYPES = {
     "float16": FeaturesMessage.FLOAT16,
     "int8": FeaturesMessage.INT8,
 }
-_WIRE_DTYPES = {
+_WIRE_DTYPES: dict[int, np.dtype[Any]] = {
     FeaturesMessage.FLOAT32: np.dtype("<f4"),
     FeaturesMessage.FLOAT16: np.dtype("<f2"),
     FeaturesMessage.INT8: np.dtype("i1"),
@@ -147,7 +147,7 @@ def stamp_from_nanoseconds(value: int) -> Time:
 
 def _pack(typecode: str, values: np.ndarray, dtype: type) -> array:
     packed = array(typecode)
-    packed.frombytes(np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8))
+    packed.frombytes(np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8).data)
     return packed
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +193,7 @@ class FrontendNode(LifecycleNode):
         self._status.publish(status_to_message(self.settings.camera, counts, health, last_error))
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status. Arguments are those of any ROS 2 node (--ros-args ...)."""
     stop = threading.Event()
     _handle_signals(lambda *_: stop.set())
@@ -213,7 +213,7 @@ def _handle_signals(handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def _init(args: Sequence[str] | None) -> None:
+def _init(args: list[str] | None) -> None:
     try:
         # Without the handlers of rclpy: they shut the context down at once, and the final status could not be sent.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
