@@ -27,7 +27,7 @@ class Protocol:
     max_keypoints: Annotated[int, Range(minimum=1)] = 1024
     longer_side: Annotated[int, Range(minimum=0)] = 640
     estimator: Literal["poselib", "magsac"] = "poselib"
-    runs: Annotated[int, Range(minimum=1)] = 3
+    runs: Annotated[int, Range(minimum=1)] = 1
 
     def __post_init__(self) -> None:
         check_config(self)
