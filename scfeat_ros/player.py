@@ -26,6 +26,7 @@ from scfeat_core.errors import DataError, ScfeatError
 from .bags import Bag, Topic, header_stamp, open_bag
 
 SETTLE = 0.5  # seconds: the receiving side completes a match a little later, and what is sent before that is lost
+LINGER = 1.0  # seconds: what a subscriber has not taken is lost when its publisher goes
 FRAME_ID = "camera_optical_frame"
 
 
@@ -270,6 +271,7 @@ def run(args: argparse.Namespace, stop: threading.Event, report: Callable[[str],
         endpoints.wait_for_subscriptions(args.subscriptions, args.wait, stop)
         report("playing")
         log = play(events, endpoints.publish, stop, frames, args.max_fps)
+        stop.wait(LINGER)
     log.error = log.error or damage
     report(f"published {len(log.sent)} images")
     return log
