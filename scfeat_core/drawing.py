@@ -37,7 +37,7 @@ def draw_matches(
     canvas = np.zeros((max(len(left), len(right)), left.shape[1] + right.shape[1], 3), np.uint8)
     canvas[: len(left), : left.shape[1]] = left
     canvas[: len(right), left.shape[1] :] = right
-    ends = np.asarray(keypoints1, np.float32) + np.float32([left.shape[1], 0])
+    ends = np.asarray(keypoints1, np.float32) + np.array([left.shape[1], 0], np.float32)
     good = np.ones(len(ends), bool) if inliers is None else np.asarray(inliers, bool)
     for chosen, colour in ((~good, OUTLIER), (good, INLIER)):
         _lines(canvas, keypoints0[chosen], ends[chosen], colour, thickness=1)

@@ -19,7 +19,7 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", default="lite", help="name of shipped weights, or a .safetensors file (%(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="e.g. cpu, cuda, cuda:1 (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, or auto (%(default)s)")
     parser.add_argument("--max-keypoints", type=int, default=1024, metavar="N", help="at most N an image (%(default)s)")
 
 
