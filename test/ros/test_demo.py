@@ -25,7 +25,7 @@ from rosbags.typesys import Stores, get_typestore
 from scfeat_core.geometry import epipolar_distance
 from scfeat_core.report import table_rows
 from scfeat_ros.bags import COMPRESSED_IMAGE, BagMessage, write_bag
-from scfeat_ros.demo import PlayedCamera
+from scfeat_ros.demo_report import PlayedCamera
 from scfeat_ros.domain import free_domain
 from scfeat_ros.processes import Child, remove_abandoned_shared_memory
 
