@@ -103,7 +103,7 @@ def _orb(image: np.ndarray, max_keypoints: int) -> Features:
 def _akaze(image: np.ndarray, max_keypoints: int) -> Features:
     home: Any = cv2 if hasattr(cv2, "AKAZE_create") else getattr(cv2, "xfeatures2d", None)  # in contrib since 5.0
     if not hasattr(home, "AKAZE_create"):
-        raise ConfigError(f"OpenCV {cv2.__version__} comes without AKAZE; install opencv-contrib-python or opencv-python<5")
+        raise ConfigError(f"OpenCV {cv2.__version__} has no AKAZE; install opencv-contrib-python or opencv-python<5")
     return _opencv_features(home.AKAZE_create(threshold=AKAZE_THRESHOLD), image, max_keypoints, "akaze")
 
 
