@@ -9,8 +9,9 @@ PYTEST_ARGS ?= -n 2
 DEMO_OUTPUT ?= build/demo
 
 # Python of the environment, with nothing of a sourced ROS or of another environment.
-CLEAN := env -u _ROS_WHEELS_BOOTSTRAP_COMPLETE -u LD_LIBRARY_PATH -u PYTHONPATH -u PYTHONHOME AMENT_PREFIX_PATH=$(abspath $(VENV))
-RUN := $(CLEAN) $(abspath $(VENV))/bin/python
+PREFIX := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))
+CLEAN := env -u _ROS_WHEELS_BOOTSTRAP_COMPLETE -u LD_LIBRARY_PATH -u PYTHONPATH -u PYTHONHOME -u ROS_DISTRO
+RUN := $(CLEAN) AMENT_PREFIX_PATH="$(PREFIX)" "$(PREFIX)/bin/python"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-live lint format build-ros lock clean distclean
@@ -21,10 +22,10 @@ help: ## list the targets
 	@echo "  variables: ROS_DISTRO=kilted|jazzy  PYTHON=python3.12  TORCH_INDEX_URL=...  BAG=path  FRAMES=n  PYTEST_ARGS=..."
 
 setup: ## ROS 2, torch and scfeat into .venv (ROS_DISTRO=jazzy: .venv-jazzy)
-	@ROS_DISTRO=$(ROS_DISTRO) VENV=$(VENV) tools/setup
+	@ROS_DISTRO=$(ROS_DISTRO) VENV="$(VENV)" tools/setup
 
 demo: setup ## a camera through the live ROS 2 node; BAG=path plays a rosbag2
-	@$(RUN) -m scfeat_core.cli demo --output $(DEMO_OUTPUT) $(if $(BAG),--bag $(BAG)) $(if $(FRAMES),--frames $(FRAMES)) $(DEMO_ARGS)
+	@$(RUN) -m scfeat_core.cli demo --output "$(DEMO_OUTPUT)" $(if $(BAG),--bag "$(BAG)") $(if $(FRAMES),--frames $(FRAMES)) $(DEMO_ARGS)
 
 test: setup ## the whole test suite
 	$(RUN) -m pytest $(PYTEST_ARGS)
