@@ -161,7 +161,7 @@ def network_input(images: Tensor, mask: Tensor | None, size_mode: SizeMode, max_
         valid_size = (width // 16 * 16, height // 16 * 16)
         images = images[:, : valid_size[1], : valid_size[0]]
         mask = None if mask is None else mask[:, : valid_size[1], : valid_size[0]]
-    return NetworkInput(_normalise(images), mask, valid_size, scale_xy)
+    return NetworkInput(normalise(images), mask, valid_size, scale_xy)
 
 
 def _shrink(images: Tensor, mask: Tensor | None, max_edge: int) -> tuple[Tensor, Tensor | None, tuple[float, float]]:
@@ -184,8 +184,8 @@ def _pad(images: Tensor, right: int, bottom: int) -> Tensor:
     return images[:, rows][:, :, columns]
 
 
-def _normalise(images: Tensor) -> Tensor:
-    """(B, H, W, 1 or 3) to (B, 3, H, W), channels last.
+def normalise(images: Tensor) -> Tensor:
+    """(B, H, W, 1 or 3) uint8 or float in [0, 1] to the network's (B, 3, H, W) float32, channels last in memory.
 
     Works on whole rows: broadcasting over 3 innermost channels takes 7 times as long on a CPU.
     """

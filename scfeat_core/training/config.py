@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from scfeat_core.config import Range
 from scfeat_core.data.warps import WarpConfig
+from scfeat_core.errors import ConfigError
 from scfeat_core.training.descriptor_loss import DescriptorLossConfig
 from scfeat_core.training.keypoint_loss import KeypointLossConfig
 
@@ -17,8 +18,11 @@ Count = Annotated[int, Range(minimum=1)]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """root: photographs are searched for below it. split: YAML file of what is held back for validation
-    (``scenes``: folder names, ``singles``: file names); without it, every 20th photograph is. max_edge: pixels."""
+    """root: photographs are searched for below it. max_edge: pixels.
+
+    split: YAML file of what is held back for validation (``scenes``: folder names, ``singles``: file names);
+    without it, every 20th photograph is.
+    """
 
     root: Path = Path("data/train")
     split: Path | None = None
@@ -69,3 +73,11 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     descriptor_loss: DescriptorLossConfig = field(default_factory=DescriptorLossConfig)
     keypoint_loss: KeypointLossConfig = field(default_factory=KeypointLossConfig)
+
+    def __post_init__(self) -> None:
+        cells = (self.descriptor_loss.cell, self.keypoint_loss.cell)
+        if self.proposal_share > 0 and cells[0] != cells[1]:
+            raise ConfigError(
+                f"expected descriptor_loss.cell and keypoint_loss.cell to be equal, found {cells[0]} and {cells[1]}; "
+                "make them equal, or set proposal_share: 0"
+            )

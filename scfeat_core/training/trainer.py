@@ -22,10 +22,12 @@ from scfeat_core.data.photos import find_photos, load_photos, read_split
 from scfeat_core.data.warps import WarpPairs, draw_pairs
 from scfeat_core.errors import DataError, DeviceError, WeightsError
 from scfeat_core.geometry import warp_points
-from scfeat_core.network.model import IMAGENET_MEAN, IMAGENET_STD, SCFeat
+from scfeat_core.network.model import SCFeat
+from scfeat_core.preprocessing import normalise
 from scfeat_core.training.config import DataConfig, OptimiserConfig, TrainConfig
 from scfeat_core.training.descriptor_loss import descriptor_loss
 from scfeat_core.training.keypoint_loss import (
+    KeypointLossConfig,
     good_rewards,
     keypoint_loss,
     match_probability,
@@ -33,7 +35,7 @@ from scfeat_core.training.keypoint_loss import (
     repeatability_loss,
 )
 from scfeat_core.training.run import Run, TrainState
-from scfeat_core.training.sampling import draw_uniform, propose_keypoints
+from scfeat_core.training.sampling import Proposals, draw_uniform, propose_keypoints
 from scfeat_core.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -142,39 +144,47 @@ def losses(model: SCFeat, pairs: WarpPairs, config: TrainConfig, step: int) -> t
     device = torch.device(config.device)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     homography = pairs.homography.to(device)
-    images = normalise(torch.cat((pairs.image0, pairs.image1)).to(device))
+    images = normalise(torch.cat((pairs.image0, pairs.image1)).to(device).permute(0, 2, 3, 1))
+    size = (images.shape[-2], images.shape[-1])
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         maps = model.backbone(images)
         scores = model.detect(maps, images) if step >= config.detector_start else None
     map0, map1 = maps.local_map.float().chunk(2)
-    size = (images.shape[-2], images.shape[-1])
     points0 = draw_uniform(size, len(homography), config.descriptor_loss.cell, generator).to(device)
     if scores is None:
-        loss, values = _descriptor_part(map0, map1, points0, homography, size, config)
-        return loss, values
+        return _descriptor_part(map0, map1, points0, homography, size, config)
     settings = ramp_costs(config.keypoint_loss, step - config.detector_start)
     score0, score1 = scores.float().chunk(2)
     draw0, draw1 = (
         propose_keypoints(score, settings.cell, settings.score_scale, settings.accept_bias, generator)
         for score in (score0, score1)
     )
-    if settings.cell == config.descriptor_loss.cell:
-        by_detector = torch.rand(points0.shape[:2], generator=generator).to(device) < config.proposal_share
+    by_detector = torch.rand(points0.shape[:2], generator=generator).to(device) < config.proposal_share
+    if config.proposal_share > 0:  # both draw one point a cell
         points0 = torch.where(by_detector[..., None], draw0.points, points0)
-    loss, values = _descriptor_part(map0, map1, points0, homography, size, config)
+    descriptor, values = _descriptor_part(map0, map1, points0, homography, size, config)
+    reinforce, drawn = _reinforce_part(map0, map1, draw0, draw1, homography, settings)
+    repeatability = repeatability_loss(score0, score1, homography, settings)
+    values |= drawn | {
+        "repeatability_loss": float(repeatability.detach()),
+        "score_max": float(scores.detach().amax()),
+    }
+    return descriptor + config.keypoint_weight * (reinforce + settings.repeat_weight * repeatability), values
+
+
+def _reinforce_part(
+    map0: Tensor, map1: Tensor, draw0: Proposals, draw1: Proposals, homography: Tensor, settings: KeypointLossConfig
+) -> tuple[Tensor, dict[str, float]]:
     with torch.no_grad():
         probability = match_probability(map0, map1, draw0.points, draw1.points, settings.temperature)
         reward = good_rewards(draw0.points, draw1.points, homography, settings)
-    detector, matches = keypoint_loss(draw0, draw1, probability, reward, settings)
-    repeatability = repeatability_loss(score0, score1, homography, settings)
-    values |= {
-        "repeatability_loss": float(repeatability.detach()),
-        "keypoint_loss": float(detector.detach()),
+    loss, matches = keypoint_loss(draw0, draw1, probability, reward, settings)
+    values = {
+        "keypoint_loss": float(loss.detach()),
         "expected_matches": float(matches),
         "accepted": float(draw0.accepted.float().mean()),
-        "score_max": float(scores.detach().amax()),
     }
-    return loss + config.keypoint_weight * (detector + settings.repeat_weight * repeatability), values
+    return loss, values
 
 
 def _descriptor_part(
@@ -186,12 +196,6 @@ def _descriptor_part(
     loss, accuracy = descriptor_loss(map0, map1, points0, points1, valid, config.descriptor_loss)
     share = valid.float().mean()
     return loss, {"descriptor_loss": float(loss.detach()), "matched": float(accuracy), "valid": float(share)}
-
-
-def normalise(images: Tensor) -> Tensor:
-    """RGB in [0, 1], (B, 3, H, W), to the network's input; channels last, which nearly halves a step on the CPU."""
-    mean, std = (images.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: bool = True) -> Path:

@@ -232,6 +232,7 @@ def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: P
     [
         ("optimiser.decoder_rl=1", "did you mean 'decoder_lr'"),
         ("steps=0", "steps"),
+        ("keypoint_loss.cell=16", "proposal_share: 0"),
         ("data.root=/does/not/exist", "/does/not/exist"),
         ("device=cuda", "device: cpu"),
         ("init=/no/such.safetensors", "/no/such.safetensors"),
