@@ -64,13 +64,23 @@ def load_config(cls: type[Config], mapping: Mapping[str, Any] | None, where: str
 
 def read_config(cls: type[Config], path: str | Path) -> Config:
     """:func:`load_config` of a YAML file."""
+    return load_config(cls, read_mapping(path), where=str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """What a YAML file says, unchecked but for being a mapping; an empty file is an empty one. Raises ConfigError."""
     try:
         mapping = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"expected a readable configuration file at {path}, found: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected valid YAML, found: {error}") from error
-    return load_config(cls, mapping, where=str(path))
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: expected valid YAML, found: {reason}") from error
+    if mapping is None:
+        return {}
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {_found(mapping)}")
+    return mapping
 
 
 def check_config(config: Any, where: str | None = None) -> None:

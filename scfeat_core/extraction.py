@@ -75,6 +75,10 @@ class Extractor:
         self.model = _network(weights).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.timings: dict[str, float] = {}
         self._precision = _resolve_precision(self.options.precision, self.device)
+        if self.model.config.backbone.alignment == "legacy" and self.options.size_mode == "native":
+            raise ConfigError(
+                "expected size_mode 'crop16' or 'pad16' for a network with legacy alignment, found 'native'"
+            )
 
     @property
     def descriptor_dim(self) -> int:
@@ -115,8 +119,8 @@ class Extractor:
             stacked = stack_images(images)
             height, width = stacked.shape[1:3]
             mask = stack_masks(masks, (width, height), len(stacked))
-            stacked = stacked.to(self.device, non_blocking=True)
-            mask = None if mask is None else mask.to(self.device, non_blocking=True)
+            stacked = self._upload(stacked)
+            mask = None if mask is None else self._upload(mask)
             given = network_input(stacked, mask, self.options.size_mode, self.options.max_edge)
         with self._timed("network"):
             score_map, descriptor_map = self._run_network(given.image)
@@ -133,10 +137,16 @@ class Extractor:
         """Run once on a gray image of (width, height), so that the first real one does not pay for initialisation."""
         self(torch.full((size[1], size[0]), 127, dtype=torch.uint8))
 
+    def _upload(self, tensor: Tensor) -> Tensor:
+        # Towards the host nothing would wait for the copy.
+        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
+
     def _run_network(self, image: Tensor) -> tuple[Tensor, Tensor]:
         half = self._precision != torch.float32
         try:
-            with torch.autocast(self.device.type, self._precision, enabled=half):
+            # Without TensorFloat-32, which torch takes for float32 in convolutions unless it is told not to.
+            exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+            with exact, torch.autocast(self.device.type, self._precision, enabled=half):
                 output = self.model(image)
         except torch.cuda.OutOfMemoryError as error:
             batch, _, height, width = image.shape

@@ -71,6 +71,15 @@ def read_photo(path: Path, max_edge: int) -> list[np.ndarray]:
     return levels
 
 
+def matching_split(folder: Path, split: ValidationSplit | None) -> ValidationSplit | None:
+    """The split, or None where it names nothing below ``folder``: it was made for other photographs."""
+    try:
+        find_photos(folder, split, held_back=True)
+    except DataError:
+        return None
+    return split
+
+
 def load_photos(paths: Sequence[Path], max_edge: int) -> tuple[list[list[np.ndarray]], list[str]]:
     """Pyramids of all readable photographs, and one message for each that is not. Raises DataError if none is."""
 

@@ -17,6 +17,7 @@ from scfeat_core.geometry import scale_matrix
 
 Share = Annotated[float, Range(minimum=0.0, maximum=1.0)]
 Positive = Annotated[float, Range(above=0.0)]
+NotNegative = Annotated[float, Range(minimum=0.0)]
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class GeometryConfig:
     translation: largest shift of the centre, both as shares of the view's size.
     """
 
-    zoom: tuple[float, float] = (0.7, 2.0)
-    scale_sigma: float = 0.5
-    rotation_sigma: float = 20.0
+    zoom: tuple[Positive, Positive] = (0.7, 2.0)
+    scale_sigma: NotNegative = 0.5
+    rotation_sigma: NotNegative = 20.0
     upside_down: Share = 0.1
     perspective: Share = 0.25
     translation: Share = 0.2
@@ -40,15 +41,15 @@ class GeometryConfig:
 class PhotometricConfig:
     """Each is a share of the views that it happens to, or the largest strength (a factor 2 ** +-x where ``log2``)."""
 
-    exposure_log2: float = 0.8
-    gamma_log2: float = 0.7
-    contrast_log2: float = 0.6
-    colour_log2: float = 0.2
+    exposure_log2: NotNegative = 0.8
+    gamma_log2: NotNegative = 0.7
+    contrast_log2: NotNegative = 0.6
+    colour_log2: NotNegative = 0.2
     gray: Share = 0.3
     shading: Share = 0.3
     motion_blur: Share = 0.2
     defocus: Share = 0.25
-    noise: float = 0.03
+    noise: NotNegative = 0.03
     jpeg: Share = 0.3
 
 

@@ -50,7 +50,7 @@ class BackboneOutput(NamedTuple):
 
 
 class F2RBackbone(nn.Module):
-    """Feature-Fusion ResUNet; works for any image of at least 32 x 32 pixels."""
+    """Feature-Fusion ResUNet; for any image of at least 32 x 32 pixels, with legacy alignment for multiples of 16."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()

@@ -28,6 +28,13 @@ class ModelConfig:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     descriptor_source: DescriptorSource = "desc_map"
 
+    def __post_init__(self) -> None:
+        if self.backbone.alignment != self.detector.alignment:
+            raise ConfigError(
+                f"expected one alignment in backbone and detector, found '{self.backbone.alignment}' and "
+                f"'{self.detector.alignment}'; set both"
+            )
+
 
 _RESNET = ModelConfig()
 VARIANTS: dict[str, ModelConfig] = {

@@ -39,12 +39,17 @@ def card_sha256(name: str) -> str:
 
 
 def save_model(model: SCFeat, path: Path, *, half: bool = True) -> str:
-    """Write the weights (float16 where ``half``) and the network's configuration; returns the file's sha256."""
+    """Write the weights (float16 where ``half``) and the network's configuration; returns the file's sha256.
+
+    Raises WeightsError where a number is not finite, or too large for float16.
+    """
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
         tensors[name] = tensor.detach().to("cpu", torch.float16 if half else torch.float32).contiguous()
+        if not torch.isfinite(tensors[name]).all():
+            raise WeightsError(f"expected finite weights to save, found NaN, infinity or too large a number in {name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"format": "scfeat", "config": json.dumps(asdict(model.config), sort_keys=True)})
     return file_sha256(path)

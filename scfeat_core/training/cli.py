@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from scfeat_core.errors import ConfigError
+
 DESCRIPTION = "Train SCFeat. The configuration says on what, from what, and how long; unknown keys are refused."
 
 
@@ -24,23 +26,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from scfeat_core.config import load_config
+    from scfeat_core.config import load_config, read_mapping
     from scfeat_core.training.config import TrainConfig
     from scfeat_core.training.trainer import train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    mapping = yaml.safe_load(args.config.read_text())
-    for override in args.set + ([f"data.root={args.data}"] if args.data else []):
-        _override(mapping, override)
+    mapping = read_mapping(args.config)
+    _resolve_paths(mapping, args.config.parent)
+    for assignment in args.set:
+        _override(mapping, assignment)
+    if args.data is not None:
+        _override(mapping, "data.root=", args.data)
     config = load_config(TrainConfig, mapping, where=str(args.config))
     weights = train(config, args.output or Path("runs") / config.name, resume=args.resume)
     print(f"weights: {weights}")
     return 0
 
 
-def _override(mapping: dict[str, Any], assignment: str) -> None:
-    path, _, value = assignment.partition("=")
+def _resolve_paths(mapping: dict[str, Any], folder: Path) -> None:
+    """Paths in a file are relative to the file; those of the command line to where it is given."""
+    data = mapping.get("data")
+    for key in ("root", "split"):
+        if isinstance(data, dict) and isinstance(data.get(key), str):
+            data[key] = folder / data[key]
+
+
+def _override(mapping: dict[str, Any], assignment: str, value: object = None) -> None:
+    """Set ``a.b.c`` of nested mappings to ``value``, or to what follows the equals sign, read as YAML."""
+    path, equals, text = assignment.partition("=")
     *parents, key = path.split(".")
+    if not equals:
+        raise ConfigError(f"expected --set KEY=VALUE, found '{assignment}'")
     for parent in parents:
         mapping = mapping.setdefault(parent, {})
-    mapping[key] = yaml.safe_load(value)
+        if not isinstance(mapping, dict):
+            raise ConfigError(f"--set {assignment}: expected '{parent}' to hold settings, found a single value")
+    mapping[key] = yaml.safe_load(text) if value is None else value

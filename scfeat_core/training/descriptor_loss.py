@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scfeat_core.config import Range
-from scfeat_core.geometry import sample_map
+from scfeat_core.geometry import distances, sample_map
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DescriptorLossConfig:
     cell: Annotated[int, Range(minimum=4)] = 8
     temperature: Annotated[float, Range(above=0.0)] = 20.0
     negatives: Annotated[int, Range(minimum=0)] = 256
-    exclusion: float = 4.0
+    exclusion: Annotated[float, Range(minimum=0.0)] = 4.0
 
 
 def descriptor_loss(
@@ -49,7 +49,7 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Loss (B, N), zero where not valid, and whether the true match is the nearest (B, N)."""
     logits = config.temperature * query @ target.transpose(1, 2)
-    close = torch.cdist(target_points, target_points) < config.exclusion
+    close = distances(target_points, target_points) < config.exclusion
     close.diagonal(dim1=1, dim2=2).fill_(False)
     logits = logits.masked_fill(close | ~valid[:, None, :], -torch.inf)
     logits = torch.cat((logits, config.temperature * query @ _other_pairs(target, config.negatives)), -1)

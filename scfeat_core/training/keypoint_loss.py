@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scfeat_core.config import Range
-from scfeat_core.geometry import sample_map, warp_points
+from scfeat_core.geometry import distances, sample_map, warp_points
 from scfeat_core.training.sampling import Proposals, keypoint_probability
 
 
@@ -53,8 +53,8 @@ def ramp_costs(config: KeypointLossConfig, step: int) -> KeypointLossConfig:
 
 def good_rewards(points0: Tensor, points1: Tensor, homography: Tensor, config: KeypointLossConfig) -> Tensor:
     """Reward of each pair of points, (B, N, M): good where they are each other's images to within the threshold."""
-    d0 = torch.cdist(warp_points(points0, homography), points1)
-    d1 = torch.cdist(points0, warp_points(points1, torch.linalg.inv(homography)))
+    d0 = distances(warp_points(points0, homography), points1)
+    d1 = distances(points0, warp_points(points1, torch.linalg.inv(homography)))
     distance = torch.maximum(d0, d1).nan_to_num(torch.inf)
     profile = 1 - distance / config.reward_thr if config.reward_profile == "linear" else torch.ones_like(distance)
     return torch.where(distance < config.reward_thr, config.good_reward * profile, config.bad_reward)

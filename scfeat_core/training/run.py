@@ -24,6 +24,8 @@ CURVES = (
     ("keypoints accepted", ("accepted",)),
     ("validation", ("validation_mma3", "validation_repeatability3")),
 )
+# "data" because folders move; the photographs in them are the user's word.
+MAY_CHANGE = ("name", "steps", "device", "data", "log_every", "save_every", "validate_every", "validation_pairs")
 
 
 @dataclass
@@ -59,13 +61,22 @@ class Run:
 
     def _restore(self, state: TrainState) -> None:
         saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        if saved["variant"] != self.config.variant:
-            raise ConfigError(f"{self._checkpoint}: expected a run of {self.config.variant}, found {saved['variant']}")
+        self._check_same(saved["config"])
         state.model.load_state_dict(saved["model"])
         state.average.load_state_dict(saved["average"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.step, state.skipped = saved["step"], saved["skipped"]
         self._drop_log_after(state.step)
+
+    def _check_same(self, saved: dict[str, Any]) -> None:
+        """How long and where a run goes on may change; what it trains, on what and how, may not."""
+        own = dump_config(self.config)
+        different = [key for key in own if key not in MAY_CHANGE and own[key] != saved.get(key)]
+        if different:
+            raise ConfigError(
+                f"{self._checkpoint} was made with other settings of {', '.join(different)}; resume with those in "
+                f"{self.folder / 'config.json'}, or start a run of its own with another --output"
+            )
 
     def _drop_log_after(self, step: int) -> None:
         """What was logged after the checkpoint is done, and logged, again."""
@@ -75,7 +86,7 @@ class Run:
 
     def save(self, state: TrainState) -> None:
         content = {
-            "variant": self.config.variant,
+            "config": dump_config(self.config),
             "model": state.model.state_dict(),
             "average": state.average.state_dict(),
             "optimizer": state.optimizer.state_dict(),

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scfeat_core.data.photos import find_photos, load_photos, read_split
+from scfeat_core.data.photos import find_photos, load_photos, matching_split, read_split
 from scfeat_core.data.warps import WarpPairs, draw_pairs
-from scfeat_core.errors import DataError, DeviceError, WeightsError
+from scfeat_core.errors import DataError, WeightsError
+from scfeat_core.extraction import resolve_device
 from scfeat_core.geometry import warp_points
 from scfeat_core.network.model import SCFeat
 from scfeat_core.preprocessing import normalise
@@ -107,7 +109,10 @@ class WarpStream:
 def load_photo_set(config: DataConfig, *, held_back: bool) -> Photos:
     if not config.root.is_dir():
         raise DataError(f"data.root: expected a folder of photographs, found none at {config.root}; state it by --data")
-    paths = find_photos(config.root, read_split(config.split), held_back=held_back)
+    split = matching_split(config.root, read_split(config.split))
+    if split is None and config.split is not None and held_back:
+        log.warning("%s names none of the photographs in %s: every 20th is held back", config.split, config.root)
+    paths = find_photos(config.root, split, held_back=held_back)
     photos, problems = load_photos(paths, config.max_edge)
     for problem in problems:
         log.warning("%s", problem)
@@ -115,7 +120,7 @@ def load_photo_set(config: DataConfig, *, held_back: bool) -> Photos:
 
 
 def train_step(state: TrainState, pairs: WarpPairs, config: TrainConfig) -> dict[str, float]:
-    """One optimiser step; returns what is logged. A loss that is not finite leaves the network as it was."""
+    """One optimiser step; returns what is logged. A loss or gradient that is not finite changes nothing."""
     for group, rate in zip(state.optimizer.param_groups, _rates(config.optimiser), strict=True):
         group["lr"] = rate * learning_rate_factor(state.step, config.steps, config.optimiser)
     state.model.train()
@@ -124,14 +129,20 @@ def train_step(state: TrainState, pairs: WarpPairs, config: TrainConfig) -> dict
     loss, values = losses(state.model, pairs, config, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     if not torch.isfinite(loss):
-        state.skipped += 1
-        log.warning("step %d: the loss is %s; skipped (%d so far)", state.step, float(loss), state.skipped)
-        return values
+        return _skip(state, values, "loss")
     loss.backward()
-    for part in (state.model.backbone, state.model.detector):
-        torch.nn.utils.clip_grad_norm_(part.parameters(), config.optimiser.clip_norm)
+    parts = (state.model.backbone, state.model.detector)
+    norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), config.optimiser.clip_norm) for part in parts]
+    if not all(torch.isfinite(norm) for norm in norms):
+        return _skip(state, values, "gradient")
     state.optimizer.step()
     state.average.update_parameters(state.model)
+    return values
+
+
+def _skip(state: TrainState, values: dict[str, float], what: str) -> dict[str, float]:
+    state.skipped += 1
+    log.warning("step %d: the %s is not finite; skipped (%d so far)", state.step, what, state.skipped)
     return values
 
 
@@ -200,8 +211,7 @@ def _descriptor_part(
 
 def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: bool = True) -> Path:
     """Train to ``config.steps`` and return the path of the averaged weights. Raises ScfeatError."""
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError("device: cuda was asked for, but torch finds no CUDA device; set device: cpu")
+    config = replace(config, device=str(resolve_device(config.device)))
     photos = load_photo_set(config.data, held_back=False)
     validation = Validation(load_photo_set(config.data, held_back=True), config.validation_pairs, config.data.warps)
     model = create_model(config).to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import torch
 from scfeat_core import geometry
 from scfeat_core.errors import ConfigError, DeviceError, ImageError, WeightsError
 from scfeat_core.extraction import Extractor
-from scfeat_core.network.model import SCFeat
+from scfeat_core.network.model import VARIANTS, SCFeat
 from scfeat_core.types import Features
 
 
@@ -348,3 +349,18 @@ def test_score_threshold_and_limit(extractor):
     limited = random_extractor(score_threshold=threshold)(image)
     assert 0 < len(limited) < len(features) and limited.scores.min() > threshold
     assert len(random_extractor(max_keypoints=7)(image)) == 7
+
+
+def test_a_network_with_legacy_alignment_insists_on_multiples_of_16():
+    lite = VARIANTS["lite"]
+    legacy = replace(
+        lite,
+        backbone=replace(lite.backbone, alignment="legacy"),
+        detector=replace(lite.detector, alignment="legacy"),
+    )
+    with pytest.raises(ConfigError, match="crop16"):
+        Extractor(SCFeat(legacy))
+    with pytest.raises(ConfigError, match="one alignment"):
+        replace(lite, backbone=replace(lite.backbone, alignment="legacy"))
+    features = Extractor(SCFeat(legacy), size_mode="crop16")(np.zeros((100, 75), np.uint8))
+    assert features.image_size == (75, 100)

@@ -207,3 +207,8 @@ def test_undistort_points_inverts_the_projection(camera):
 def test_unusable_cameras_are_refused(camera, message):
     with pytest.raises(CalibrationError, match=message):
         geometry.undistort_points(np.zeros((1, 2)), camera)
+
+
+def test_distances_of_far_points_are_exact():
+    points = torch.rand(1, 100, 2, generator=torch.Generator().manual_seed(0)) * 640
+    assert float(geometry.distances(points, points)[0].diagonal().max()) == 0

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from torch.optim.swa_utils import AveragedModel
 
 from scfeat_core.cli import main
 from scfeat_core.config import dump_config, read_config
@@ -31,8 +32,16 @@ from scfeat_core.training.keypoint_loss import (
     ramp_costs,
     repeatability_loss,
 )
+from scfeat_core.training.run import TrainState
 from scfeat_core.training.sampling import draw_uniform, keypoint_probability, propose_keypoints
-from scfeat_core.training.trainer import train
+from scfeat_core.training.trainer import (
+    WarpStream,
+    create_model,
+    create_optimizer,
+    load_photo_set,
+    train,
+    train_step,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -223,8 +232,9 @@ def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: P
     train(config, tmp_path, progress=False)
     with pytest.raises(ConfigError, match="--resume"):
         train(config, tmp_path, progress=False)
-    with pytest.raises(ConfigError, match="expected a run of r18, found lite"):
-        train(replace(config, variant="r18"), tmp_path, resume=True, progress=False)
+    with pytest.raises(ConfigError, match="other settings of variant, seed"):
+        train(replace(config, variant="r18", seed=3), tmp_path, resume=True, progress=False)
+    train(replace(config, steps=2), tmp_path, resume=True, progress=False)  # longer is no contradiction
 
 
 @pytest.mark.parametrize(
@@ -234,7 +244,11 @@ def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: P
         ("steps=0", "steps"),
         ("keypoint_loss.cell=16", "proposal_share: 0"),
         ("data.root=/does/not/exist", "/does/not/exist"),
-        ("device=cuda", "device: cpu"),
+        ("device=cuda", "device='cpu'"),
+        ("device=gpu", "'gpu'"),
+        ("name.first=1", "'name'"),
+        ("seed", "KEY=VALUE"),
+        ("data.warps.geometry.zoom=[0,1]", "zoom"),
         ("init=/no/such.safetensors", "/no/such.safetensors"),
     ],
 )
@@ -249,6 +263,39 @@ def test_wrong_settings_are_one_clear_line(
     error = capsys.readouterr().err
     assert status == 2
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "readable"), ("", "name"), ("a: [", "valid YAML"), ("- 1", "mapping of settings")]
+)
+def test_unusable_files_are_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
+) -> None:
+    config = tmp_path / "train.yaml"
+    if text is not None:
+        config.write_text(text)
+    assert main(["train", "--config", str(config), "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_shipped_configuration_trains_on_any_folder(repository: Path, photo_folder: Path, tmp_path: Path) -> None:
+    """Its split names other photographs; some of these are held back all the same."""
+    small = ["init=random", "steps=1", "batch_size=1", "data.warps.view_size=64", "validation_pairs=1"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    config = ["--config", str(repository / "config" / "pretrain_warps.yaml"), "--data", str(photo_folder)]
+    assert main(["train", *config, "--output", str(tmp_path / "run"), *settings]) == 0
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(config: TrainConfig) -> None:
+    model = create_model(config)
+    state = TrainState(model, AveragedModel(model), create_optimizer(model, config.optimiser), step=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    next(model.detector.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    pairs = WarpStream(load_photo_set(config.data, held_back=False), config).batch(0)
+    train_step(state, pairs, config)
+    assert state.skipped == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_shipped_training_configurations_are_valid(repository: Path) -> None:

@@ -81,6 +81,17 @@ def test_header_of_another_version(saved: Path) -> None:
         SCFeat.from_pretrained(saved)
 
 
+def test_numbers_that_float16_cannot_hold_are_not_saved(tmp_path: Path) -> None:
+    model = SCFeat.create("lite")
+    model.detector.conv_score.bias.data.fill_(1e6)
+    with pytest.raises(WeightsError, match=r"detector\.conv_score\.bias"):
+        weights.save_model(model, tmp_path / "large.safetensors")
+
+
+def test_lite_is_shipped() -> None:
+    assert "lite" in weights.shipped_weights()
+
+
 @pytest.mark.parametrize("name", weights.shipped_weights())
 def test_shipped_weights_match_their_card(name: str) -> None:
     loaded = SCFeat.from_pretrained(name)
