@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import HistoryPolicy, InvalidQoSProfileException, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
 from scfeat.msg import Features, FrontendStatus, Matches
@@ -66,7 +67,8 @@ def _explained(transition: Callable[[Any, LifecycleState], Any]) -> Callable[[An
 class FrontendNode(LifecycleNode):
     """configure loads the network and warms it up, activate subscribes, deactivate and cleanup undo that.
 
-    finished: the node was shut down, nothing is left to do. hangs: its thread cannot be stopped.
+    finished: its state is final, nothing is left to do. failed: it came to that by an error. hangs: its thread cannot
+    be stopped.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -74,11 +76,14 @@ class FrontendNode(LifecycleNode):
         super().__init__("scfeat", **options)
         self.settings = declare(self)
         self.finished = False
+        self.failed = False
         self.hangs = False
         self._worker: Worker[Frame] = Worker(
             lambda frame: self._pipeline.process(frame), lambda frame, error: self._pipeline.failed(frame, error)
         )
         self._pipeline: Pipeline
+        self._status: Any = None  # with the timer, the last that configuring creates: None until all is there
+        self._timer: Any = None
         self._camera_info: CameraInfo | None = None
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -92,15 +97,22 @@ class FrontendNode(LifecycleNode):
         where = f"{self._pipeline.device} in {self._pipeline.precision}"
         seconds = time.perf_counter() - start
         self.get_logger().info(f"network '{self.settings.weights}' ready on {where} after {seconds:.1f} s")
-        self._create_outputs()
+        try:
+            self._create_outputs()
+        except Exception:
+            self._release()
+            raise
         return super().on_configure(state)
 
     @_explained
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        super().on_activate(state)
         self._worker.start()
-        self._subscribe()
-        return TransitionCallbackReturn.SUCCESS
+        try:
+            self._subscribe()
+        except Exception:
+            self._stop()
+            raise
+        return super().on_activate(state)
 
     @_explained
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -113,12 +125,17 @@ class FrontendNode(LifecycleNode):
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
+    @_explained
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.finished = True
         return self._end()
 
+    @_explained
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._end()
+        self.finished = self.failed = True  # whatever prevents the return to unconfigured
+        result = self._end()
+        self.finished = self.failed = result != TransitionCallbackReturn.SUCCESS
+        return result
 
     def _end(self) -> TransitionCallbackReturn:
         if not self._stop():
@@ -129,8 +146,7 @@ class FrontendNode(LifecycleNode):
 
     def _create_outputs(self) -> None:
         def publisher(create: Any, kind: Any, topic: str) -> Any:
-            overrides = QoSOverridingOptions.with_default_policies()
-            self._outputs.append(create(kind, topic, OUTPUT_QOS, qos_overriding_options=overrides))
+            self._outputs.append(self._endpoint(create, kind, topic, OUTPUT_QOS))
             return self._outputs[-1]
 
         features = publisher(self.create_lifecycle_publisher, Features, "~/features")
@@ -154,10 +170,18 @@ class FrontendNode(LifecycleNode):
             self.get_logger().warning(f"parameter '{name}' belongs to no endpoint: it takes the full name of the topic")
 
     def _create_input(self, kind: Any, topic: str, callback: Any) -> None:
+        self._inputs.append(self._endpoint(self.create_subscription, kind, topic, callback, INPUT_QOS))
+
+    def _endpoint(self, create: Any, kind: Any, topic: str, *arguments: Any) -> Any:
+        """A publisher or subscription whose QoS the user may override. Raises ConfigError for a bad override."""
         overrides = QoSOverridingOptions.with_default_policies()
-        self._inputs.append(
-            self.create_subscription(kind, topic, callback, INPUT_QOS, qos_overriding_options=overrides)
-        )
+        try:
+            return create(kind, topic, *arguments, qos_overriding_options=overrides)
+        except (RuntimeError, ParameterException, InvalidQoSProfileException) as error:
+            name = self.resolve_topic_name(topic)
+            raise ConfigError(
+                f"expected a usable QoS for {name}, found: {error}; check the parameters qos_overrides.{name}.*"
+            ) from error
 
     def _stop(self) -> bool:
         """Take no more frames and finish the one in work; False where that one does not end."""
@@ -166,20 +190,21 @@ class FrontendNode(LifecycleNode):
         if not self._worker.stop(STOP_PATIENCE):
             self.get_logger().fatal(f"a frame has been in work for more than {STOP_PATIENCE:g} s: the device hangs")
             return False
-        if self._outputs:
+        if self._status is not None:
             self._pipeline.reset()
             self._publish_status()
             self._status.wait_for_all_acked(Duration(seconds=FAREWELL))
         return True
 
     def _release(self) -> None:
-        if not self._outputs:
-            return
-        self.destroy_timer(self._timer)
+        """Undo on_configure, however far it came."""
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+        self._timer = self._status = self._camera_info = None
         while self._outputs:
             self.destroy_lifecycle_publisher(self._outputs.pop())  # takes plain publishers, too
-        self._camera_info = None
-        del self._pipeline  # and with it the memory on the device
+        if hasattr(self, "_pipeline"):
+            del self._pipeline  # and with it the memory on the device
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._worker.submit(self.settings.camera, Frame(message, self._camera_info, time.perf_counter()))
@@ -233,12 +258,21 @@ def _run(stop: threading.Event) -> int:
         except RuntimeError as error:  # Humble and Jazzy raise where a transition was asked for at the wrong time
             node.get_logger().error(str(error))
     if not node.finished:
-        node.trigger_shutdown()
+        shut_down(node)
     if node.hangs:
         os._exit(1)  # the interpreter cannot end in order while a thread hangs in a device
     executor.shutdown()
     node.destroy_node()
-    return 0
+    return int(node.failed)
+
+
+def shut_down(node: FrontendNode) -> None:
+    """Finish the frame in work and send the final counts; where the state does not allow it, only say so."""
+    try:
+        node.trigger_shutdown()
+    except RuntimeError as error:  # the state is final already, or between two states
+        node.get_logger().error(f"expected to shut down in order: {error}")
+        node.failed = True
 
 
 def _start(node: FrontendNode) -> bool:

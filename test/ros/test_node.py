@@ -18,11 +18,14 @@ pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run
 
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from scfeat.msg import Features, FrontendStatus, Matches
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from scfeat_ros.messages import features_from_message, matches_from_message, nanoseconds, stamp_from_nanoseconds
+from scfeat_ros.node import FrontendNode, shut_down
 
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
 
@@ -328,6 +331,46 @@ def test_a_lifecycle_manager_takes_it_round_twice(ros: Any, start: Callable[...,
     assert "Traceback" not in process.output
 
 
+def test_a_bad_qos_override_fails_the_transition_and_nothing_else(ros: Any, start: Callable[..., Any]) -> None:
+    process = start("-p", "autostart:=false", "-p", "qos_overrides./scfeat/matches.publisher.reliability:=bogus")
+    client = Client(ros)
+    change = client.node.create_client(ChangeState, "scfeat/change_state")
+    state = client.node.create_client(GetState, "scfeat/get_state")
+    ros.spin_until(lambda: change.service_is_ready() and state.service_is_ready(), PATIENCE, "the lifecycle services")
+    for _ in range(2):
+        configure = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+        changed = change.call_async(configure)
+        ros.spin_until(changed.done, PATIENCE, "an answer of the service")
+        assert not changed.result().success
+        current = state.call_async(GetState.Request())
+        ros.spin_until(current.done, PATIENCE, "the state")
+        assert current.result().current_state.id == State.PRIMARY_STATE_UNCONFIGURED
+    assert process.output.count("qos_overrides./scfeat/matches.*") == 2 == process.output.count("`bogus`")
+    assert process.stop() == 0, process.output
+    assert "Traceback" not in process.output
+
+
+class Breaking(FrontendNode):
+    """Fails while it configures, and while it cleans up after that."""
+
+    def _create_outputs(self) -> None:
+        super()._create_outputs()
+        raise KeyError("configure")
+
+    def _stop(self) -> bool:
+        raise KeyError("stop")
+
+
+def test_a_node_that_cannot_recover_says_so_and_is_finished(ros: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = Parameter("weights", value="random")
+    node = ros.add_node(Breaking(context=ros.context, parameter_overrides=[weights]))
+    assert node.trigger_configure() == TransitionCallbackReturn.ERROR
+    assert node.finished and node.failed and not node.hangs
+    shut_down(node)  # from the final state: an error in the log, not an exception
+    output = capfd.readouterr().err
+    assert "KeyError: 'configure'" in output and "KeyError: 'stop'" in output and "shut down in order" in output
+
+
 @pytest.fixture
 def damaged_weights(tmp_path: Path) -> str:
     path = tmp_path / "damaged.safetensors"
@@ -367,3 +410,9 @@ def test_a_wrong_parameter_ends_it_with_the_nearest_right_one(start: Callable[..
     path.write_text("/**:\n  ros__parameters:\n    verfy: false\n")
     refused(start("--params-file", str(path)), "'verfy'", "did you mean 'verify'")
     refused(start("--params-file", "/nowhere/mine.yaml"), "/nowhere/mine.yaml")
+
+
+@pytest.mark.parametrize("override", ["/scfeat/status.publisher.reliability:=bogus", "/image.subscription.depth:=many"])
+def test_a_bad_qos_override_ends_it_with_the_topic(start: Callable[..., Any], override: str) -> None:
+    topic, _, value = override.partition(".")
+    refused(start("-p", f"qos_overrides.{override}"), f"qos_overrides.{topic}.*", value.partition(":=")[2])
