@@ -213,3 +213,6 @@ def test_metadata_builds(repository: Path, monkeypatch: pytest.MonkeyPatch) -> N
     data = dict(given["data_files"])
     assert {"config/frontend.yaml", "config/fastdds.xml"} <= set(data["share/scfeat/config"])
     assert "launch/frontend.launch.py" in data["share/scfeat/launch"]
+    core = repository / "scfeat_core"
+    files = {path.name for pattern in given["package_data"]["scfeat_core"] for path in core.glob(pattern)}
+    assert {"lite.safetensors", "lite.md", "py.typed"} <= files
