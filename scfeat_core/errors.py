@@ -15,6 +15,10 @@ class ImageError(ScfeatError, ValueError):
     """An image, a mask or an encoding that cannot be used; the frame is dropped, the process goes on."""
 
 
+class StaleImageError(ImageError):
+    """An image that comes after a newer one of its camera, or a second time."""
+
+
 class CalibrationError(ScfeatError, ValueError):
     """Camera intrinsics that are missing, not finite, or not usable."""
 

@@ -1,21 +1,29 @@
 """The one pipeline: an image in, features and the matches to the previous image of the same camera out.
 
 The node, the replay of bags and the tests all call :meth:`Frontend.process`. What a camera leaves behind between two
-images is its previous frame, nothing else.
+images is its previous frame and the count of its frames, nothing else.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
+
 from scfeat_core import matching
 from scfeat_core.config import Range, check_config, load_config
+from scfeat_core.errors import CalibrationError, StaleImageError
 from scfeat_core.extraction import Extractor, Precision
 from scfeat_core.two_view import verify
 from scfeat_core.types import Array, Camera, Features, FrameResult, PairResult, TwoViewGeometry
+
+# Nanoseconds: images that overtake each other are closer together, clocks that are set and recordings that start again
+# go further back.
+LATE = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -76,17 +84,27 @@ class Frontend:
             precision=config.precision,
         )
         self._previous: dict[str, _Frame] = {}
+        self._counts: dict[str, int] = {}
 
     def warm_up(self, size: tuple[int, int] = (640, 480)) -> None:
         """Run the network once on an image of (width, height), so that the first frame does not pay for it."""
         self.extractor.warm_up(size)
 
     def reset(self, camera: str | None = None) -> None:
-        """Forget a camera, or all: the next frame is number 0 and has no predecessor."""
+        """Forget the previous frame of a camera, or of all. The next one has no predecessor; its number goes on."""
         if camera is None:
             self._previous.clear()
         else:
             self._previous.pop(camera, None)
+
+    def close(self) -> None:
+        """Give the memory on the device back, to other processes, too. Nothing can be processed after that."""
+        device = self.extractor.device
+        self._previous.clear()
+        del self.extractor
+        gc.collect()  # what is in a cycle would keep its tensors
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def process(
         self,
@@ -103,18 +121,36 @@ class Frontend:
         image, mask: as :class:`Extractor` takes them. stamp: nanoseconds. calibration: with it, matches are verified
         by the essential matrix of undistorted rays; without, by the fundamental matrix of pixels, which is only right
         for images without much distortion. match: False spares the work where nobody asks for matches.
-        A stamp before the previous one or another image size resets the camera; ``reset_reason`` then says why.
-        Raises ImageError or CalibrationError, and leaves the camera as it was.
+
+        Stamps must increase. One that equals the previous one, or lies less than a second (LATE) before it, is that of
+        an image which was sent twice or came too late. One that lies further back says that a clock was set or that a
+        recording starts again: it resets the camera, as another image size does; ``reset_reason`` then says why.
+
+        Raises StaleImageError for a late image, ImageError for one that cannot be used, and CalibrationError for the
+        calibration of another image size; all leave the camera as it was.
         """
+        self._check_order(camera, stamp)
         on_device = self.extractor(image, mask, to_numpy=False)
         timings = dict(self.extractor.timings)
         features = on_device.numpy()
+        _check_size(calibration, features.image_size)
         previous, reset_reason = self._predecessor(camera, stamp, features)
-        sequence = 0 if previous is None else previous.sequence + 1
+        sequence = self._counts.get(camera, 0)
         frame = _Frame(sequence, stamp, on_device, features, calibration)
         pair = self._match(previous, frame, timings) if match and previous is not None else None
         self._previous[camera] = frame
+        self._counts[camera] = sequence + 1
         return FrameResult(camera, sequence, stamp, features, pair, timings, reset_reason)
+
+    def _check_order(self, camera: str, stamp: int) -> None:
+        previous = self._previous.get(camera)
+        if previous is None or not 0 <= (back := previous.stamp - stamp) < LATE:
+            return
+        found = f"one {1e-9 * back:.3f} s older" if back else f"the same stamp again ({1e-9 * stamp:.3f} s)"
+        raise StaleImageError(
+            f"expected an image newer than the previous one of camera '{camera}', found {found}: images overtake each "
+            "other or come twice, two publishers share the topic, or the driver sets no stamps"
+        )
 
     def _predecessor(self, camera: str, stamp: int, features: Features) -> tuple[_Frame | None, str]:
         """The previous frame, or none and the reason for a reset."""
@@ -150,3 +186,11 @@ class Frontend:
             )
             timings["verify"] = 1e3 * (time.perf_counter() - matched)
         return PairResult(previous.sequence, previous.stamp, matches, keypoints0, keypoints1, geometry)
+
+
+def _check_size(calibration: Camera | None, image_size: tuple[int, int]) -> None:
+    if calibration is not None and tuple(calibration.size) != image_size:
+        raise CalibrationError(
+            f"expected the calibration of images of {image_size[0]}x{image_size[1]}, found one for "
+            f"{calibration.size[0]}x{calibration.size[1]}: give that of this camera, scaled as its images are"
+        )

@@ -129,7 +129,7 @@ class PairResult:
 class FrameResult:
     """Everything the front end has to say about one image.
 
-    sequence: counter of processed frames of this camera, from 0. stamp: nanoseconds, of the image.
+    sequence: counter of processed frames of this camera, from 0 and over resets. stamp: nanoseconds, of the image.
     pair: None on the first frame of a camera, after a reset, and where matching was not asked for.
     timings: stage name -> milliseconds (preprocess, network, select, match, verify).
     reset_reason: why the previous frame was forgotten, where this one could have had a predecessor; else empty.

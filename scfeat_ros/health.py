@@ -89,6 +89,8 @@ def _total(timings: dict[str, float], *stages: str) -> float:
 class Repeats:
     """Lets the same line through at once, then at most every ``period`` seconds with the number of those held back.
 
+    Lines are the same where their kind is, or without one their text.
+
     Not for use by several threads.
     """
 
@@ -97,14 +99,15 @@ class Repeats:
         self._clock = clock
         self._lines: dict[str, tuple[float, int]] = {}  # when it was last let through, how often held back since
 
-    def line(self, text: str) -> str | None:
+    def line(self, text: str, kind: str | None = None) -> str | None:
         """The text to log now, or None."""
         now = self._clock()
-        shown, held = self._lines.get(text, (-math.inf, 0))
+        key = text if kind is None else kind
+        shown, held = self._lines.get(key, (-math.inf, 0))
         if now - shown < self._period:
-            self._lines[text] = shown, held + 1
+            self._lines[key] = shown, held + 1
             return None
         if len(self._lines) >= 100:  # texts with changing numbers must not pile up
             self._lines.clear()
-        self._lines[text] = now, 0
+        self._lines[key] = now, 0
         return f"{text} [{held} more times in the last {now - shown:.0f} s]" if held else text

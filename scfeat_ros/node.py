@@ -204,7 +204,8 @@ class FrontendNode(LifecycleNode):
         while self._outputs:
             self.destroy_lifecycle_publisher(self._outputs.pop())  # takes plain publishers, too
         if hasattr(self, "_pipeline"):
-            del self._pipeline  # and with it the memory on the device
+            self._pipeline.close()
+            del self._pipeline
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._worker.submit(self.settings.camera, Frame(message, self._camera_info, time.perf_counter()))

@@ -11,7 +11,7 @@ from rclpy.clock import Clock
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from scfeat_core.errors import CalibrationError, ImageError, ScfeatError
+from scfeat_core.errors import CalibrationError, ImageError, ScfeatError, StaleImageError
 from scfeat_core.frontend import Frontend
 from scfeat_core.types import Camera, FrameResult
 
@@ -51,11 +51,15 @@ class Pipeline:
         """The next frame has no predecessor, and its calibration is read anew."""
         self._frontend.reset(self._settings.camera)
         self._previous_frame_id = ""
-        self._camera_info: CameraInfo | None = None
+        self._calibrated: tuple[CameraInfo, tuple[int, int]] | None = None  # what the calibration was made of
         self._calibration: Camera | None = None
 
+    def close(self) -> None:
+        """Give the memory on the device back; nothing can be processed after that."""
+        self._frontend.close()
+
     def process(self, frame: Frame) -> None:
-        """Decode, run the front end, publish. Raises ImageError where the image cannot be used."""
+        """Decode, run the front end, publish. Raises ImageError where the image cannot be used or comes too late."""
         started = time.perf_counter()
         image = self._decode(frame.message)
         decoded = time.perf_counter()
@@ -77,11 +81,14 @@ class Pipeline:
 
     def failed(self, frame: Frame, error: Exception) -> str:
         """Log why a frame was dropped; the reason to count it under."""
-        reason = "decode" if isinstance(error, ImageError) else "error"
-        self._complain(f"frame dropped: {error if isinstance(error, ScfeatError) else repr(error)}")
+        text = f"frame dropped: {error if isinstance(error, ScfeatError) else repr(error)}"
+        if isinstance(error, StaleImageError):
+            self._complain(text, kind="stale")  # by another time with each image
+            return "stale"
+        self._complain(text)
         if not isinstance(error, ScfeatError):
             self._show_traceback(error)
-        return reason
+        return "decode" if isinstance(error, ImageError) else "error"
 
     def _load(self) -> Frontend:
         """With what it warns about, such as an untrained network, in the log of the node."""
@@ -110,9 +117,11 @@ class Pipeline:
 
     def _calibrate(self, message: CameraInfo | None, image_size: tuple[int, int]) -> Camera | None:
         """The calibration; None, with a complaint, where it cannot be used: the image can be, all the same."""
-        if message is None or message is self._camera_info:
+        if message is None:
+            return None
+        if self._calibrated is not None and message is self._calibrated[0] and image_size == self._calibrated[1]:
             return self._calibration
-        self._camera_info = message
+        self._calibrated = message, image_size
         try:
             self._calibration = camera_from_message(message, image_size, self._settings.rectified)
         except CalibrationError as error:
@@ -128,9 +137,9 @@ class Pipeline:
             self._matches.publish(matches_to_message(result, header, self._previous_frame_id))
         self._previous_frame_id = header.frame_id
 
-    def _complain(self, text: str) -> None:
+    def _complain(self, text: str, kind: str | None = None) -> None:
         self.last_error = text
-        line = self._repeats.line(text)
+        line = self._repeats.line(text, kind)
         if line is not None:
             self._logger.warning(line)
 

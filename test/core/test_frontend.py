@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from scfeat_core.errors import ConfigError, ImageError
+from scfeat_core.errors import CalibrationError, ConfigError, ImageError, StaleImageError
 from scfeat_core.frontend import Frontend, FrontendConfig
 from scfeat_core.types import Camera, FrameResult, GeometryModel
 
@@ -19,15 +21,9 @@ def create_frontend(**settings) -> Frontend:
         return Frontend(FrontendConfig(weights="random", max_keypoints=200, **settings))
 
 
-@pytest.fixture(scope="module")
-def shared_frontend() -> Frontend:
-    return create_frontend()
-
-
 @pytest.fixture
-def frontend(shared_frontend) -> Frontend:
-    shared_frontend.reset()
-    return shared_frontend
+def frontend() -> Frontend:
+    return create_frontend()
 
 
 def view(shift: int, size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:
@@ -69,8 +65,8 @@ def test_two_frames_are_matched_and_verified(frontend):
 
 
 def test_cameras_are_kept_apart(frontend):
-    alone = [frontend.process(view(6 * i), i, "left") for i in range(3)]
-    frontend.reset()
+    other = create_frontend()
+    alone = [other.process(view(6 * i), i, "left") for i in range(3)]
     for i in range(3):
         assert_equal_results(frontend.process(view(6 * i), i, "left"), alone[i])
         right = frontend.process(view(6 * i, (96, 96), seed=1), 10 + i, "right")
@@ -90,17 +86,36 @@ def test_a_stamp_that_goes_back_resets_the_camera(frontend):
     for i in range(3):
         frontend.process(view(6 * i), (i + 5) * SECOND)
     looped = frontend.process(view(0), 5 * SECOND)
-    assert (looped.sequence, looped.pair) == (0, None)
+    assert (looped.sequence, looped.pair) == (3, None), "a number must not be given twice"
     assert "went back by 2.000 s" in looped.reset_reason
     again = frontend.process(view(6), 6 * SECOND)
-    assert again.sequence == 1 and again.pair is not None and not again.reset_reason
-    assert not frontend.process(view(6), 6 * SECOND).reset_reason, "an equal stamp is no step back"
+    assert (again.sequence, again.pair.sequence0, again.reset_reason) == (4, 3, "")
+    assert frontend.process(view(0), 5 * SECOND).reset_reason, "a second is no delay"
+
+
+@pytest.mark.parametrize(("back", "words"), [(0, "the same stamp"), (1, "0.000 s older"), (SECOND - 1, "1.000 s")])
+def test_a_late_image_is_refused_and_leaves_the_camera_as_it_was(frontend, back, words):
+    frontend.process(view(0), 5 * SECOND)
+    with pytest.raises(StaleImageError, match=f"newer than the previous one of camera 'camera'.*{words}"):
+        frontend.process(view(60), 5 * SECOND - back)
+    assert frontend.process(view(60), 5 * SECOND - back, "other").sequence == 0
+    result = frontend.process(view(6), 5 * SECOND + 1)
+    assert (result.sequence, result.pair.sequence0, result.reset_reason) == (1, 0, "")
+
+
+def test_a_calibration_of_another_image_size_is_refused(frontend):
+    k = np.array([[150, 0, 79.5], [0, 150, 59.5], [0, 0, 1.0]])
+    frontend.process(view(0), 0, calibration=Camera(k, np.zeros(5), SIZE))
+    with pytest.raises(CalibrationError, match="images of 160x120, found one for 320x240"):
+        frontend.process(view(3), 1, calibration=Camera(k, np.zeros(5), (320, 240)))
+    result = frontend.process(view(6), 1, calibration=Camera(k, np.zeros(5), SIZE))
+    assert (result.sequence, result.pair.geometry.model) == (1, GeometryModel.ESSENTIAL)
 
 
 def test_another_image_size_resets_the_camera(frontend):
     frontend.process(view(0), 0)
     result = frontend.process(view(0, (128, 96)), 1)
-    assert (result.sequence, result.pair) == (0, None)
+    assert (result.sequence, result.pair) == (1, None)
     assert result.reset_reason == "image size changed from 160x120 to 128x96"
 
 
@@ -109,10 +124,11 @@ def test_reset_of_one_camera_or_all(frontend):
         frontend.process(view(0), 0, camera)
     frontend.reset("a")
     frontend.reset("never seen")
-    assert [frontend.process(view(6), 1, camera).sequence for camera in ("a", "b")] == [0, 1]
+    a, b = (frontend.process(view(6), 1, camera) for camera in ("a", "b"))
+    assert (a.sequence, a.pair, b.sequence, b.pair.sequence0) == (1, None, 1, 0)
     frontend.reset()
-    result = frontend.process(view(6), 2, "b")
-    assert (result.sequence, result.pair, result.reset_reason) == (0, None, "")
+    result = frontend.process(view(6), 1, "b")
+    assert (result.sequence, result.pair, result.reset_reason) == (2, None, "")
 
 
 def test_work_that_nobody_asks_for_is_not_done(frontend):
@@ -155,8 +171,8 @@ def test_an_unusable_image_leaves_the_camera_as_it_was(frontend):
 
 
 def test_results_do_not_depend_on_the_thread(frontend):
-    expected = [frontend.process(view(6 * i), i) for i in range(2)]
-    frontend.reset()
+    other = create_frontend()
+    expected = [other.process(view(6 * i), i) for i in range(2)]
     results: list[FrameResult] = []
     for i in range(2):
         worker = threading.Thread(target=lambda i=i: results.append(frontend.process(view(6 * i), i)))
@@ -164,6 +180,17 @@ def test_results_do_not_depend_on_the_thread(frontend):
         worker.join()
     for one, other in zip(results, expected, strict=True):
         assert_equal_results(one, other)
+
+
+def test_close_gives_the_memory_back():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    before = torch.cuda.memory_reserved() if device == "cuda" else 0
+    frontend = create_frontend(device=device)
+    frontend.process(view(0), 0)
+    weights = weakref.ref(next(frontend.extractor.model.parameters()))
+    frontend.close()
+    assert weights() is None
+    assert device == "cpu" or torch.cuda.memory_reserved() <= before
 
 
 def test_config_is_strict():

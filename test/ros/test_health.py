@@ -84,6 +84,13 @@ def test_a_line_that_repeats_is_held_back_and_counted() -> None:
     assert repeats.line("unknown") == "unknown"
 
 
+def test_lines_of_a_kind_count_as_the_same() -> None:
+    repeats = Repeats()
+    assert repeats.line("late by 1 ms", "late") == "late by 1 ms"
+    assert repeats.line("late by 2 ms", "late") is None
+    assert repeats.line("late by 2 ms") == "late by 2 ms"
+
+
 def test_lines_with_changing_numbers_do_not_pile_up() -> None:
     repeats = Repeats()
     assert all(repeats.line(f"found {number} bytes") for number in range(1000))

@@ -177,6 +177,18 @@ def test_answers_carry_the_stamps_of_their_images_and_add_up(ros: Any, node: Any
     assert status.keypoints == len(answers[-1].scores) and 0 < status.coverage <= 1
     assert status.device == "cpu" and status.ms_network > 0 and status.ms_match > 0 and status.ms_total > 0
 
+    # late, then a second time: neither is published, and the next one is matched to the newest before
+    for count, offset in enumerate((3 * STEP, 4 * STEP), start=1):
+        client.images.publish(image_message(texture(), START + offset))
+        ros.spin_until(lambda n=count: client.statuses[-1].dropped_stale == n, timeout=PATIENCE, what="a stale image")
+        assert "newer than the previous one" in client.statuses[-1].last_error
+    after = client.ask(image_message(texture(5), START + 5 * STEP))
+    assert after.sequence == answers[-1].sequence + 1
+    ros.spin_until(
+        lambda: client.matches[-1].header == after.header, timeout=PATIENCE, what="the matches of the next image"
+    )
+    assert nanoseconds(client.matches[-1].stamp0) == START + 4 * STEP
+
     client.matches.clear()
     for offset in (-1_000_000_000, STEP - 1_000_000_000):
         last = client.ask(image_message(texture(), START + offset))
@@ -185,7 +197,8 @@ def test_answers_carry_the_stamps_of_their_images_and_add_up(ros: Any, node: Any
     )
     stamps = [(nanoseconds(matches.stamp0), nanoseconds(matches.header.stamp)) for matches in client.matches]
     assert stamps == [(START - 1_000_000_000, START + STEP - 1_000_000_000)], "matched over a jump back in time"
-    assert "went back by 1.133 s" in node.output
+    assert "went back by 1.167 s" in node.output
+    assert last.sequence == after.sequence + 2, "a number was given twice"
 
 
 def broken(**changes: Any) -> Image:

@@ -15,7 +15,7 @@ pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run
 from scfeat.msg import Features, Matches, TwoViewGeometry
 from sensor_msgs.msg import CameraInfo, Image
 
-from scfeat_core.errors import DeviceError, ImageError
+from scfeat_core.errors import DeviceError, ImageError, StaleImageError
 from scfeat_ros.images import Frame
 from scfeat_ros.messages import stamp_from_nanoseconds
 from scfeat_ros.parameters import NodeParameters
@@ -53,12 +53,12 @@ class Bench:
         self.pipeline.connect(*publishers)
         ros.spin_until(lambda: all(publisher.get_subscription_count() for publisher in publishers))
 
-    def send(self, stamp: int, calibration: CameraInfo | None = None) -> None:
-        """An image that moves by one pixel each second."""
+    def send(self, stamp: int, calibration: CameraInfo | None = None, width: int = WIDTH, later: int = 0) -> None:
+        """An image that moves by one pixel each second. later: nanoseconds."""
         noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH + 100), dtype=np.uint8)
-        pixels = np.ascontiguousarray(noise[:, stamp : stamp + WIDTH])
-        message = Image(height=HEIGHT, width=WIDTH, encoding="mono8", step=WIDTH)
-        message.header.stamp = stamp_from_nanoseconds(stamp * 10**9)
+        pixels = np.ascontiguousarray(noise[:, stamp : stamp + width])
+        message = Image(height=HEIGHT, width=width, encoding="mono8", step=width)
+        message.header.stamp = stamp_from_nanoseconds(stamp * 10**9 + later)
         message.data.frombytes(pixels)
         self.pipeline.process(Frame(message, calibration, time.perf_counter()))
 
@@ -94,6 +94,36 @@ def test_calibration_decides_about_the_model_and_a_bad_one_is_not_used(ros: Any,
         "camera_info not used: expected the calibration of images of 160x120",
     ]
     assert "found one for 1280x720" in setup.pipeline.last_error
+
+
+def test_a_calibration_is_not_used_for_another_image_size(ros: Any, bench: Callable[..., Bench]) -> None:
+    setup = bench()
+    info = calibration()
+    widths = [WIDTH, WIDTH, 128, 128, WIDTH, WIDTH]
+    for stamp, width in enumerate(widths):
+        setup.send(stamp, info, width)
+    ros.spin_until(lambda: len(setup.matches) == 3)
+    found = {matches.sequence1: matches.geometry.model for matches in setup.matches}
+    rays, pixels = TwoViewGeometry.ESSENTIAL, TwoViewGeometry.FUNDAMENTAL
+    assert found == {1: rays, 3: pixels, 5: rays}
+    assert "images of 128x120, found one for 160x120" in setup.pipeline.last_error
+
+
+def test_late_images_are_dropped_as_stale_in_one_line(ros: Any, bench: Callable[..., Bench]) -> None:
+    setup = bench()
+    setup.send(3)
+    setup.log.lines.clear()
+    for number in range(4):
+        with pytest.raises(StaleImageError) as caught:
+            setup.send(3, later=-number * 10**7)
+        assert setup.pipeline.failed(None, caught.value) == "stale"  # type: ignore[arg-type]
+        assert str(caught.value) in setup.pipeline.last_error
+    assert len(setup.log.lines) == 1 and setup.log.lines[0][0] == "warning"
+    setup.send(4)
+    ros.spin_until(lambda: setup.matches)
+    assert setup.matches[0].stamp0.sec == 3
+    setup.send(1)
+    assert "starts anew: stamp went back by 3.000 s" in setup.log.lines[-1][1]
 
 
 def test_a_frame_leaves_its_times_and_quality_behind(bench: Callable[..., Bench]) -> None:
