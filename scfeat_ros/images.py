@@ -77,7 +77,7 @@ def image_to_array(message: Any) -> np.ndarray:
     encoding = _lookup(message.encoding)
     pixels = _view(message, encoding)
     if encoding.conversion is not None:
-        return cv2.cvtColor(pixels, encoding.conversion)
+        return _convert(pixels, encoding.conversion, message.encoding)
     return pixels[..., :3] if encoding.channels == 4 else pixels
 
 
@@ -94,13 +94,27 @@ def compressed_to_array(message: Any) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
     # The camera decides what is up, not the EXIF tag: calibration refers to the pixels as they were sent.
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(data, flags) if len(data) else None
+    try:
+        pixels = cv2.imdecode(data, flags) if len(data) else None
+    except cv2.error:  # some damage it raises for, such as a size beyond its limits
+        pixels = None
     if pixels is None:
         raise ImageError(
             f"expected a JPEG or PNG picture, found {len(data)} bytes that OpenCV cannot decode (format "
             f"{message.format!r}): check the publisher of the compressed topic, or use image_transport:=raw"
         )
-    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels if pixels.ndim == 2 else _convert(pixels, cv2.COLOR_BGR2RGB, message.format)
+
+
+def _convert(pixels: np.ndarray, conversion: int, encoding: str) -> np.ndarray:
+    try:
+        return cv2.cvtColor(pixels, conversion)
+    except cv2.error as error:
+        height, width = pixels.shape[:2]
+        raise ImageError(
+            f"expected {encoding} pixels that can be made RGB, found {width}x{height} that OpenCV cannot convert "
+            f"({error.err or error}); YUV 4:2:2 needs an even width: let the camera driver send mono8, rgb8 or bgr8"
+        ) from error
 
 
 def _lookup(name: str) -> Encoding:

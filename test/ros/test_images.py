@@ -123,6 +123,12 @@ def test_yuv422(rgb: np.ndarray, encoding: str, luma: int) -> None:
     assert abs(found - rgb).max() <= 8 and abs(found - rgb).mean() < 3  # two columns share their chroma
 
 
+@pytest.mark.parametrize("encoding", ["yuv422", "yuyv"])
+def test_an_odd_width_that_cannot_be_converted_is_explained(encoding: str) -> None:
+    with pytest.raises(ImageError, match=f"{encoding} pixels.*found 31x32 .*even width"):
+        image_to_array(Image(32, 31, encoding, 0, 62, bytes(62 * 32)))
+
+
 def test_every_encoding_is_decoded() -> None:
     """No entry of the table names a conversion that OpenCV refuses."""
     for encoding in ENCODINGS:
@@ -180,6 +186,14 @@ def test_compressed_pictures(rgb: np.ndarray) -> None:
     jpeg = bytes(cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
     found = compressed_to_array(CompressedImage("jpeg", jpeg)).astype(int)
     assert abs(found - rgb).mean() < 5
+
+
+def test_a_picture_that_claims_to_be_huge_is_explained() -> None:
+    data = bytearray(cv2.imencode(".jpg", np.zeros((16, 16), np.uint8))[1])
+    size = data.index(b"\xff\xc0") + 5  # in the frame header
+    data[size : size + 4] = b"\xff\x00" * 2  # more pixels than OpenCV takes: it raises
+    with pytest.raises(ImageError, match="cannot decode"):
+        compressed_to_array(CompressedImage("jpeg", bytes(data)))
 
 
 @pytest.mark.parametrize(
