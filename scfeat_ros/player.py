@@ -125,10 +125,11 @@ def image_message(image: np.ndarray, stamp: int, frame_id: str = FRAME_ID) -> An
     """sensor_msgs/Image of an (H, W, 3) RGB or (H, W) gray uint8 array. stamp: nanoseconds."""
     from sensor_msgs.msg import Image
 
+    image = np.ascontiguousarray(image)
     message = Image(height=image.shape[0], width=image.shape[1], step=image.strides[0])
     message.encoding = "rgb8" if image.ndim == 3 else "mono8"
     _set_header(message.header, stamp, frame_id)
-    message.data.frombytes(np.ascontiguousarray(image))
+    message.data.frombytes(image)
     return message
 
 

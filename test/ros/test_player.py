@@ -16,7 +16,8 @@ import pytest
 
 from scfeat_core.errors import DataError, ScfeatError
 from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, header_stamp, open_bag, write_bag
-from scfeat_ros.player import Event, bag_events, check_arguments, distinct_frames, play
+from scfeat_ros.images import image_to_array
+from scfeat_ros.player import Event, bag_events, check_arguments, distinct_frames, image_message, play
 
 START = 1_600_000_000_000_000_001
 MS = 1_000_000
@@ -172,6 +173,15 @@ def test_recorded_messages_arrive_unchanged(ros, spawn, tmp_path: Path, compress
     assert_forwarded(infos, [m.data for m in written if m.topic == "/eye/camera_info"])
     log = json.loads((tmp_path / "log.json").read_text())
     assert [stamp for _, stamp, _ in log["sent"]] == [header_stamp(data) for data in expected]
+
+
+def test_a_part_of_an_image_is_packed_as_its_step_says() -> None:
+    pytest.importorskip("sensor_msgs", reason="ROS is not installed: run `make setup`")
+    whole = np.random.default_rng(0).integers(0, 255, (20, 40, 3), np.uint8)
+    for part in (whole[2:12, 5:25], whole[::2, ::-1], whole[:, :, 1]):
+        message = image_message(part, START)
+        assert len(message.data) == message.step * message.height
+        np.testing.assert_array_equal(image_to_array(message), part)
 
 
 def test_nobody_listens(ros, spawn, tmp_path: Path) -> None:
