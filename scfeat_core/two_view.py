@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from scfeat_core.errors import ConfigError, FeatureError
-from scfeat_core.geometry import undistort_points, unit_norm
+from scfeat_core.geometry import check_camera, undistort_points, unit_norm
 from scfeat_core.types import Array, Camera, GeometryModel, TwoViewGeometry
 
 Model = Literal["fundamental", "essential", "homography"]
@@ -55,6 +55,8 @@ def verify(
     if model == "essential":
         if cameras is None:
             raise FeatureError("the essential matrix needs the cameras of both views; give them, or use 'fundamental'")
+        for camera in cameras:
+            check_camera(camera)
         focal_length = _mean_focal_length(cameras)
         points0, points1 = (
             focal_length * undistort_points(points, camera)

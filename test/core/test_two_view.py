@@ -141,5 +141,7 @@ def test_misuse_is_named():
         verify(points, points, model="essential")
     with pytest.raises(CalibrationError, match="focal lengths"):
         verify(points, points, model="essential", cameras=(pinhole(np.zeros((3, 3))),) * 2)
+    with pytest.raises(CalibrationError, match="3x3 K"):
+        verify(points, points, model="essential", cameras=(pinhole(np.ones(4)),) * 2)
     with pytest.raises(ConfigError, match="'affine'"):
         verify(points, points, model="affine")
