@@ -34,7 +34,7 @@ ARGUMENTS = (
     Argument("camera_info", "", "calibration topic; empty: camera_info beside the image topic"),
     Argument("image_transport", "", "raw or compressed images; empty: as in params_file", ("", "raw", "compressed")),
     Argument("weights", "", "shipped variant or .safetensors file; empty: as in params_file"),
-    Argument("device", "", "cpu, cuda or cuda:<number>; empty: as in params_file"),
+    Argument("device", "", "cpu, cuda, cuda:<number> or auto; empty: as in params_file"),
     Argument("autostart", "", "false: leave configuring and activating to a lifecycle manager", ("", "true", "false")),
     Argument("use_sim_time", "false", "take the time from /clock (simulation, bag)", ("true", "false")),
     Argument("log_level", "info", "smallest severity that is logged", ("debug", "info", "warn", "error", "fatal")),

@@ -23,7 +23,7 @@ _FOREIGN = ("use_sim_time", "qos_overrides.", "start_type_description_service")
 
 @dataclass(frozen=True)
 class NodeParameters:
-    """All parameters of the node. They are read when the node is configured and cannot change while it lives."""
+    """All parameters of the node. They are read when the node is constructed and cannot change while it lives."""
 
     weights: Annotated[
         str,
@@ -145,7 +145,7 @@ def descriptor(row: Row) -> Any:
 def parameters_yaml() -> str:
     """The text of config/frontend.yaml: every parameter with its default, its limits and what it does."""
     lines = [
-        "# All parameters of the scfeat front end with their defaults. They are read when the node is configured.",
+        "# All parameters of the scfeat front end with their defaults. They are read when the node starts.",
         "# Copy the file, keep the lines that you change, and pass it on as params_file:=... of frontend.launch.py.",
         "/**:",
         "  ros__parameters:",

@@ -44,6 +44,8 @@ def test_arguments_agree_with_the_parameters(launch_file: ModuleType) -> None:
         if argument.choices and table[name].choices:
             assert set(argument.choices) == {"", *table[name].choices}
         assert argument.default == "", "the default belongs into config/frontend.yaml"
+        named = set(re.findall(r"'([a-z]+)'", table[name].doc)) - {"image", "random"}
+        assert all(value in argument.description or value == "lite" for value in named), name
 
 
 def test_defaults_leave_everything_to_the_parameter_file(launch_file: ModuleType) -> None:
