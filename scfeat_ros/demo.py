@@ -36,7 +36,6 @@ START_PATIENCE = 180.0  # seconds until the node has loaded its network and the 
 STILL_PATIENCE = START_PATIENCE + 60.0  # seconds without a sign of life of the player; bags may hold pauses
 DRAIN_PATIENCE = 30.0  # seconds for the node to finish what it has when the player has ended
 STATUS_RATE = 20.0  # Hz, so that nearly every frame's times are seen
-SAMPLES = (0.25, 0.5, 0.75)  # where in the sequence pairs are kept for the pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,8 +146,7 @@ def _watch(args: argparse.Namespace, camera: PlayedCamera, scratch: Path) -> tup
         from .monitor import Monitor
 
         print(f"starting the node and the player in ROS domain {domain}")
-        sample_at = tuple(round(share * camera.frames) for share in SAMPLES)
-        monitor = stack.enter_context(Monitor(domain, "/scfeat", camera.image, camera.compressed, sample_at))
+        monitor = stack.enter_context(Monitor(domain, "/scfeat", camera.image, camera.compressed))
         node = stack.enter_context(Child("node", _node_command(args, camera), scratch / "node.log", os.environ))
         summary = scratch / "player.json"
         player = stack.enter_context(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import rclpy
@@ -21,6 +22,34 @@ from .messages import matches_from_message, nanoseconds
 
 # Bytes of images that are kept until their matches come: between lie the frames that the node works on or drops.
 IMAGES_KEPT = 200_000_000
+SAMPLES = (0.25, 0.5, 0.75)  # where in the sequence the pairs for the pictures are
+
+Item = TypeVar("Item")
+
+
+class Spread(Generic[Item]):
+    """A few of all items that are offered, evenly spread over them however many there will be, the first included."""
+
+    def __init__(self, limit: int = 8) -> None:
+        """limit: at most so many are kept, and at least half of it where there are enough; even."""
+        self.items: list[Item] = []
+        self._limit = limit
+        self._offered = 0
+        self._stride = 1
+
+    def offer(self, make: Callable[[], Item]) -> None:
+        """The next item, which is made only where it is kept."""
+        if self._offered % self._stride == 0:
+            if len(self.items) == self._limit:
+                del self.items[1::2]
+                self._stride *= 2
+            self.items.append(make())
+        self._offered += 1
+
+    def at(self, shares: tuple[float, ...]) -> list[Item]:
+        """Those that are nearest to these shares, 0 to 1, of the sequence; none twice."""
+        last = len(self.items) - 1
+        return [self.items[i] for i in sorted({round(share * last) for share in shares})] if self.items else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +79,13 @@ class Observations:
     features: list[tuple[int, int, int]] = field(default_factory=list)
     pairs: list[PairRecord] = field(default_factory=list)
     statuses: list[FrontendStatus] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    kept: Spread[Sample] = field(default_factory=Spread)
     images: int = 0
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Pairs for pictures; there are some where any pair came with its images."""
+        return self.kept.at(SAMPLES)
 
     @property
     def status(self) -> FrontendStatus | None:
@@ -72,14 +106,10 @@ def waiting(status: FrontendStatus) -> int:
 
 
 class Monitor:
-    """A node with its own context in one domain; a context manager. It is spun by the thread that waits.
+    """A node with its own context in one domain; a context manager. It is spun by the thread that waits."""
 
-    sample_at: image counts at which a pair is kept with its images.
-    """
-
-    def __init__(self, domain: int, node: str, image: str, compressed: bool, sample_at: tuple[int, ...] = ()) -> None:
+    def __init__(self, domain: int, node: str, image: str, compressed: bool) -> None:
         self.seen = Observations()
-        self._sample_at = sorted(sample_at)
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._compressed = compressed
         self._context = rclpy.Context()
@@ -126,17 +156,14 @@ class Monitor:
         stamp1 = nanoseconds(message.header.stamp)
         pair = PairRecord(result.stamp0, stamp1, result.keypoints0, result.keypoints1, inliers)
         self.seen.pairs.append(pair)
-        if self._sample_at and self.seen.images >= self._sample_at[0]:
-            self._keep_sample(pair)
+        if pair.stamp0 in self._kept and pair.stamp1 in self._kept:
+            self.seen.kept.offer(lambda: self._sample(pair))
 
     def _on_status(self, message: FrontendStatus) -> None:
         self.seen.statuses.append(message)
 
-    def _keep_sample(self, pair: PairRecord) -> None:
-        if pair.stamp0 in self._kept and pair.stamp1 in self._kept:
-            image0, image1 = (self._decode(self._kept[stamp]) for stamp in (pair.stamp0, pair.stamp1))
-            self.seen.samples.append(Sample(pair, image0, image1))
-            self._sample_at.pop(0)
+    def _sample(self, pair: PairRecord) -> Sample:
+        return Sample(pair, *(self._decode(self._kept[stamp]) for stamp in (pair.stamp0, pair.stamp1)))
 
     def _decode(self, data: bytes) -> Any:
         if self._compressed:

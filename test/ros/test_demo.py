@@ -27,10 +27,10 @@ from scfeat_core.report import table_rows
 from scfeat_ros.bags import COMPRESSED_IMAGE, BagMessage, write_bag
 from scfeat_ros.demo_report import PlayedCamera
 from scfeat_ros.domain import free_domain
+from scfeat_ros.monitor import Spread
 from scfeat_ros.processes import Child, remove_abandoned_shared_memory
 
 PATIENCE = 240.0  # seconds, on a machine with other work
-SHARED_MEMORY = Path("/dev/shm")
 REASONS = {"busy", "stale", "decode", "sync", "no_calibration", "error"}
 
 
@@ -112,6 +112,29 @@ def test_bag_with_pictures_that_cannot_be_decoded(spawn, tmp_path: Path) -> None
     assert (output / "index.html").exists()
 
 
+def test_thinned_images_make_a_picture_too(spawn, tmp_path: Path) -> None:
+    jpeg_bag(tmp_path / "bag")
+    words = ("--weights", "random", "--bag", tmp_path / "bag", "--fps", 5, "--max-fps", 1)
+    process = demo(spawn, *words, "--output", tmp_path / "out")
+    assert process.wait(PATIENCE) == 0, process.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["frames"]["published"] == 3
+    assert cv2.imread(str(tmp_path / "out" / "matches.png")).shape == (192, 512, 3)
+
+
+def test_samples_are_spread_over_whatever_comes() -> None:
+    for count in range(1, 300):
+        spread: Spread[int] = Spread(8)
+        for number in range(count):
+            spread.offer(lambda n=number: n)
+        gaps = np.diff([*spread.items, count])
+        assert spread.items[0] == 0 and min(count, 4) <= len(spread.items) <= 8
+        assert len(set(gaps[:-1])) <= 1 and gaps[-1] <= max(gaps), "not even"
+        chosen = spread.at((0.25, 0.5, 0.75))
+        assert min(count, 2) <= len(set(chosen)) == len(chosen) <= 3
+        assert count < 20 or 0.1 < chosen[0] / count < 0.4 < chosen[-1] / count < 0.9
+    assert Spread[int]().at((0.5,)) == []
+
+
 def test_missing_weights_are_reported_by_the_node_and_end_the_demo(spawn, tmp_path: Path) -> None:
     jpeg_bag(tmp_path / "bag")
     words = ("--bag", tmp_path / "bag", "--weights", tmp_path / "none.safetensors", "--output", tmp_path / "out")
@@ -141,17 +164,17 @@ def test_output_that_cannot_be_written(spawn, tmp_path: Path) -> None:
 def test_interrupt_leaves_nothing_behind(spawn, tmp_path: Path) -> None:
     """Ctrl-C while the player plays: children and their shared memory are gone."""
     jpeg_bag(tmp_path / "bag")
-    before = set(SHARED_MEMORY.glob("fastdds_*"))
     words = ("--bag", tmp_path / "bag", "--weights", "random", "--fps", 0.5, "--output", tmp_path / "out")
     process = demo(spawn, *words)
     children = wait_for_children(process, 2)
     wait_for(lambda: "playing" in process.output, process)
     time.sleep(2)
+    mine = set().union(*(shared_memory_of(pid) for pid in (process.popen.pid, *children)))
+    assert mine and all(path.exists() for path in mine)
     assert process.stop(patience=60) == 130
     assert "interrupted" in process.output
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    mine = {path for path in set(SHARED_MEMORY.glob("fastdds_*")) - before if path.exists() and abandoned(path)}
-    assert not mine
+    assert not [path for path in mine if path.exists()]
 
 
 def wait_for(condition: Callable[[], Any], process: Any, timeout: float = PATIENCE) -> Any:
@@ -173,16 +196,10 @@ def wait_for_children(process: Any, count: int) -> list[int]:
     return wait_for(found, process)
 
 
-def abandoned(path: Path) -> bool:
-    """Whether a segment's lock is free: nobody that lives uses it (other tests may run beside this one)."""
-    if not re.fullmatch(r"fastdds_[0-9a-f]{16}_el", path.name):
-        return False
-    with path.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+def shared_memory_of(pid: int) -> set[Path]:
+    """The Fast DDS segments that a process has open: its own, and those of others in its domain, so of its demo."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {Path(name) for name in re.findall(r"/dev/shm/fastdds_[0-9a-f]{16}(?:_el)?$", maps, re.MULTILINE)}
 
 
 def test_true_geometry_of_the_rendered_camera() -> None:
