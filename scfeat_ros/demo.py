@@ -23,8 +23,9 @@ from scfeat_core.errors import ScfeatError
 from scfeat_core.report import text_table, write
 
 from .bags import open_bag
-from .demo_report import Played, PlayedCamera, facts_of, figures_of, version_of, warnings_of, write_report
+from .demo_report import Played, PlayedCamera, facts_of, figures_of, warnings_of, write_report
 from .domain import free_domain
+from .fastdds import profile_environment
 from .player import check_arguments, distinct_frames
 from .processes import Child
 
@@ -162,33 +163,15 @@ def _watch(args: argparse.Namespace, camera: PlayedCamera, scratch: Path) -> tup
 
 def _environment(domain: int, scratch: Path) -> dict[str, str]:
     """For all processes of the demo: a graph of their own on this machine, and room for large images."""
-    variables = {
+    return {
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOCALHOST_ONLY": "1",  # what Humble knows
         "ROS_LOG_DIR": str(scratch),
         "PYTHONUNBUFFERED": "1",
         "AMENT_PREFIX_PATH": os.environ.get("AMENT_PREFIX_PATH", sys.prefix),
+        **profile_environment(),
     }
-    profile = _profile()
-    if profile is not None:
-        variables[_profile_variable()] = str(profile)
-    return variables
-
-
-def _profile_variable() -> str:
-    """Jazzy and older know the old name only; later ones complain about it."""
-    major = version_of("ros-rclpy").partition(".")[0]
-    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy") or (major.isdigit() and int(major) <= 7)
-    return "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
-
-
-def _profile() -> Path | None:
-    """config/fastdds.xml in the source tree, or where it was installed."""
-    places = [Path(__file__).parent.parent, Path(sys.prefix) / "share" / "scfeat"]
-    places += [Path(p) / "share" / "scfeat" for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
-    files = [place / "config" / "fastdds.xml" for place in places]
-    return next((file for file in files if file.is_file()), None)
 
 
 def _node_command(args: argparse.Namespace, camera: PlayedCamera) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ import numpy as np
 from scfeat_core.drawing import INLIER, OUTLIER, draw_keypoints, draw_matches
 from scfeat_core.errors import ScfeatError
 from scfeat_core.report import Figures, Picture, Series, encode, html_page, percentiles, rounded, write, write_json
+
+from .fastdds import version_of
 
 if TYPE_CHECKING:
     from .monitor import Observations, PairRecord, Sample
@@ -162,18 +163,12 @@ def facts_of(args: argparse.Namespace, camera: PlayedCamera, seen: Observations,
         "image_topic": camera.image + ("/compressed" if camera.compressed else ""),
         "player_late_ms": {key: rounded(value, 2) for key, value in played.late_ms.items()},
         "versions": {
-            name: version_of(name) for name in ("scfeat-python", "torch", "opencv-python", "numpy", "ros-rclpy")
+            name: version_of(name) or "not from PyPI"
+            for name in ("scfeat-python", "torch", "opencv-python", "numpy", "ros-rclpy")
         },
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} logical cores",
     }
-
-
-def version_of(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not from PyPI"
 
 
 def write_report(

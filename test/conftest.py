@@ -13,13 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from scfeat_ros.domain import free_domain
+from scfeat_ros.fastdds import profile_environment
 from scfeat_ros.processes import Child
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,17 +34,8 @@ def _prepare_environment() -> None:
     os.environ["ROS_LOCALHOST_ONLY"] = "1"  # what Humble knows
     os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="scfeat-test-log-"))
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-    old = os.environ.get("ROS_DISTRO") in ("humble", "jazzy") or _version("ros-rclpy").startswith("7.")
-    name = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
-    os.environ.setdefault(name, str(ROOT / "config" / "fastdds.xml"))
-
-
-def _version(distribution: str) -> str:
-    """Of an installed wheel; empty on an apt ROS and without ROS."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
+    for name, value in profile_environment().items():
+        os.environ.setdefault(name, value)
 
 
 _prepare_environment()

@@ -1,8 +1,7 @@
-"""Results to messages and back: nothing is lost, nothing is slow, stamps and headers stay what they were."""
+"""Results to messages and back: nothing is lost, stamps and headers stay what they were."""
 
 from __future__ import annotations
 
-import time
 from array import array
 
 import numpy as np
@@ -172,20 +171,13 @@ def test_an_unusable_camera_info_is_explained(changes: dict[str, object], word: 
         messages.camera_from_message(calibration(**changes), (640, 480))
 
 
-def test_a_large_message_takes_less_than_a_millisecond_each_way() -> None:
-    """A list, or numpy assigned as it is, would take 7 to 20 ms; the limit leaves room for a busy machine."""
-    result = frame(count=2048, dim=128)
-
-    def best(function: object, *arguments: object) -> float:
-        times = []
-        for _ in range(20):
-            start = time.perf_counter()
-            function(*arguments)  # type: ignore[operator]
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    for kind in ("float32", "float16", "int8"):
-        message = messages.features_to_message(result, header(), kind)
-        assert best(messages.features_to_message, result, header(), kind) < 1e-3, kind
-        assert best(messages.features_from_message, message) < 1e-3, kind
-    assert best(messages.matches_to_message, frame(count=2048, matches=2000), header(), "") < 1e-3
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_arrays_cross_as_arrays(kind: str) -> None:
+    """Lists, or numpy assigned as it is, would take 100 times as long (benchmarks/messages.py)."""
+    for message in (
+        messages.features_to_message(frame(), header(), kind),
+        messages.matches_to_message(frame(), header(), ""),
+    ):
+        for name, field_type in message.get_fields_and_field_types().items():
+            if field_type.startswith("sequence"):
+                assert isinstance(getattr(message, name), array), name
