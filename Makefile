@@ -19,13 +19,13 @@ RUN := $(CLEAN) AMENT_PREFIX_PATH="$(PREFIX)" "$(PREFIX)/bin/python"
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  variables: ROS_DISTRO=kilted|jazzy  PYTHON=python3.12  TORCH_INDEX_URL=...  BAG=path  FRAMES=n  PYTEST_ARGS=..."
+	@echo "  variables: ROS_DISTRO=kilted|jazzy  PYTHON=python3.12  TORCH_INDEX_URL=...  BAG=path  TOPIC=name  FRAMES=n  PYTEST_ARGS=..."
 
 setup: ## ROS 2, torch and scfeat into .venv (ROS_DISTRO=jazzy: .venv-jazzy)
 	@ROS_DISTRO=$(ROS_DISTRO) VENV="$(VENV)" tools/setup
 
 demo: setup ## a camera through the live ROS 2 node; BAG=path plays a rosbag2
-	@$(RUN) -m scfeat_core.cli demo --output "$(DEMO_OUTPUT)" $(if $(BAG),--bag "$(BAG)") $(if $(FRAMES),--frames $(FRAMES)) $(DEMO_ARGS)
+	@$(RUN) -m scfeat_core.cli demo --output "$(DEMO_OUTPUT)" $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") $(if $(FRAMES),--frames $(FRAMES)) $(DEMO_ARGS)
 
 test: setup ## the whole test suite
 	$(RUN) -m pytest $(PYTEST_ARGS)

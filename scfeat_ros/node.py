@@ -32,6 +32,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from scfeat_core.errors import ConfigError, ScfeatError
 
+from .fastdds import use_profile
 from .health import status_to_message
 from .images import Frame
 from .parameters import declare, unused_overrides
@@ -166,6 +167,7 @@ class FrontendNode(LifecycleNode):
             self._create_input(Image, image, self._on_image)
         self._create_input(CameraInfo, "camera_info", self._on_camera_info)
         self.get_logger().info("subscribed to " + ", ".join(subscription.topic_name for subscription in self._inputs))
+        self.get_logger().info("publishing on " + ", ".join(publisher.topic_name for publisher in self._outputs))
         for name in unused_overrides(self):
             self.get_logger().warning(f"parameter '{name}' belongs to no endpoint: it takes the full name of the topic")
 
@@ -240,6 +242,7 @@ def _handle_signals(handler: Any) -> None:
 
 
 def _init(args: list[str] | None) -> None:
+    use_profile()
     try:
         # Without the handlers of rclpy: they shut the context down at once, and the final status could not be sent.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

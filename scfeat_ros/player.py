@@ -24,6 +24,7 @@ import numpy as np
 from scfeat_core.errors import DataError, ScfeatError
 
 from .bags import Bag, Topic, header_stamp, open_bag
+from .fastdds import use_profile
 
 SETTLE = 0.5  # seconds: the receiving side completes a match a little later, and what is sent before that is lost
 LINGER = 1.0  # seconds: what a subscriber has not taken is lost when its publisher goes
@@ -250,8 +251,16 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ScfeatError(f"expected --{name.replace('_', '-')} above 0, found {value}")
 
 
-def run(args: argparse.Namespace, stop: threading.Event, report: Callable[[str], None]) -> Log:
-    """Play until the end or ``stop``. rclpy must be initialised."""
+def run(
+    args: argparse.Namespace,
+    stop: threading.Event,
+    report: Callable[[str], None],
+    prepared: Callable[[], None] = lambda: None,
+) -> Log:
+    """Play until the end or ``stop``, which counts from ``prepared`` on: before, there is nothing to end in order.
+
+    rclpy must be initialised.
+    """
     check_arguments(args)
     damage = ""
     with ExitStack() as stack:
@@ -266,6 +275,7 @@ def run(args: argparse.Namespace, stop: threading.Event, report: Callable[[str],
             frames, fps, compressed = args.frames or 120, args.fps or 10.0, False
             rendered = render(args.seed, frames, fps, report)
             events = rendered_events(rendered, frames, fps, args.rate)
+        prepared()
         endpoints = Endpoints(compressed)
         stack.callback(endpoints.close)
         report("waiting for the node")
@@ -290,15 +300,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(remove_ros_args(words)[1:])
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+
+    def end_in_order() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+
+    use_profile()
     rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
     logger = get_logger("player")
     try:
-        log = run(args, stop, logger.info)
+        log = run(args, stop, logger.info, end_in_order)
     except ScfeatError as error:
         logger.fatal(str(error))
         return 1
+    except KeyboardInterrupt:
+        return 130
     finally:
         rclpy.try_shutdown()
     if log.error:

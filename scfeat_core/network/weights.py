@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from scfeat_core.config import load_config
 from scfeat_core.errors import ConfigError, WeightsError
@@ -50,9 +51,22 @@ def save_model(model: SCFeat, path: Path, *, half: bool = True) -> str:
         tensors[name] = tensor.detach().to("cpu", torch.float16 if half else torch.float32).contiguous()
         if not torch.isfinite(tensors[name]).all():
             raise WeightsError(f"expected finite weights to save, found NaN, infinity or too large a number in {name}")
+    header = {"format": "scfeat", "config": json.dumps(asdict(model.config), sort_keys=True), "data": _digest(tensors)}
+    content = save(tensors, metadata=header)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"format": "scfeat", "config": json.dumps(asdict(model.config), sort_keys=True)})
-    return file_sha256(path)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.replace(path)  # whoever has the file mapped keeps the old one
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of names and numbers; stands in the header, so that damage shows in files that no card vouches for."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_model(weights: str | Path, *, sha256: str = "") -> SCFeat:
@@ -67,7 +81,7 @@ def load_model(weights: str | Path, *, sha256: str = "") -> SCFeat:
     if expected and found != expected:
         raise WeightsError(
             f"weights {path}: expected sha256 {expected}, found {found}; the file is damaged or was replaced: "
-            "fetch it again, or state the new checksum"
+            "fetch it, or install scfeat, again"
         )
     config, state = _read(path)
     model = SCFeat(config)
@@ -113,6 +127,11 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
         ) from error
     if header.get("format") != "scfeat" or "config" not in header:
         raise WeightsError(f"weights {path}: expected a file written by scfeat, found safetensors of another kind")
+    if header.get("data") != _digest(state):
+        raise WeightsError(
+            f"weights {path}: expected the numbers that its header vouches for, found others: damaged; "
+            "fetch the file again"
+        )
     try:
         return load_config(ModelConfig, json.loads(header["config"]), where=str(path)), state
     except (ConfigError, json.JSONDecodeError) as error:

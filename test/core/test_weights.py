@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_truncated_file(saved: Path, keep: float) -> None:
         SCFeat.from_pretrained(saved)
 
 
+def test_a_single_damaged_number_is_noticed(saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    content[-1000] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(WeightsError, match="damaged"):
+        SCFeat.from_pretrained(saved)
+
+
+def test_others_may_read_the_file(saved: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    assert saved.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_safetensors_of_another_program(saved: Path) -> None:
     save_file({"weight": torch.zeros(3)}, saved)
     with pytest.raises(WeightsError, match="another kind"):
@@ -70,13 +85,16 @@ def test_safetensors_of_another_program(saved: Path) -> None:
 def test_tensors_that_do_not_fit_the_header(saved: Path, model: SCFeat) -> None:
     tensors = load_file(saved)
     del tensors["detector.conv_score.bias"]
-    save_file(tensors, saved, metadata={"format": "scfeat", "config": "{}"})
+    header = {"format": "scfeat", "config": "{}", "data": weights._digest(tensors)}
+    save_file(tensors, saved, metadata=header)
     with pytest.raises(WeightsError, match="do not fit"):
         SCFeat.from_pretrained(saved)
 
 
 def test_header_of_another_version(saved: Path) -> None:
-    save_file(load_file(saved), saved, metadata={"format": "scfeat", "config": json.dumps({"attention": True})})
+    tensors = load_file(saved)
+    header = {"format": "scfeat", "config": json.dumps({"attention": True}), "data": weights._digest(tensors)}
+    save_file(tensors, saved, metadata=header)
     with pytest.raises(WeightsError, match=r"another version of scfeat.*attention"):
         SCFeat.from_pretrained(saved)
 
