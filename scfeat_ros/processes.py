@@ -6,11 +6,13 @@ import fcntl
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 SHARED_MEMORY = Path("/dev/shm")
+STARTING = 5.0  # seconds within which a participant on a busy machine has surely locked what it made
 
 
 class Child:
@@ -84,11 +86,15 @@ def remove_abandoned_shared_memory(folder: Path = SHARED_MEMORY) -> list[Path]:
     """Delete the Fast DDS segments of participants that were killed; returns what was deleted.
 
     A living participant holds a lock on ``fastdds_<id>_el`` beside its segment ``fastdds_<id>``: what can be locked is
-    abandoned. The same is done by ``fastdds shm clean``.
+    abandoned, unless it is so young that its participant may be about to take the lock. The same, but for the age, is
+    done by ``fastdds shm clean``.
     """
     removed = []
+    newest = time.time() - STARTING
     for lock in folder.glob("fastdds_" + "[0-9a-f]" * 16 + "_el"):
         try:
+            if lock.stat().st_mtime > newest:
+                continue
             with lock.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 segment = lock.with_name(lock.name.removesuffix("_el"))
