@@ -171,8 +171,7 @@ def test_interrupt_leaves_nothing_behind(spawn, tmp_path: Path) -> None:
     wait_for(lambda: "playing" in process.output, process)
     time.sleep(2)
     mine = set().union(*(shared_memory_of(pid) for pid in (process.popen.pid, *children)))
-    mine = {path for path in mine if path.exists()}
-    assert mine
+    assert mine and all(path.exists() for path in mine)
     assert process.stop(patience=60) == 130
     assert "interrupted" in process.output
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
