@@ -52,15 +52,33 @@ def _is_held_back(path: Path, index: int, split: ValidationSplit | None) -> bool
     return path.name in split.singles or not set(split.scenes).isdisjoint(path.parts)
 
 
+def read_rgb(path: Path, *, upright: bool = True) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. upright: turned as the file asks for; a calibration belongs to the pixels as stored.
+
+    Raises DataError where there is no file, or none that can be decoded.
+    """
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        code = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"expected an image at {path}, found: {error.strerror}; remove or replace it") from error
+    image = None if len(code) == 0 or _is_cut_off(code) else cv2.imdecode(code, flags)
+    if image is None:
+        raise DataError(f"expected an image at {path}, found a file that cannot be decoded; remove or replace it")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_cut_off(code: np.ndarray) -> bool:
+    """Whether a JPEG lacks its end; OpenCV reads it all the same, with gray instead of the rest."""
+    return code[:2].tobytes() == b"\xff\xd8" and b"\xff\xd9" not in code[-65536:].tobytes()
+
+
 def read_photo(path: Path, max_edge: int) -> list[np.ndarray]:
     """Pyramid of one photograph, (H, W, 3) uint8 RGB a level, each half the size of the one before (area filter).
 
     Raises DataError where the file cannot be decoded.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"expected an image at {path}, found a file that cannot be decoded; remove or replace it")
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = read_rgb(path)
     scale = max_edge / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -7,22 +7,32 @@ DataLoader. Readers of layouts: :mod:`posed_images`, :mod:`megadepth`.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from scfeat_core.config import Range
-from scfeat_core.data.colour import JitterConfig
+from scfeat_core.data.colour import LEGACY_JITTER, JitterConfig, jitter
+from scfeat_core.data.photos import read_rgb
 from scfeat_core.data.tracks import Tracks
-from scfeat_core.data.warps import PhotometricConfig
+from scfeat_core.data.warps import PhotometricConfig, distort_photometry
+from scfeat_core.data.windows import Window, choose_windows
+from scfeat_core.errors import DataError
+from scfeat_core.geometry import fundamental_from_pose, warp_points
 
 log = logging.getLogger(__name__)
+
+_MAX_DRAWS = 1000
+_MAX_WORKERS = 64
+_PROBLEMS = ("damaged image", "damaged image, again", "degenerate geometry", "vanished folder")
 
 NotNegative = Annotated[float, Range(minimum=0.0)]
 Edge = Annotated[int, Range(minimum=32)]
@@ -131,22 +141,75 @@ class PosedScene:
         path = self.folder / self.files[index]
         return PosedImage(path, (width, height), self.K[index], self.R[index], self.t[index])
 
+    def common_points(self, image0: int, image1: int) -> tuple[np.ndarray, np.ndarray]:
+        """Corresponding pixels (C, 2) float64 of two images; none where the scene has no tracks."""
+        if self.tracks is None:
+            return np.zeros((0, 2)), np.zeros((0, 2))
+        return self.tracks.common(image0, image1)
+
+
+class UnusablePairError(DataError):
+    """A pair that another one has to be drawn for. kind: one of what :attr:`PosedPairs.problems` counts."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, str(self))
+
 
 class PosedPairs:
-    """An ordered list of pairs of images of scenes, from which views are drawn; can be pickled, for workers."""
+    """An ordered list of pairs of images of scenes, from which views are drawn; can be pickled, for workers.
 
-    def __init__(self, scenes: Sequence[PosedScene], config: PosedConfig) -> None:
-        self.scenes = tuple(scenes)
+    What goes wrong is counted in shared memory, so that the process that trains sees what its workers saw, and none of
+    them reads a damaged file twice.
+    """
+
+    def __init__(
+        self, scenes: Sequence[PosedScene], config: PosedConfig, problems: Mapping[str, int] | None = None
+    ) -> None:
+        """problems: what was found while reading the scenes, added to :attr:`problems`. Raises DataError if empty."""
+        self.scenes = tuple(scene for scene in scenes if len(scene.pairs))
         self.config = config
-        self._ends = np.cumsum([len(scene.pairs) for scene in self.scenes])
+        lengths = np.array([len(scene.pairs) for scene in self.scenes], np.int64)
+        self._ends = np.cumsum(lengths)
+        if not self.scenes:
+            raise DataError(f"expected pairs of posed images in {config.data_path}, found none; check the path")
+        self._shares = np.cumsum(scene_shares(lengths, config.scene_weight))
+        self._first_image = np.cumsum([0, *(len(scene.files) for scene in self.scenes)])
+        self._max_points = config.max_points if any(scene.tracks for scene in self.scenes) else 0
+        self._found = dict(problems or {})
+        self._counts = torch.zeros(_MAX_WORKERS + 1, len(_PROBLEMS), dtype=torch.int64).share_memory_()
+        self._damaged = torch.zeros(int(self._first_image[-1]), dtype=torch.uint8).share_memory_()
+        self._cache: dict[Path, np.ndarray] = {}
+        self._cache_bytes = 0
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
     @property
     def problems(self) -> Counter[str]:
         """How often what went wrong, over all workers."""
-        raise NotImplementedError
+        counts = Counter(self._found)
+        counts.update(dict(zip(_PROBLEMS, self._counts.sum(0).tolist(), strict=True)))
+        return +counts
+
+    def pair(self, index: int) -> tuple[int, int, int]:
+        """Scene, first and second image of a pair, 0 <= index < len."""
+        scene = int(np.searchsorted(self._ends, index, side="right"))
+        rows = self.scenes[scene].pairs
+        first, second = rows[index - (int(self._ends[scene]) - len(rows))]
+        return scene, int(first), int(second)
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """Index of a random pair, scenes weighted as ``config.scene_weight`` says."""
+        scene = min(int(np.searchsorted(self._shares, rng.random(), side="right")), len(self.scenes) - 1)
+        count = len(self.scenes[scene].pairs)
+        return int(self._ends[scene]) - count + int(rng.integers(count))
 
     def sample(self, rng: np.random.Generator) -> PosedBatch:
         """A random pair (B = 1), decoded, cut to ``config.size`` and augmented; a function of the generator's state.
@@ -154,7 +217,138 @@ class PosedPairs:
         A pair that cannot be read is counted, its file named in the log once, and another pair drawn. Raises DataError
         where nothing is left to draw.
         """
-        raise NotImplementedError
+        for _ in range(_MAX_DRAWS):
+            index = self.draw(rng)
+            try:
+                return self.load(index, rng)
+            except UnusablePairError as problem:
+                self._count(problem.kind)
+        raise DataError(
+            f"none of {_MAX_DRAWS} random pairs of {self.config.data_path} could be used ({dict(self.problems)}); "
+            "the log names the files: replace them, and go on with --resume"
+        )
+
+    def load(self, index: int, rng: np.random.Generator) -> PosedBatch:
+        """One pair (B = 1) of the list. Raises UnusablePairError, having named the file in the log if it is new."""
+        number, *indices = self.pair(index)
+        scene = self.scenes[number]
+        images = [self._read(number, i) for i in indices]
+        sizes = [scene.image(i).size for i in indices]
+        points = scene.common_points(*indices)
+        windows = choose_windows((sizes[0], sizes[1]), points, self.config.size, self.config.zoom, rng)
+        fundamental = pair_fundamental(scene.image(indices[0]), scene.image(indices[1]), windows)
+        if not np.isfinite(fundamental).all():
+            raise UnusablePairError("degenerate geometry", f"{scene.name}: no fundamental matrix for pair {indices}")
+        seen = [augment(window.cut(image), self.config, rng) for window, image in zip(windows, images, strict=True)]
+        points0, points1, valid = visible_points(points, windows, self._max_points, rng)
+        f32 = torch.from_numpy(fundamental).float()
+        return PosedBatch(seen[0][None], seen[1][None], f32[None], points0[None], points1[None], valid[None])
+
+    def _read(self, scene: int, image: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        number = int(self._first_image[scene]) + image
+        if self._damaged[number]:
+            raise UnusablePairError("damaged image, again", self.scenes[scene].files[image])
+        posed = self.scenes[scene].image(image)
+        if (cached := self._cache.get(posed.path)) is not None:
+            return cached
+        try:
+            pixels = read_posed(posed)
+        except DataError as error:
+            if not self._is_there():
+                self._wait()
+                return self._read(scene, image)
+            self._damaged[number] = 1
+            log.warning("%s (left out from now on)", error)
+            raise UnusablePairError("damaged image", str(error)) from error
+        if self._cache_bytes + pixels.nbytes <= self.config.cache_mb * 2**20:
+            self._cache[posed.path] = pixels
+            self._cache_bytes += pixels.nbytes
+        return pixels
+
+    def _wait(self) -> None:
+        """Until the data folder is back, as after a lost mount. Raises DataError where it stays away."""
+        root, end = self.config.data_path, time.monotonic() + self.config.patience
+        log.warning("%s has vanished; waiting up to %g s for it", root, self.config.patience)
+        self._count("vanished folder")
+        while not self._is_there():
+            if time.monotonic() >= end:
+                raise DataError(
+                    f"expected the {len(self.scenes)} scenes of {root}, found none of their folders any more, and "
+                    f"waited {self.config.patience:g} s; bring the folder back, and go on with --resume"
+                )
+            time.sleep(min(1.0, self.config.patience))
+
+    def _is_there(self) -> bool:
+        return any(scene.folder.is_dir() for scene in self.scenes)
+
+    def _count(self, problem: str) -> None:
+        worker = get_worker_info()
+        row = 0 if worker is None else worker.id % _MAX_WORKERS + 1
+        self._counts[row, _PROBLEMS.index(problem)] += 1
+
+
+def scene_shares(pairs: np.ndarray, weight: str) -> np.ndarray:
+    """How often each scene is drawn, of 1. pairs: (S,) their numbers of pairs."""
+    exponent = {"pairs": 1.0, "sqrt": 0.5, "equal": 0.0}[weight]
+    shares = pairs.astype(np.float64) ** exponent
+    return shares / shares.sum()
+
+
+def read_posed(image: PosedImage) -> np.ndarray:
+    """(H, W, 3) uint8 RGB as stored. Raises DataError where it cannot be read, or is not what was calibrated.
+
+    Another resolution of the same picture is fine: the calibration is scaled with it.
+    """
+    pixels = read_rgb(image.path, upright=False)
+    (height, width), (w, h) = pixels.shape[:2], image.size
+    if abs(width * h - height * w) > max(w, h, width, height):  # more than a pixel
+        raise DataError(
+            f"expected an image of the shape {w}x{h} of its calibration at {image.path}, found {width}x{height}; "
+            "calibrate the image as it is stored, or store the one that was calibrated"
+        )
+    return pixels
+
+
+def relative_pose(image0: PosedImage, image1: PosedImage) -> tuple[np.ndarray, np.ndarray]:
+    """R (3, 3) and t (3,) of X1 = R X0 + t, between the frames of two cameras."""
+    rotation = image1.R @ image0.R.T
+    return rotation, image1.t - rotation @ image0.t
+
+
+def pair_fundamental(image0: PosedImage, image1: PosedImage, windows: tuple[Window, Window]) -> np.ndarray:
+    """F (3, 3) float64 in pixels of the windows, unit Frobenius norm; not finite where the pair has no baseline."""
+    k0, k1 = windows[0].matrix @ image0.K, windows[1].matrix @ image1.K
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return fundamental_from_pose(k0, k1, *relative_pose(image0, image1))
+
+
+def visible_points(
+    points: tuple[np.ndarray, np.ndarray], windows: tuple[Window, Window], count: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """points0, points1 (count, 2) float32 in pixels of the windows, and valid (count,) bool, from (C, 2) of the images.
+
+    Of more points that both windows show, a random choice.
+    """
+    moved = np.stack([warp_points(p, window.matrix) for p, window in zip(points, windows, strict=True)])
+    seen = np.flatnonzero(windows[0].contains(moved[0]) & windows[1].contains(moved[1]))
+    if len(seen) > count:
+        seen = rng.choice(seen, count, replace=False)
+    padded = np.zeros((2, count, 2), np.float32)
+    padded[:, : len(seen)] = moved[:, seen]
+    points0, points1 = torch.from_numpy(padded)
+    return points0, points1, torch.arange(count) < len(seen)
+
+
+def augment(image: np.ndarray, config: PosedConfig, rng: np.random.Generator) -> Tensor:
+    """(3, H, W) float32 in [0, 1] of (H, W, 3) uint8, with the colours changed as ``config.augmentation`` says."""
+    if config.augmentation in ("jitter", "legacy"):
+        image = jitter(image, LEGACY_JITTER if config.augmentation == "legacy" else config.jitter, rng)
+    tensor = torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255
+    if config.augmentation == "photometric":
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        tensor = distort_photometry(tensor[None], config.photometric, generator)[0]
+    return tensor
 
 
 def collate(samples: Sequence[PosedBatch]) -> PosedBatch:
