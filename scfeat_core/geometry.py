@@ -237,3 +237,14 @@ def _like(array: Any, reference: Array) -> Array:
     if isinstance(reference, Tensor):
         return torch.as_tensor(array, dtype=reference.dtype, device=reference.device)
     return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+
+def seen(points: Tensor, visible: Tensor) -> Tensor:
+    """Whether the pixel nearest to each point is in the image and visible, (B, N) bool.
+
+    points: (B, N, 2), pixels. visible: (B, H, W) bool.
+    """
+    height, width = visible.shape[-2:]
+    inside = ((points >= 0) & (points <= points.new_tensor((width - 1, height - 1)))).all(-1)
+    pixel = torch.where(inside[..., None], points, 0.0).round().long()
+    return inside & visible.flatten(1).gather(1, pixel[..., 1] * width + pixel[..., 0])

@@ -54,7 +54,7 @@ def select_keypoints(
     if mask is not None:
         keep &= mask != 0
     image, index, counts = _best_first(scores, keep, max_keypoints)
-    xy = _refined_positions(scores, image, index, refinement)
+    xy = refined_positions(scores, image, index, refinement)
     xy = torch.minimum(xy.clamp_min(0), xy.new_tensor([width - 1, height - 1]))
     values = scores.flatten(1)[image, index]
     return [Keypoints(*split) for split in zip(xy.split(counts), values.split(counts), strict=True)]
@@ -128,8 +128,11 @@ def _best_first(scores: Tensor, keep: Tensor, max_keypoints: int) -> tuple[Tenso
     return image, index, counts.tolist()
 
 
-def _refined_positions(scores: Tensor, image: Tensor, index: Tensor, refinement: Refinement) -> Tensor:
-    """(n, 2) float32 pixels."""
+def refined_positions(scores: Tensor, image: Tensor, index: Tensor, refinement: Refinement) -> Tensor:
+    """Sub-pixel positions (n, 2) float32 of the pixels ``index`` of the maps ``image``; differentiable in the scores.
+
+    scores: (B, H, W). image, index: (n,) int64, the latter into the flattened map.
+    """
     height, width = scores.shape[-2:]
     x, y = index % width, index // width
     position = torch.stack((x, y), -1).float()
@@ -170,9 +173,13 @@ def _quadratic_offset(patches: Tensor) -> Tensor:
     yy = p[:, 2, 1] - 2 * p[:, 1, 1] + p[:, 0, 1]
     xy = (p[:, 2, 2] - p[:, 2, 0] - p[:, 0, 2] + p[:, 0, 0]) / 4
     determinant = xx * yy - xy * xy
-    joint = torch.stack((xy * gy - yy * gx, xy * gx - xx * gy), -1) / determinant[:, None]
+    # Divisors that are not used are 1, as torch.where passes the NaN gradient of a division by 0 on to both sides.
+    joint = (
+        torch.stack((xy * gy - yy * gx, xy * gx - xx * gy), -1)
+        / torch.where(determinant > 0, determinant, 1.0)[:, None]
+    )
     gradient, curvature = torch.stack((gx, gy), -1), torch.stack((xx, yy), -1)
-    alone = torch.where(curvature < 0, -gradient / curvature, 0.0)
+    alone = torch.where(curvature < 0, -gradient / torch.where(curvature < 0, curvature, 1.0), 0.0)
     usable = (determinant > 0) & (xx < 0) & (joint.abs() <= 0.5).all(-1)
     return torch.where(usable[:, None], joint, alone).clamp(-0.5, 0.5)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
@@ -39,8 +39,14 @@ class GeometryConfig:
 
 @dataclass(frozen=True)
 class PhotometricConfig:
-    """Each is a share of the views that it happens to, or the largest strength (a factor 2 ** +-x where ``log2``)."""
+    """Each is a share of the views that it happens to, or the largest strength (a factor 2 ** +-x where ``log2``).
 
+    occlusion: a piece of another photograph before the view, which has no counterpart in the other view.
+    banding: stripes of light and dark, as a rolling shutter makes them of lamps that flicker.
+    """
+
+    occlusion: Share = 0.15
+    banding: Share = 0.1
     exposure_log2: NotNegative = 0.8
     gamma_log2: NotNegative = 0.7
     contrast_log2: NotNegative = 0.6
@@ -61,11 +67,16 @@ class WarpConfig:
 
 
 class WarpPairs(NamedTuple):
-    """image0, image1: (B, 3, S, S) float32 RGB in [0, 1]. homography: (B, 3, 3) float32, pixels of 0 to pixels of 1."""
+    """image0, image1: (B, 3, S, S) float32 RGB in [0, 1]. homography: (B, 3, 3) float32, pixels of 0 to pixels of 1.
+
+    visible0, visible1: (B, S, S) bool, False where something stands before the photograph.
+    """
 
     image0: Tensor
     image1: Tensor
     homography: Tensor
+    visible0: Tensor
+    visible1: Tensor
 
 
 def draw_pairs(
@@ -73,16 +84,21 @@ def draw_pairs(
 ) -> WarpPairs:
     """``count`` pairs of random photographs (pyramids, see :mod:`photos`); a pure function of the generator's state."""
     views: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     homographies = []
     for index in rng.integers(len(photos), size=count):
         source_from_0, source_from_1 = draw_views(photos[index][0].shape[:2], config, rng)
-        views += [render_view(photos[index], m, config, rng) for m in (source_from_0, source_from_1)]
+        for matrix in (source_from_0, source_from_1):
+            view = render_view(photos[index], matrix, config, rng)
+            masks.append(occlude(view, photos, config.photometric.occlusion, rng))
+            views.append(compress(view, config.photometric.jpeg, rng))
         homographies.append(np.linalg.inv(source_from_1) @ source_from_0)
     images = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255
     images = distort_photometry(images, config.photometric, torch.Generator().manual_seed(int(rng.integers(2**62))))
     matrices = np.stack(homographies)
     matrices /= matrices[:, 2:, 2:]
-    return WarpPairs(images[0::2], images[1::2], torch.from_numpy(matrices).float())
+    visible = torch.from_numpy(np.stack(masks))
+    return WarpPairs(images[0::2], images[1::2], torch.from_numpy(matrices).float(), visible[0::2], visible[1::2])
 
 
 def draw_views(
@@ -128,8 +144,33 @@ def render_view(
     level = int(np.clip(np.round(np.log2(scale)), 0, len(pyramid) - 1))
     matrix = scale_matrix(0.5**level) @ source_from_view
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    view = cv2.warpPerspective(pyramid[level], matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
-    if rng.random() >= config.photometric.jpeg:
+    return cv2.warpPerspective(pyramid[level], matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
+
+
+def occlude(
+    view: np.ndarray, photos: Sequence[Sequence[np.ndarray]], share: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Lay an ellipse of another photograph over the view, in place, in ``share`` of the cases.
+
+    Returns (S, S) bool, True where the view is still to be seen.
+    """
+    size = len(view)
+    if rng.random() >= share:
+        return np.ones((size, size), bool)
+    other = photos[rng.integers(len(photos))][0]
+    top, left = (int(rng.integers(max(1, n - size + 1))) for n in other.shape[:2])
+    patch = cv2.resize(other[top : top + size, left : left + size], (size, size))
+    axes = rng.uniform(0.08, 0.3, 2) * size
+    centre = rng.uniform(0, size, 2)
+    mask = np.zeros((size, size), np.uint8)
+    cv2.ellipse(mask, (tuple(centre), tuple(2 * axes), rng.uniform(0, 180)), 1, -1)
+    cv2.copyTo(patch, mask, view)
+    return mask == 0
+
+
+def compress(view: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """The view after JPEG compression in ``share`` of the cases."""
+    if rng.random() >= share:
         return view
     _, code = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])
     return np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR))
@@ -154,6 +195,7 @@ def distort_photometry(images: Tensor, config: PhotometricConfig, generator: tor
     grid = torch.rand(count, 1, 4, 4, generator=generator)
     shading = F.interpolate(grid, size=x.shape[-2:], mode="bicubic", align_corners=True).clamp(0, 1) * 1.2 + 0.4
     x = torch.where(happens(config.shading), x * shading, x)
+    x = torch.where(happens(config.banding), x * _bands(x, uniform), x)
     gray = x.mean(1, keepdim=True).expand_as(x)
     x = torch.where(happens(config.gray), gray, x * 2 ** uniform(-config.colour_log2, config.colour_log2, 3))
     x = x * 2 ** uniform(-config.exposure_log2, config.exposure_log2 / 2)
@@ -162,6 +204,12 @@ def distort_photometry(images: Tensor, config: PhotometricConfig, generator: tor
     x = x.clamp(1e-4, 1) ** 2 ** uniform(-config.gamma_log2, config.gamma_log2)
     x = x + uniform(0, config.noise) * torch.randn(x.shape, generator=generator)
     return x.clamp(0, 1)
+
+
+def _bands(images: Tensor, uniform: Callable[[float, float], Tensor]) -> Tensor:
+    """Factors around 1 that change with the row, 1 to 6 stripes a view."""
+    row = torch.linspace(0, 1, images.shape[-2])[:, None]
+    return 1 + uniform(0.1, 0.5) * torch.sin(2 * torch.pi * (uniform(1, 6) * row + uniform(0, 1)))
 
 
 def _blur(images: Tensor, defocus: Tensor, motion: Tensor, generator: torch.Generator) -> Tensor:

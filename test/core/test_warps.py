@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scfeat_core.data.photos import PYRAMID_LEVELS, ValidationSplit, find_photos, load_photos, read_photo
-from scfeat_core.data.warps import GeometryConfig, PhotometricConfig, WarpConfig, draw_pairs
+from scfeat_core.data.warps import GeometryConfig, PhotometricConfig, WarpConfig, distort_photometry, draw_pairs
 from scfeat_core.errors import DataError
 from scfeat_core.geometry import sample_map, warp_points
 
@@ -94,3 +94,25 @@ def test_empty_folder_and_damaged_photographs_are_named(tmp_path) -> None:
         read_photo(damaged, 640)
     with pytest.raises(DataError, match="none of the 1 photographs"):
         load_photos([damaged], 640)
+
+
+def test_what_is_occluded_is_marked(photos: list[list[np.ndarray]]) -> None:
+    config = WarpConfig(view_size=96, photometric=PLAIN)
+    covered = replace(config, photometric=replace(PLAIN, occlusion=1.0))
+    changed = draw_pairs(photos, 8, covered, np.random.default_rng(0))
+    assert not changed.visible0.all((1, 2)).any() and not changed.visible1.all((1, 2)).any()
+    assert changed.visible0.float().mean() > 0.7
+    plain = draw_pairs(photos, 8, config, np.random.default_rng(0))
+    assert plain.visible0.all() and plain.visible1.all()
+    # The first view is drawn before any occlusion takes from the generator, so both draws show it.
+    same = ((changed.image0[0] - plain.image0[0]).abs() < 1 / 255).all(0)
+    assert same[changed.visible0[0]].all()
+    assert not same[~changed.visible0[0]].all()
+
+
+def test_bands_change_rows_not_columns(photos: list[list[np.ndarray]]) -> None:
+    images = torch.full((6, 3, 64, 64), 0.4)
+    banded = distort_photometry(images, replace(PLAIN, banding=1.0), torch.Generator().manual_seed(0))
+    inner = banded[..., 8:-8, 8:-8]
+    assert inner.std(-1).max() < 1e-5
+    assert (inner.std(-2).amax((1, 2)) > 0.02).all()
