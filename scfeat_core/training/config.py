@@ -58,7 +58,7 @@ class TrainConfig:
     init: str = "random"
     seed: int = 0
     device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     steps: Count = 10_000
     batch_size: Count = 6
     bn_mode: Literal["frozen", "train"] = "frozen"

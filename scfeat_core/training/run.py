@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,13 +31,18 @@ MAY_CHANGE = ("name", "steps", "device", "data", "log_every", "save_every", "val
 
 @dataclass
 class TrainState:
-    """All that changes from step to step."""
+    """All that changes from step to step.
+
+    incidents: how often what went wrong. pieces: in how many each batch is computed, for lack of memory; not saved.
+    """
 
     model: SCFeat
     average: AveragedModel
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     step: int = 0
-    skipped: int = 0  # steps whose loss was not finite
+    incidents: Counter[str] = field(default_factory=Counter)
+    pieces: int = 1
 
 
 class Run:
@@ -65,7 +71,8 @@ class Run:
         state.model.load_state_dict(saved["model"])
         state.average.load_state_dict(saved["average"])
         state.optimizer.load_state_dict(saved["optimizer"])
-        state.step, state.skipped = saved["step"], saved["skipped"]
+        state.scaler.load_state_dict(saved["scaler"])
+        state.step, state.incidents = saved["step"], Counter(saved["incidents"])
         self._drop_log_after(state.step)
 
     def _check_same(self, saved: dict[str, Any]) -> None:
@@ -91,7 +98,8 @@ class Run:
             "average": state.average.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "step": state.step,
-            "skipped": state.skipped,
+            "scaler": state.scaler.state_dict(),
+            "incidents": dict(state.incidents),
         }
         partial = self._checkpoint.with_suffix(".partial")
         torch.save(content, partial)

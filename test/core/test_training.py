@@ -16,7 +16,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from torch.optim.swa_utils import AveragedModel
 
 from scfeat_core.cli import main
 from scfeat_core.config import dump_config, read_config
@@ -24,16 +23,12 @@ from scfeat_core.errors import ConfigError
 from scfeat_core.network.model import SCFeat
 from scfeat_core.training.config import DataConfig, OptimiserConfig, TrainConfig
 from scfeat_core.training.descriptor_loss import DescriptorLossConfig, descriptor_loss
-from scfeat_core.training.run import TrainState
+from scfeat_core.training.distributed import Group
+from scfeat_core.training.loading import Share, StepBatches
+from scfeat_core.training.objectives import WarpObjective, WarpSource
 from scfeat_core.training.sampling import draw_uniform
-from scfeat_core.training.trainer import (
-    WarpStream,
-    create_model,
-    create_optimizer,
-    load_photo_set,
-    train,
-    train_step,
-)
+from scfeat_core.training.step import train_step
+from scfeat_core.training.trainer import create_state, load_photo_set, train
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -205,14 +200,15 @@ def test_the_shipped_configuration_trains_on_any_folder(repository: Path, photo_
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(config: TrainConfig) -> None:
-    model = create_model(config)
-    state = TrainState(model, AveragedModel(model), create_optimizer(model, config.optimiser), step=2)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    next(model.detector.parameters()).register_hook(lambda gradient: gradient * torch.nan)
-    pairs = WarpStream(load_photo_set(config.data, held_back=False), config).batch(0)
-    train_step(state, pairs, config)
-    assert state.skipped == 1
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    state = create_state(config, torch.device("cpu"))
+    state.step = 2
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    next(state.model.detector.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    objective = WarpObjective(WarpSource(load_photo_set(config.data, held_back=False), config.data.warps), config)
+    share = Share(config.seed, config.batch_size)
+    train_step(state, StepBatches(objective, share)[2], share.generators(2), objective, config, Group())
+    assert state.incidents == {"gradient_not_finite": 1}
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.model.state_dict().items())
 
 
 def test_shipped_training_configurations_are_valid(repository: Path) -> None:
