@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scfeat_core.network.coupling_bridge import CouplingBridge
+from scfeat_core.network.coupling_bridge import BridgeParts, CouplingBridge
 from scfeat_core.network.encoders import create_encoder
 from scfeat_core.network.layers import Alignment, ConvNormELU, upsample
 
@@ -21,7 +21,8 @@ class BackboneConfig:
     """Defaults are the published network's, but for ``alignment`` (spec 1.5: nothing published depends on it).
 
     decoder_channels: widths at stride 8 and 4. up_kernel, side_kernel: kernels of the convolutions beside an
-    upsampling. fusion_order: ``conv_up`` convolves before upsampling, at 1/4 to 1/16 of the work.
+    upsampling. fusion_order: ``conv_up`` convolves before upsampling, at 1/4 to 1/16 of the work. cn_init, cn_fuse,
+    cn_parts: see :class:`CouplingBridge`.
     """
 
     encoder: EncoderName = "resnet50"
@@ -35,6 +36,7 @@ class BackboneConfig:
     alignment: Alignment = "exact"
     cn_init: Literal["legacy", "identity"] = "identity"
     cn_fuse: Literal["ratio", "softmax"] = "softmax"
+    cn_parts: BridgeParts = "both"
 
 
 class BackboneOutput(NamedTuple):
@@ -67,7 +69,7 @@ class F2RBackbone(nn.Module):
         self.side2 = ConvNormELU(d2, side, config.side_kernel, groups)
         self.side3 = ConvNormELU(c3, side, config.side_kernel, groups)
         self.fusion = nn.Conv2d(3 * side, config.fusion_out_ch, 1)
-        self.bridge = CouplingBridge(config.cn_init, config.cn_fuse)
+        self.bridge = CouplingBridge(config.cn_init, config.cn_fuse, config.cn_parts)
 
     def forward(self, image: Tensor) -> BackboneOutput:
         stem, c1, c2, c3 = self.encoder(image)

@@ -19,7 +19,8 @@ class DetectorConfig:
     """Widths of the feature branch, the image branch and their merger; defaults are the published network's.
 
     peak_norm: what a map is divided by before its peaks are measured. The published ``max`` loses its meaning on
-    images that are darker than the ImageNet mean everywhere; ``absmax`` does not.
+    images that are darker than the ImageNet mean everywhere; ``absmax`` does not. use_peakiness: False leaves the
+    measurement out, to learn what it is worth.
     """
 
     feature_channels: int = 192
@@ -27,6 +28,7 @@ class DetectorConfig:
     merge_channels: int = 128
     alignment: Alignment = "exact"
     peak_norm: PeakNorm = "max"
+    use_peakiness: bool = True
 
 
 def peakiness(x: Tensor, norm: PeakNorm = "max") -> Tensor:
@@ -57,15 +59,19 @@ class DetectionNet(nn.Module):
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """features: (B, C, h, w), stride 4. image: (B, 3, H, W), ImageNet-normalised. Returns (B, 1, H, W)."""
-        size = (image.shape[-2], image.shape[-1])
+        if not self.config.use_peakiness:
+            return self._merge(features, image)
         peak_feature = peakiness(features, self.config.peak_norm)
         peak_image = peakiness(image, self.config.peak_norm)
-        deep = self._activate(self.conv_feature(peak_feature * features))
-        shallow = self._activate(self.conv_image(peak_image * image))
-        deep = upsample(deep, 4, size, self.config.alignment)
+        score = self._merge(peak_feature * features, peak_image * image)
+        return upsample(peak_feature, 4, _size(image), self.config.alignment) * peak_image * score
+
+    def _merge(self, features: Tensor, image: Tensor) -> Tensor:
+        deep = self._activate(self.conv_feature(features))
+        shallow = self._activate(self.conv_image(image))
+        deep = upsample(deep, 4, _size(image), self.config.alignment)
         merged = self._activate(self.conv_merge(torch.cat((deep, shallow), 1)))
-        score = F.softplus(F.instance_norm(self._score(merged)))
-        return upsample(peak_feature, 4, size, self.config.alignment) * peak_image * score
+        return F.softplus(F.instance_norm(self._score(merged)))
 
     def _score(self, x: Tensor) -> Tensor:
         """``conv_score`` as a matrix product: convolution libraries are slow where one channel comes out."""
@@ -74,3 +80,7 @@ class DetectionNet(nn.Module):
 
     def _activate(self, x: Tensor) -> Tensor:
         return self.activation(F.instance_norm(x))
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return (image.shape[-2], image.shape[-1])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from scfeat_core.errors import ConfigError
-from scfeat_core.network.coupling_bridge import CouplingBridge
+from scfeat_core.network.coupling_bridge import BridgeParts, CouplingBridge
 from scfeat_core.network.detector import DetectionNet, DetectorConfig, peakiness
 from scfeat_core.network.layers import upsample
-from scfeat_core.network.model import SCFeat
+from scfeat_core.network.model import VARIANTS, SCFeat
 
 
 def parameters(module: nn.Module) -> int:
@@ -115,6 +118,30 @@ def test_softmax_blend_starts_where_the_ratio_does() -> None:
         torch.testing.assert_close(CouplingBridge("identity", "ratio")(x), CouplingBridge("identity", "softmax")(x))
 
 
+def test_parts_of_the_bridge_are_those_that_are_blended() -> None:
+    x = wave(4, 9, 10, 1.3, 0.7, 0.3)
+    both = CouplingBridge("identity", "softmax")
+    with torch.no_grad():
+        torch.testing.assert_close(CouplingBridge("identity", "softmax", "position")(x), both.position_norm(x))
+        torch.testing.assert_close(CouplingBridge("identity", "softmax", "channel")(x), both.channel_norm(x))
+        assert torch.equal(CouplingBridge("identity", "softmax", "none")(x), x)
+    for parts in get_args(BridgeParts):  # a parameter without a gradient would stop a distributed run
+        bridge = CouplingBridge("identity", "softmax", parts)
+        bridge(x.clone().requires_grad_()).square().sum().backward()
+        assert all(p.grad is not None for p in bridge.parameters())
+
+
+def test_detector_without_peakiness_still_scores() -> None:
+    features, image = torch.rand(1, 8, 12, 16), torch.randn(1, 3, 48, 64)
+    torch.manual_seed(0)
+    plain = DetectionNet(8, DetectorConfig(4, 4, 4, use_peakiness=False))
+    weighted = DetectionNet(8, DetectorConfig(4, 4, 4))
+    weighted.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert plain(features, image).shape == (1, 1, 48, 64)
+        assert not torch.allclose(plain(features, image), weighted(features, image))
+
+
 def test_peakiness_reference_values() -> None:
     s = peakiness(wave(3, 6, 7, 0.9, 1.1, 0.6, 0.2))[0, 0]
     assert float(s[0, 0]) == pytest.approx(1.032623, abs=2e-6)
@@ -129,6 +156,13 @@ def test_detector_never_trains_the_backbone(lite: SCFeat) -> None:
     assert all(p.grad is None for p in lite.backbone.parameters())
     assert any(p.grad is not None for p in lite.detector.parameters())
     lite.zero_grad()
+
+
+def test_detector_trains_the_backbone_where_asked() -> None:
+    model = SCFeat(replace(VARIANTS["lite"], align_local_grad=True))
+    image = torch.rand(1, 3, 64, 64)
+    model.detect(model.backbone(image), image).sum().backward()
+    assert model.backbone.fusion.weight.grad is not None
 
 
 def test_score_layer_equals_its_convolution() -> None:
