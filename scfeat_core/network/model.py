@@ -22,15 +22,11 @@ DescriptorSource = Literal["desc_map", "local_map"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """descriptor_source: the map that descriptors are sampled from at inference, before or after the bridge.
-
-    align_local_grad: let the gradient of the detector reach the backbone; as published it does not.
-    """
+    """descriptor_source: the map that descriptors are sampled from at inference, before or after the bridge."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     descriptor_source: DescriptorSource = "desc_map"
-    align_local_grad: bool = False
 
     def __post_init__(self) -> None:
         if self.backbone.alignment != self.detector.alignment:
@@ -106,9 +102,9 @@ class SCFeat(nn.Module):
         return NetworkOutput(maps.desc_map, maps.local_map, self.detect(maps, image))
 
     def detect(self, maps: BackboneOutput, image: Tensor) -> Tensor:
-        """Score map (B, 1, H, W). Its inputs are detached, unless ``align_local_grad`` is set (spec 3.1)."""
-        features = torch.cat((maps.local_map, maps.stem_map), 1)
-        return self.detector(features if self.config.align_local_grad else features.detach(), image)
+        """Score map (B, 1, H, W). Its inputs are detached: the detector never trains the backbone (spec 3.1)."""
+        features = torch.cat((maps.local_map, maps.stem_map), 1).detach()
+        return self.detector(features, image)
 
     def descriptor_map(self, output: NetworkOutput | BackboneOutput) -> Tensor:
         """The map that inference samples descriptors from, un-normalised."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scfeat_core.config import Range
-from scfeat_core.geometry import distances, sample_map, warp_points
+from scfeat_core.geometry import distances, sample_map, seen, warp_points
 from scfeat_core.training.sampling import Proposals, keypoint_probability
 
 
@@ -89,27 +89,36 @@ def keypoint_loss(
     return loss, (matched * (reward > 0)).sum() / len(reward)
 
 
-def repeatability_loss(score0: Tensor, score1: Tensor, homography: Tensor, config: KeypointLossConfig) -> Tensor:
+def repeatability_loss(
+    score0: Tensor,
+    score1: Tensor,
+    homography: Tensor,
+    visible: tuple[Tensor, Tensor],
+    config: KeypointLossConfig,
+) -> Tensor:
     """Minus the expected number of points that both views choose in the same place, per cell, less a cost a point.
 
     With dense true correspondence this part of the reward needs no draws: its expectation is the sum over pixels of the
-    product of the two probabilities, and its gradient has no variance. score0, score1: (B, 1, H, W).
+    product of the two probabilities, and its gradient has no variance. score0, score1: (B, 1, H, W). visible: (B, H, W)
+    bool of view 0 and of view 1, where the correspondence holds.
     """
     q0, q1 = (
         keypoint_probability(score, config.cell, config.score_scale, config.accept_bias) for score in (score0, score1)
     )
-    forth = _expected_repeats(q0, q1, homography, config.repeat_cost)
-    back = _expected_repeats(q1, q0, torch.linalg.inv(homography), config.repeat_cost)
+    forth = _expected_repeats(q0, q1, homography, visible, config.repeat_cost)
+    back = _expected_repeats(q1, q0, torch.linalg.inv(homography), visible[::-1], config.repeat_cost)
     return -(forth + back) / 2 * config.cell**2
 
 
-def _expected_repeats(q0: Tensor, q1: Tensor, homography: Tensor, cost: float) -> Tensor:
+def _expected_repeats(
+    q0: Tensor, q1: Tensor, homography: Tensor, visible: tuple[Tensor, Tensor], cost: float
+) -> Tensor:
     """Mean over the pixels of view 0 that view 1 shows."""
     h, w = q0.shape[-2:]
     y, x = torch.meshgrid(torch.arange(h, device=q0.device), torch.arange(w, device=q0.device), indexing="ij")
     pixels = torch.stack((x, y), -1).reshape(1, -1, 2).float()
     warped = warp_points(pixels, homography)
-    inside = ((warped >= 0) & (warped <= warped.new_tensor((w - 1, h - 1)))).all(-1)
+    inside = visible[0][:, :h, :w].flatten(1) & seen(warped, visible[1][:, :h, :w])
     other = sample_map(q1, torch.where(inside[..., None], warped, 0.0), stride=1)[..., 0]
     gain = q0.flatten(1) * (other - cost)
     return torch.where(inside, gain, 0.0).sum() / inside.sum().clamp_min(1)

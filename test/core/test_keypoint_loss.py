@@ -58,10 +58,16 @@ def test_repeatability_loss_prefers_scores_that_move_with_the_view() -> None:
     shift[0, 0, 2] = 8.0
     peaks = torch.zeros(1, 1, 64, 64)
     peaks[:, :, 4::8, 3::8] = 3.0
-    same = repeatability_loss(peaks, peaks, shift, config)
-    displaced = repeatability_loss(peaks, peaks.roll(3, -1), shift, config)
-    flat = repeatability_loss(torch.zeros_like(peaks), torch.zeros_like(peaks), shift, config)
+    everything = (torch.ones(1, 64, 64, dtype=torch.bool),) * 2
+    same = repeatability_loss(peaks, peaks, shift, everything, config)
+    displaced = repeatability_loss(peaks, peaks.roll(3, -1), shift, everything, config)
+    flat = repeatability_loss(torch.zeros_like(peaks), torch.zeros_like(peaks), shift, everything, config)
     assert same < flat and same < displaced
+    hidden = torch.ones(1, 64, 64, dtype=torch.bool)
+    hidden[:, :, 32:] = False  # no correspondence there: what is displaced there costs nothing
+    torn = torch.cat((peaks[..., :36], peaks.roll(3, -1)[..., 36:]), -1)
+    seen_only = repeatability_loss(peaks, torn, shift, (hidden, hidden), config)
+    assert seen_only < repeatability_loss(peaks, torn, shift, everything, config) - 0.1
 
 
 def test_costs_grow_from_nothing() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -13,7 +12,7 @@ from scfeat_core.errors import ConfigError
 from scfeat_core.network.coupling_bridge import BridgeParts, CouplingBridge
 from scfeat_core.network.detector import DetectionNet, DetectorConfig, peakiness
 from scfeat_core.network.layers import upsample
-from scfeat_core.network.model import VARIANTS, SCFeat
+from scfeat_core.network.model import SCFeat
 
 
 def parameters(module: nn.Module) -> int:
@@ -156,13 +155,6 @@ def test_detector_never_trains_the_backbone(lite: SCFeat) -> None:
     assert all(p.grad is None for p in lite.backbone.parameters())
     assert any(p.grad is not None for p in lite.detector.parameters())
     lite.zero_grad()
-
-
-def test_detector_trains_the_backbone_where_asked() -> None:
-    model = SCFeat(replace(VARIANTS["lite"], align_local_grad=True))
-    image = torch.rand(1, 3, 64, 64)
-    model.detect(model.backbone(image), image).sum().backward()
-    assert model.backbone.fusion.weight.grad is not None
 
 
 def test_score_layer_equals_its_convolution() -> None:
