@@ -1,12 +1,20 @@
-"""Drawing points from images: one per cell, uniformly or by the detector (spec 4.2 and 5.2)."""
+"""Drawing points from images: one per cell, uniformly or by the detector (spec 4.2 and 5.2); descriptors at points."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from scfeat_core.geometry import Alignment, sample_map
+
+# One generator for the whole batch, or one for each pair: then what is drawn for a pair depends on no other pair, and
+# not on which process or piece of a batch it is in. Generators are of the CPU, so that all devices see the same draws.
+Draws: TypeAlias = torch.Generator | Sequence[torch.Generator]
+Padding: TypeAlias = Literal["border", "zeros"]
 
 
 class Proposals(NamedTuple):
@@ -14,11 +22,29 @@ class Proposals(NamedTuple):
 
     points: (B, N, 2) float32, integer pixels. accepted: (B, N) bool.
     log_prob: (B, N), of the draw and of its acceptance; carries the gradient to the scores.
+    finite: (B, N) bool; a cell with a score that is not finite is never accepted, and its log_prob is 0.
     """
 
     points: Tensor
     accepted: Tensor
     log_prob: Tensor
+    finite: Tensor
+
+
+def draw_numbers(shape: Sequence[int], generator: Draws) -> Tensor:
+    """Uniform numbers in [0, 1) on the CPU. shape: the first axis is that of the pairs."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand(*shape, generator=generator)
+    return torch.stack([torch.rand(*shape[1:], generator=g) for _, g in zip(range(shape[0]), generator, strict=True)])
+
+
+def sample_descriptors(maps: Tensor, points: Tensor, alignment: Alignment = "exact") -> Tensor:
+    """Unit descriptors (B, N, D) float32 at pixels (B, N, 2) of maps (B, D, h, w) of stride 4.
+
+    legacy samples as published: zeros outside of the map, which the normalisation undoes.
+    """
+    padding: Padding = "zeros" if alignment == "legacy" else "border"
+    return F.normalize(sample_map(maps, points, alignment=alignment, padding=padding), dim=-1)
 
 
 def _cells(score_map: Tensor, cell: int) -> Tensor:
@@ -46,28 +72,33 @@ def keypoint_probability(score_map: Tensor, cell: int, scale: float, accept_bias
     return F.pixel_shuffle(choice, cell) * torch.sigmoid(score_map - scale * accept_bias)
 
 
-def propose_keypoints(
-    score_map: Tensor, cell: int, scale: float, accept_bias: float, generator: torch.Generator
-) -> Proposals:
+def propose_keypoints(score_map: Tensor, cell: int, scale: float, accept_bias: float, generator: Draws) -> Proposals:
     """DISK's scheme: a categorical draw within each cell, then a Bernoulli acceptance of the drawn score.
 
     The logits are ``scale * score`` for the choice and ``scale * (score - accept_bias)`` for the acceptance. The
     published rule is scale 1, bias 0; under it at least half of the cells are accepted, as scores are never negative.
     """
     logits = scale * _cells(score_map.float(), cell)
+    finite = logits.isfinite().all(-1)
+    logits = torch.where(finite[..., None], logits, 0.0)
     log_choice = logits.log_softmax(-1)
-    noise = torch.rand(logits.shape, generator=generator).to(logits).clamp_min(1e-20)
+    noise = draw_numbers(logits.shape, generator).to(logits).clamp_min(1e-20)
     index = (logits.detach() - (-noise.log()).log()).argmax(-1)  # Gumbel-max: a draw from the categorical
     picked = index.unsqueeze(-1)
     acceptance = logits.gather(-1, picked).squeeze(-1) - scale * accept_bias
-    accepted = torch.rand(acceptance.shape, generator=generator).to(acceptance) < acceptance.detach().sigmoid()
+    accepted = draw_numbers(acceptance.shape, generator).to(acceptance) < acceptance.detach().sigmoid()
     log_accept = F.logsigmoid(torch.where(accepted, acceptance, -acceptance))
     log_prob = log_choice.gather(-1, picked).squeeze(-1) + log_accept
-    return Proposals(_cell_points(index, score_map.shape[-1] // cell, cell), accepted, log_prob)
+    points = _cell_points(index, score_map.shape[-1] // cell, cell)
+    return Proposals(points, accepted & finite, torch.where(finite, log_prob, 0.0), finite)
 
 
-def draw_uniform(size: tuple[int, int], batch: int, cell: int, generator: torch.Generator) -> Tensor:
+def draw_uniform(size: tuple[int, int], batch: int, cell: int, generator: Draws) -> Tensor:
     """One uniformly drawn pixel per cell of an (H, W) image, (batch, N, 2) float32."""
     rows, columns = size[0] // cell, size[1] // cell
-    index = torch.randint(cell * cell, (batch, rows * columns), generator=generator)
+    if isinstance(generator, torch.Generator):
+        index = torch.randint(cell * cell, (batch, rows * columns), generator=generator)
+    else:
+        each = zip(range(batch), generator, strict=True)
+        index = torch.stack([torch.randint(cell * cell, (rows * columns,), generator=g) for _, g in each])
     return _cell_points(index, columns, cell)
