@@ -1,10 +1,14 @@
-"""``scfeat evaluate``: homography, pose, labelled, or all of it, as a table, a JSON file and pictures."""
+"""``scfeat evaluate``: homography, pose, labelled, hpatches, or all, as tables, a JSON file and pictures.
+
+A run is one method with one budget of points on images of one size. Several of each make all their combinations.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,9 @@ import yaml
 
 from scfeat_core.config import dump_config, read_config
 from scfeat_core.errors import ConfigError
-from scfeat_core.evaluation.datasets import APART, homography_pairs, labelled_pairs, limit_pairs, pose_pairs
-from scfeat_core.evaluation.views import Protocol, extract_views, map_pairs
+from scfeat_core.evaluation import datasets
+from scfeat_core.evaluation.datasets import APART, HPATCHES_SPLITS, limit_pairs
+from scfeat_core.evaluation.views import Protocol, View, extract_views, map_pairs, truncate_views
 
 Columns = tuple[str, ...]
 
@@ -25,22 +30,37 @@ HOMOGRAPHY_COLUMNS = (
 )
 POSE_COLUMNS = ("pairs", "keypoints", "matches", "AUC@5", "AUC@10", "AUC@20", "epipolar@1", "epipolar@3")
 LABELLED_COLUMNS = ("pairs", "keypoints", "matches", "recall@1", "recall@3", "recall@5", "recall@10", "recall@20")
+HPATCHES_COLUMNS = ("pairs", "keypoints", "matches", *(f"MMA@{t}" for t in range(1, 11)), "MMAscore")
+HPATCHES_KEYPOINTS = 8192  # what the published figures of SCFeat and PoSFeat were extracted with
+HPATCHES_DECIMALS = 2  # as many as those have
 
-EPILOG = """\
+EPILOG = f"""\
+hpatches: DIR holds i_*/ and v_*/ with 1.ppm ... 6.ppm and H_1_2 ... H_1_6; the 8 sequences that D2-Net leaves out are
+left out, images are taken as stored, with {HPATCHES_KEYPOINTS} points each unless --max-keypoints says otherwise.
+
+Several methods, weights, budgets or sizes, separated by commas, are measured in all combinations and shown side by
+side.
+
 examples:
   scfeat evaluate all shared/data/eval --method sift
+  scfeat evaluate all shared/data/eval --method scfeat,sift,orb --max-keypoints 512,1024,2048 -o build/compared
   scfeat evaluate homography shared/data/eval --weights my.safetensors --set nms_radius=2 --output build/mine
   scfeat evaluate pose shared/data/train/multiview --validation-split config/validation_split.yaml --limit 60
-  scfeat evaluate homography shared/data/eval --splits evd_pairs"""
+  scfeat evaluate homography shared/data/eval --splits evd_pairs
+  scfeat evaluate hpatches hpatches-sequences-release --write-cache build/scfeat.npy
+  scfeat evaluate hpatches hpatches-sequences-release --features build/hpatches/desc --postfix scfeat
+  scfeat evaluate hpatches --cache scfeat.npy superpoint.npy"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("kind", choices=["homography", "pose", "labelled", "all"], help="all: homography and pose")
-    parser.add_argument("data", type=Path, metavar="DIR", help="folder that holds one folder for each set")
+    kinds = ["homography", "pose", "labelled", "hpatches", "all"]
+    parser.add_argument("kind", choices=kinds, help="all: homography and pose")
+    parser.add_argument("data", type=Path, nargs="?", metavar="DIR", help="folder that holds one folder for each set")
     _add_method_arguments(parser)
     _add_protocol_arguments(parser)
+    _add_hpatches_arguments(parser)
     which = parser.add_argument_group("which pairs")
     which.add_argument("--splits", type=_names, default=[], metavar="A,B", help="only these folders of DIR")
     which.add_argument(
@@ -57,10 +77,14 @@ def _add_method_arguments(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("what is measured")
     method.add_argument(
         "--method",
-        default="scfeat",
-        help="scfeat, sift, rootsift, orb, akaze, or module:callable, which takes (image, max_keypoints) (%(default)s)",
+        type=_names,
+        default=["scfeat"],
+        metavar="A,B",
+        help="scfeat, sift, rootsift, orb, akaze, or module:callable, which takes (image, max_keypoints) (scfeat)",
     )
-    method.add_argument("--weights", default="lite", help="of scfeat: a name, or a .safetensors file (%(default)s)")
+    method.add_argument(
+        "--weights", type=_names, default=["lite"], metavar="A,B", help="of scfeat: names, or .safetensors files (lite)"
+    )
     method.add_argument("--device", default="cpu", help="of scfeat: e.g. cpu, cuda (%(default)s)")
     method.add_argument(
         "--set",
@@ -76,9 +100,11 @@ def _add_method_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     protocol = parser.add_argument_group("protocol")
     default = Protocol()
-    protocol.add_argument("--max-keypoints", type=int, default=default.max_keypoints, metavar="N", help="(%(default)s)")
     protocol.add_argument(
-        "--longer-side", type=int, default=default.longer_side, metavar="PX", help="0: as stored (%(default)s)"
+        "--max-keypoints", type=_counts, metavar="N,M", help=f"best points of an image ({default.max_keypoints})"
+    )
+    protocol.add_argument(
+        "--longer-side", type=_counts, metavar="PX,PX", help=f"0: as stored ({default.longer_side}, hpatches: 0)"
     )
     protocol.add_argument("--estimator", choices=["poselib", "magsac"], default=default.estimator, help="of poses")
     protocol.add_argument(
@@ -88,6 +114,18 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="average the estimates over N orders of the matches (%(default)s)",
     )
+
+
+def _add_hpatches_arguments(parser: argparse.ArgumentParser) -> None:
+    hpatches = parser.add_argument_group("hpatches only")
+    hpatches.add_argument(
+        "--cache", type=Path, nargs="+", default=[], metavar="FILE", help="no DIR: results in files of D2-Net's format"
+    )
+    hpatches.add_argument("--write-cache", type=Path, metavar="FILE", help="store the result in that format, too")
+    hpatches.add_argument(
+        "--features", type=Path, metavar="DIR2", help="no method: features in files DIR2/sequence/image.POSTFIX (npz)"
+    )
+    hpatches.add_argument("--postfix", type=_names, default=["scfeat"], metavar="A,B", help="of --features (scfeat)")
 
 
 def _names(text: str) -> list[str]:
@@ -101,65 +139,234 @@ def _option(text: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, found '{text}'") from None
+
+
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from scfeat_core.evaluation.report import format_table, write_json, write_plots
+    from scfeat_core.evaluation.report import format_runs, write_json, write_plots
 
-    protocol = Protocol(args.max_keypoints, args.longer_side, args.estimator, args.runs)
+    _check(args)
     torch.set_num_threads(max(args.workers, 1))
     cv2.setNumThreads(max(args.workers, 1))
-    sections = _measure(args, protocol)
-    label = _label(args)
-    for section in sections:
-        print(f"{format_table(section, label)}\n")
+    runs = _cached_runs(args) if args.cache else _stored_runs(args) if args.features else _method_runs(args)
+    print(f"{format_runs(runs)}\n")
     if args.output is not None:
-        config = {
-            "kind": args.kind,
-            "data": str(args.data),
-            "method": args.method,
-            "options": _method_options(args),
-            "splits": _splits(args),
-            "limit": args.limit,
-            "protocol": dump_config(protocol),
-        }
-        write_json(args.output / "results.json", config, sections)
-        pictures = write_plots(args.output, label, sections)
+        config = {"kind": args.kind, "data": str(args.data), "splits": _splits(args), "limit": args.limit}
+        write_json(args.output / "results.json", config, runs)
+        pictures = write_plots(args.output, runs)
         print("written:", *(str(path) for path in [args.output / "results.json", *pictures]))
     return 0
 
 
-def _measure(args: argparse.Namespace, protocol: Protocol) -> list[Any]:
-    from scfeat_core.evaluation.methods import create_method
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for arguments that do not go together."""
+    special = {"--cache": args.cache, "--features": args.features, "--write-cache": args.write_cache}
+    given = [name for name, value in special.items() if value]
+    if given and args.kind != "hpatches":
+        raise ConfigError(f"expected {given[0]} with the kind 'hpatches', found '{args.kind}'")
+    if (args.data is None) != bool(args.cache):
+        raise ConfigError("expected a folder DIR, or --cache with the kind 'hpatches', found none or both")
+    if len(given) > 1 and args.cache:
+        raise ConfigError(f"expected --cache alone, found {' and '.join(given)}: its files hold results already")
+    if args.features and args.longer_side not in (None, [0]):
+        raise ConfigError("expected no --longer-side with --features: they are in pixels of the images as stored")
 
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to measure. label: for the reader; options: of create_method."""
+
+    label: str
+    name: str
+    options: dict[str, Any]
+
+
+def _subjects(args: argparse.Namespace) -> Iterator[Subject]:
+    """The methods, scfeat once for each of its weights. Options go to the methods that take any, if there are some."""
+    takes = [name for name in args.method if name == "scfeat" or ":" in name]
+    suffix = "".join(f", {key}={value}" for key, value in args.options)
+    for name in args.method:
+        options = dict(args.options) if name in takes or not takes else {}
+        shown = suffix if options else ""
+        if name == "scfeat":
+            for weights in args.weights:
+                own = {"weights": weights, "device": args.device, **options}
+                yield Subject(f"scfeat {_short(weights)}{shown}", name, own)
+        else:
+            yield Subject(f"{name}{shown}", name, options)
+
+
+def _short(weights: str) -> str:
+    """Of a path its last two parts, which tell the checkpoints of several runs apart."""
+    return "/".join(Path(weights).parts[-2:])
+
+
+def _protocols(args: argparse.Namespace) -> list[list[Protocol]]:
+    """For each size of the images, one protocol for each budget of points."""
+    hpatches = args.kind == "hpatches"
+    budgets = args.max_keypoints or [HPATCHES_KEYPOINTS if hpatches else Protocol().max_keypoints]
+    sizes = args.longer_side or [0 if hpatches else Protocol().longer_side]
+    return [[Protocol(budget, size, args.estimator, args.runs) for budget in budgets] for size in sizes]
+
+
+def _method_runs(args: argparse.Namespace) -> list[Any]:
+    from scfeat_core.evaluation.methods import create_method
+    from scfeat_core.evaluation.report import Run
+
+    parts = _parts(args)
+    runs = []
+    for subject in _subjects(args):
+        method = create_method(subject.name, subject.options)
+        for protocols in _protocols(args):
+            extract = _extraction(subject.name, method, protocols)
+            by_part = [_sections(args, part, extract, protocols) for part in parts]
+            for index, protocol in enumerate(protocols):
+                settings = {"method": subject.name, "options": subject.options, "protocol": dump_config(protocol)}
+                sections = [sections[index] for sections in by_part]
+                runs.append(Run(_label(subject.label, protocol), settings, sections))
+    return runs
+
+
+def _label(name: str, protocol: Protocol) -> str:
+    size = f"{protocol.longer_side} px" if protocol.longer_side else "as stored"
+    return f"{name}, {protocol.max_keypoints} points, {size}"
+
+
+Extract = Callable[[Sequence[Any], bool], Iterator[Mapping[Path, View]]]
+
+
+def _extraction(name: str, method: Any, protocols: Sequence[Protocol]) -> Extract:
+    """The views of the images of some pairs for each protocol in turn; all have one size of images.
+
+    Features are extracted once, at the largest budget, and cut to their best, except where the budget changes what is
+    found.
+    """
+    from scfeat_core.evaluation.methods import BUDGET_CHANGES_FEATURES
+
+    def extract(pairs: Sequence[Any], progress: bool) -> Iterator[Mapping[Path, View]]:
+        if name in BUDGET_CHANGES_FEATURES:
+            for protocol in protocols:
+                yield extract_views(pairs, method, protocol, progress)
+            return
+        views = extract_views(pairs, method, max(protocols, key=lambda each: each.max_keypoints), progress)
+        for protocol in protocols:
+            yield truncate_views(views, protocol.max_keypoints)
+
+    return extract
+
+
+@dataclass(frozen=True)
+class Part:
+    """The pairs of one section of the result. kind: how they are measured."""
+
+    kind: str
+    title: str
+    pairs: Sequence[Any]
+
+
+def _parts(args: argparse.Namespace) -> list[Part]:
     splits = _splits(args)
-    method = create_method(args.method, _method_options(args))
-    measure = partial(_section, args, protocol, method)
-    sections = []
+
+    def part(kind: str, pairs: Sequence[Any], title: str = "") -> Part:
+        return Part(kind, title or kind, limit_pairs(pairs, args.limit))
+
+    parts = []
     if args.kind in ("homography", "all"):
-        sections.append(measure("homography", homography_pairs(args.data, splits)))
+        parts.append(part("homography", datasets.homography_pairs(args.data, splits)))
     if args.kind in ("pose", "all"):
-        sections.append(measure("pose", pose_pairs(args.data, splits)))
+        parts.append(part("pose", datasets.pose_pairs(args.data, splits)))
     if args.kind == "labelled":
-        sections.append(measure("labelled", labelled_pairs(args.data, splits)))
+        parts.append(part("labelled", datasets.labelled_pairs(args.data, splits)))
+    if args.kind == "hpatches":
+        parts.append(part("hpatches", datasets.hpatches_pairs(args.data, splits)))
     if args.kind == "all" and args.apart:
-        sections.append(measure("homography", homography_pairs(args.data, APART[:1]), "homography, apart"))
-        sections.append(measure("labelled", labelled_pairs(args.data, APART[1:])))
+        parts.append(part("homography", datasets.homography_pairs(args.data, APART[:1]), "homography, apart"))
+        parts.append(part("labelled", datasets.labelled_pairs(args.data, APART[1:])))
+    return parts
+
+
+def _sections(args: argparse.Namespace, part: Part, extract: Extract, protocols: Sequence[Protocol]) -> list[Any]:
+    """One section for each protocol."""
+    if part.kind == "hpatches":
+        return _hpatches_sections(args, part.pairs, lambda sequence: extract(sequence, False), protocols)
+    from scfeat_core.evaluation.report import create_section
+
+    progress = _wants_progress(args)
+    measures = [_kind(part.kind, protocol) for protocol in protocols]  # a missing package shows before the work
+    sections = []
+    for views, (evaluate, columns, of_set, of_all) in zip(extract(part.pairs, progress), measures, strict=True):
+        evaluate_pair = partial(evaluate, views=views)
+        rows = map_pairs(evaluate_pair, part.pairs, part.title, args.workers, progress)
+        sections.append(create_section(part.title, columns, rows, of_set, of_all))
     return sections
 
 
-def _section(
-    args: argparse.Namespace, protocol: Protocol, method: Any, kind: str, all_pairs: list[Any], title: str = ""
-) -> Any:
+def _hpatches_sections(
+    args: argparse.Namespace, pairs: Sequence[Any], views: Any, protocols: Sequence[Protocol]
+) -> list[Any]:
+    from scfeat_core.evaluation import hpatches
+    from scfeat_core.evaluation.hpatches_cache import write_cache
     from scfeat_core.evaluation.report import create_section
 
-    title = title or kind
-    progress = not args.no_progress and sys.stderr.isatty()
-    evaluate, columns, of_set, of_all = _kind(kind, protocol)
-    pairs = limit_pairs(all_pairs, args.limit)
-    views = extract_views(pairs, method, protocol, progress)
-    rows = map_pairs(lambda pair: evaluate(pair, views), pairs, title, args.workers, progress)
-    return create_section(title, columns, rows, of_set, of_all)
+    if args.write_cache and len(protocols) * len(args.method) * len(args.weights) * len(args.postfix) > 1:
+        raise ConfigError("expected one method with one budget and size for --write-cache, found several")
+    by_protocol = hpatches.evaluate_hpatches(pairs, views, protocols, args.workers, _wants_progress(args))
+    if args.write_cache:
+        write_cache(args.write_cache, hpatches.count_rows(by_protocol[0]))
+    summarise = hpatches.summarise_hpatches
+    return [
+        create_section("hpatches", HPATCHES_COLUMNS, rows, summarise, summarise, HPATCHES_DECIMALS)
+        for rows in by_protocol
+    ]
+
+
+def _stored_runs(args: argparse.Namespace) -> list[Any]:
+    """Of features in files: for each postfix, with each budget."""
+    from scfeat_core.evaluation import hpatches
+    from scfeat_core.evaluation.report import Run
+
+    (part,) = _parts(args)
+    budgets = args.max_keypoints or [None]
+    protocols = [Protocol(budget or 1, 0, args.estimator, args.runs) for budget in budgets]
+    runs = []
+    for postfix in args.postfix:
+        views = hpatches.stored_views(args.features, postfix, budgets)
+        sections = _hpatches_sections(args, part.pairs, views, protocols)
+        for budget, section in zip(budgets, sections, strict=True):
+            settings = {"features": str(args.features), "postfix": postfix, "max_keypoints": budget, "runs": args.runs}
+            label = f"{postfix}, {'all' if budget is None else budget} points, as stored"
+            runs.append(Run(label, settings, [section]))
+    return runs
+
+
+def _cached_runs(args: argparse.Namespace) -> list[Any]:
+    """Of results in files of D2-Net's format."""
+    from scfeat_core.evaluation.hpatches import summarise_counts
+    from scfeat_core.evaluation.hpatches_cache import read_cache
+    from scfeat_core.evaluation.report import Run, Section
+
+    runs = []
+    for path in args.cache:
+        counts = read_cache(path)
+        splits = {
+            name: summarise_counts(counts, kind) for kind, name in HPATCHES_SPLITS.items() if kind in counts.kinds
+        }
+        section = Section("hpatches", HPATCHES_COLUMNS, summarise_counts(counts), splits, [], HPATCHES_DECIMALS)
+        runs.append(Run(path.stem, {"cache": str(path)}, [section]))
+    return runs
+
+
+def _wants_progress(args: argparse.Namespace) -> bool:
+    return not args.no_progress and sys.stderr.isatty()
 
 
 def _kind(kind: str, protocol: Protocol) -> tuple[Callable[..., Any], Columns, Callable[..., Any], Callable[..., Any]]:
@@ -173,24 +380,12 @@ def _kind(kind: str, protocol: Protocol) -> tuple[Callable[..., Any], Columns, C
     if kind == "pose":
         from scfeat_core.evaluation import relative_pose
 
-        relative_pose.create_estimator(protocol.estimator)  # a missing package shows before the work
+        relative_pose.create_estimator(protocol.estimator)
         evaluate_pose = partial(relative_pose.evaluate_pose_pair, protocol=protocol)
         return evaluate_pose, POSE_COLUMNS, relative_pose.summarise_pose_set, relative_pose.summarise_pose
     from scfeat_core.evaluation import labelled
 
     return labelled.evaluate_labelled_pair, LABELLED_COLUMNS, labelled.summarise_labelled, labelled.summarise_labelled
-
-
-def _method_options(args: argparse.Namespace) -> dict[str, Any]:
-    own = {"weights": args.weights, "device": args.device} if args.method == "scfeat" else {}
-    return {**own, **dict(args.options)}
-
-
-def _label(args: argparse.Namespace) -> str:
-    name = f"{args.method} {args.weights}" if args.method == "scfeat" else args.method
-    options = "".join(f", {key}={value}" for key, value in args.options)
-    size = f"{args.longer_side} px" if args.longer_side else "as stored"
-    return f"{name}{options}, {args.max_keypoints} points, {size}"
 
 
 def _splits(args: argparse.Namespace) -> list[str]:

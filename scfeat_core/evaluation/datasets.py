@@ -6,6 +6,7 @@ Layouts, one folder per set below the root:
   a folder of such folders (``homogr_pairs``) is one set with one pair each.
 * pose pairs: ``pairs_with_gt.txt``, lines ``img0 img1 rot0 rot1 K0(9) K1(9) T_0to1(16)`` (SuperGlue).
 * posed images: ``images/``, ``cameras.json`` (x_cam = R x + t), ``pairs.txt`` with the two names first in a line.
+* HPatches: sequences ``i_*`` (illumination) and ``v_*`` (viewpoint) with ``1.ppm`` ... ``6.ppm`` and ``H_1_2`` ...
 * labelled pairs: folders with ``1.*``, ``2.*`` and ``corrs.txt`` (x0 y0 x1 y1), without a model (``wxbs_pairs``).
 """
 
@@ -24,6 +25,12 @@ from scfeat_core.errors import DataError
 from scfeat_core.geometry import scale_matrix
 
 APART = ("evd_pairs", "wxbs_pairs")  # too hard, or labelled too sparsely, to be averaged with the rest
+# Sequences of HPatches that D2-Net (Dusmanu et al., CVPR 2019) left out because of their size, as all have since.
+HPATCHES_EXCLUDED = (
+    *("i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding"),
+    *("v_artisans", "v_astronautis", "v_talent"),
+)
+HPATCHES_SPLITS = {"i": "illumination", "v": "viewpoint"}
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".webp")
 
 
@@ -108,6 +115,25 @@ def labelled_pairs(root: Path, splits: Sequence[str] = ()) -> list[LabelledPair]
     return _collect(root, splits, _labelled_set, "folders with corrs.txt", apart=())
 
 
+def hpatches_sequences(root: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Folders ``i_*`` and ``v_*`` of ``root`` without HPATCHES_EXCLUDED, or the named ones. Raises DataError."""
+    wanted = "sequences i_* and v_* of HPatches"
+    folders = [f for f in _set_folders(root, names, wanted) if f.name[:2] in ("i_", "v_")]
+    folders = [folder for folder in folders if names or folder.name not in HPATCHES_EXCLUDED]
+    if not folders:
+        raise DataError(f"expected {wanted} in {root}, found none; give the folder that holds them")
+    return folders
+
+
+def hpatches_pairs(root: Path, names: Sequence[str] = ()) -> list[HomographyPair]:
+    """Image 1 to images 2..6 of the sequences; split: illumination or viewpoint; name: sequence/1-k."""
+    return [
+        _homography_pair(HPATCHES_SPLITS[folder.name[0]], f"{folder.name}/", folder / f"H_1_{number}")
+        for folder in hpatches_sequences(root, names)
+        for number in range(2, 7)
+    ]
+
+
 def limit_pairs(pairs: Sequence[Pair], per_split: int) -> list[Pair]:
     """At most ``per_split`` pairs of each split, evenly spread over its list; 0 means all."""
     by_split: dict[str, list[Pair]] = {}
@@ -127,17 +153,22 @@ def _collect(
     wanted: str,
     apart: Sequence[str] = APART,
 ) -> list[Pair]:
-    if not root.is_dir():
-        raise DataError(f"expected a folder with {wanted} at {root}, found none; check the path")
-    missing = [name for name in splits if not (root / name).is_dir()]
-    if missing:
-        known = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
-        raise DataError(f"expected a folder '{missing[0]}' in {root}, found only: {known}")
-    folders = [root / name for name in splits] or sorted(path for path in root.iterdir() if path.is_dir())
+    folders = _set_folders(root, splits, wanted)
     pairs = [pair for folder in folders if splits or folder.name not in apart for pair in read(folder)]
     if not pairs:
         raise DataError(f"expected {wanted} in {', '.join(splits) or 'the folders'} of {root}, found none")
     return pairs
+
+
+def _set_folders(root: Path, names: Sequence[str], wanted: str) -> list[Path]:
+    """The named folders in ``root``, or all in order."""
+    if not root.is_dir():
+        raise DataError(f"expected a folder with {wanted} at {root}, found none; check the path")
+    missing = [name for name in names if not (root / name).is_dir()]
+    if missing:
+        known = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
+        raise DataError(f"expected a folder '{missing[0]}' in {root}, found only: {known}")
+    return [root / name for name in names] or sorted(path for path in root.iterdir() if path.is_dir())
 
 
 def _homography_set(folder: Path) -> Iterator[HomographyPair]:

@@ -30,7 +30,10 @@ RANSAC_CONFIDENCE = 0.9999
 
 @dataclass(frozen=True)
 class HomographyRow:
-    """What one pair gives. Shares are 0..1; errors in pixels, one corner error for each run of the estimator."""
+    """What one pair gives. Shares are 0..1; errors in pixels, one corner error for each run of the estimator.
+
+    accuracy: share of the matches within 1, 2, ... 10 pixels, and beyond where more thresholds were asked for.
+    """
 
     split: str
     name: str
@@ -41,7 +44,13 @@ class HomographyRow:
     corner_errors: list[float]
 
 
-def evaluate_homography_pair(pair: HomographyPair, views: Mapping[Path, View], protocol: Protocol) -> HomographyRow:
+def evaluate_homography_pair(
+    pair: HomographyPair,
+    views: Mapping[Path, View],
+    protocol: Protocol,
+    thresholds: Sequence[float] = MMA_THRESHOLDS,
+) -> HomographyRow:
+    """thresholds: of the accuracy, pixels; MMA_THRESHOLDS and none before them."""
     matched = match_views(pair, views)
     features0, features1 = matched.view0.features, matched.view1.features
     truth = matched.view1.scale @ pair.homography @ np.linalg.inv(matched.view0.scale)
@@ -54,7 +63,7 @@ def evaluate_homography_pair(pair: HomographyPair, views: Mapping[Path, View], p
         name=pair.name,
         keypoints=(len(features0), len(features1)),
         matches=len(matched),
-        accuracy=matching_accuracy(errors),
+        accuracy=matching_accuracy(errors, thresholds),
         repeatability=repeatability(
             features0.keypoints.astype(np.float64),
             features1.keypoints.astype(np.float64),
@@ -85,7 +94,7 @@ def estimate_homography(points0: np.ndarray, points1: np.ndarray) -> np.ndarray 
 
 def summarise_homography(rows: Sequence[HomographyRow]) -> dict[str, float]:
     """Means over the pairs; all shares in percent."""
-    mma = np.mean([row.accuracy for row in rows], axis=0)
+    mma = np.mean([row.accuracy[: len(MMA_THRESHOLDS)] for row in rows], axis=0)
     repeated = np.mean([row.repeatability for row in rows], axis=0)
     runs = zip(*(row.corner_errors for row in rows), strict=True)
     auc = np.mean([error_auc(errors, AUC_THRESHOLDS) for errors in runs], axis=0)

@@ -1,5 +1,7 @@
 """What is measured: callables ``(image (H, W, 3) uint8 RGB, max_keypoints) -> Features``, and how to match those.
 
+Features come best first, and the first n of a larger budget must be what a budget of n gives.
+
 Features with unsigned 8-bit descriptors are binary and compared by the Hamming distance; all others have unit rows.
 """
 
@@ -21,6 +23,8 @@ Method = Callable[[np.ndarray, int], Features]
 SIFT_CONTRAST = 0.005
 ORB_FAST_THRESHOLD = 5
 AKAZE_THRESHOLD = 1e-4
+# The best n of a larger budget are not what a budget of n gives: ORB shares it out over octaves before it ranks.
+BUDGET_CHANGES_FEATURES = ("orb",)
 
 
 def create_method(name: str, options: Mapping[str, Any] | None = None) -> Method:

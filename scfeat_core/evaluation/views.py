@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -69,6 +69,20 @@ def extract_views(
         image, scale = shrink_image(read_image(path), protocol.longer_side)
         views[path] = View(check_features(method(image, protocol.max_keypoints), protocol.max_keypoints), scale)
     return views
+
+
+def truncate_views(views: Mapping[Path, View], max_keypoints: int) -> dict[Path, View]:
+    """The views with the first ``max_keypoints`` of their points, which are the best."""
+    return {path: View(_first(view.features, max_keypoints), view.scale) for path, view in views.items()}
+
+
+def _first(features: Features, count: int) -> Features:
+    return replace(
+        features,
+        keypoints=features.keypoints[:count],
+        scores=features.scores[:count],
+        descriptors=features.descriptors[:count],
+    )
 
 
 def match_views(pair: ImagePair, views: Mapping[Path, View]) -> MatchedPair:

@@ -378,6 +378,47 @@ def test_the_network_is_a_method_with_options(data, capsys):
     assert "nms_radius" in capsys.readouterr().err
 
 
+def test_methods_budgets_and_sizes_side_by_side(data, tmp_path, capsys):
+    """All combinations in one run give what each gives alone."""
+    root = ["evaluate", "all", str(data), "--estimator", "magsac", "--workers", "1"]
+    several = ["--method", "sift,orb", "--max-keypoints", "40,80", "--longer-side", "160,0"]
+    assert main([*root, *several, "-o", str(tmp_path / "all")]) == 0
+    shown = capsys.readouterr().out
+    runs = json.loads((tmp_path / "all" / "results.json").read_text())["runs"]
+    assert len(runs) == len({run["label"] for run in runs}) == 8
+    assert all(shown.count(run["label"]) == 4 for run in runs)  # one set with homographies, two with poses, and all
+    for method, budget, side in (("sift", "40", "160"), ("orb", "40", "0"), ("orb", "80", "160")):
+        alone = ["--method", method, "--max-keypoints", budget, "--longer-side", side, "-o", str(tmp_path / "one")]
+        assert main([*root, *alone]) == 0
+        stored = json.loads((tmp_path / "one" / "results.json").read_text())
+        (run,) = [run for run in runs if run["config"] == {k: stored["config"][k] for k in run["config"]}]
+        assert run["sections"] == stored["sections"]
+    pictures = {path.name for path in (tmp_path / "all").glob("*.png")}
+    assert pictures == {"homography.png", "homography_sets.png", "pose.png", "pose_sets.png"}
+
+
+def test_options_go_to_the_methods_that_take_them(data, capsys):
+    command = ["evaluate", "homography", str(data), "--weights", "random", "--max-keypoints", "32"]
+    with pytest.warns(UserWarning):
+        assert main([*command, "--method", "sift,scfeat", "--set", "nms_radius=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "scfeat random, nms_radius=3, 32 points" in shown and "sift, 32 points" in shown
+    assert main([*command, "--method", "sift,orb", "--set", "nms_radius=3"]) == 2
+    assert "no options" in capsys.readouterr().err
+
+
+def test_repeatability_of_many_points_needs_little_memory():
+    """In blocks it is what it is in one piece."""
+    rng = np.random.default_rng(4)
+    points0, points1 = rng.uniform(0, 400, (2600, 2)), rng.uniform(0, 400, (2000, 2))
+    distances = np.linalg.norm(points0[:, None] - points1[None], axis=2)
+    nearest = np.concatenate([distances.min(1), distances.min(0)])
+    sizes = ((401, 401), (401, 401))
+    assert metrics.repeatability(points0, points1, np.eye(3), sizes, (1, 3)) == metrics.matching_accuracy(
+        nearest, (1, 3)
+    )
+
+
 def test_mistakes_on_the_command_line_are_named(data, capsys, tmp_path):
     assert main(["evaluate", "pose", str(data / "nowhere"), "--method", "sift"]) == 2
     assert "nowhere" in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""Features in files: ``.npz``, one an image, as D2-Net's evaluation reads them, and one hloc-style HDF5 file of many.
+
+Keypoints are in pixels of the stored image with (0, 0) the **centre** of the top-left pixel, in both formats. hloc has
+the same convention in its feature files and adds the 0.5 of COLMAP itself when it imports them, so nothing is added
+here. What is written to COLMAP by other means must be moved by (0.5, 0.5).
+
+``.npz``: keypoints (N, 2) float32, scores (N,) float32, best first, descriptors (N, D) unit rows, image_size (width,
+height), descriptor_space.
+
+HDF5: one group an image, called by its name (with ``/`` it is nested), with keypoints (N, 2) float32, scores (N,),
+descriptors (D, N), **transposed**, and image_size (width, height). Attributes: ``keypoints.uncertainty``, as hloc has
+it: one pixel of the image that the network saw, in pixels of the stored image; ``descriptor_space`` of the group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scfeat_core.errors import DataError, ScfeatError
+from scfeat_core.types import Features
+
+_NPZ_MEMBERS = {"keypoints.npy", "scores.npy", "descriptors.npy"}
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which takes the place of ``path`` at once, when it is complete, or not at all.
+
+    Raises ScfeatError where it cannot be written.
+    """
+    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"  # machines that share the folder do not collide
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        scratch.replace(path)
+    except OSError as error:
+        raise ScfeatError(
+            f"expected to write {path}, found: {error.strerror or error}; free space, or choose another folder"
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+# -- npz ---------------------------------------------------------------------------------------------------------------
+
+
+def write_npz(path: Path, features: Features, half: bool = False) -> None:
+    """half: descriptors as float16. Raises ScfeatError."""
+    features = features.numpy()
+    with replaced(path) as scratch, scratch.open("wb") as file:
+        np.savez(
+            file,
+            keypoints=features.keypoints.astype(np.float32, copy=False),
+            scores=features.scores.astype(np.float32, copy=False),
+            descriptors=_stored_descriptors(features, half),
+            image_size=np.array(features.image_size),
+            descriptor_space=np.array(features.descriptor_space),
+        )
+
+
+def read_npz(path: Path) -> Features:
+    """Features of a file of ours or of D2-Net's layout: keypoints (N, 2 or more), descriptors (N, D), scores if any.
+
+    Without scores all are 0; without a size, image_size is (0, 0). Raises DataError.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            keypoints = np.asarray(stored["keypoints"], np.float32)[:, :2]
+            descriptors = np.asarray(stored["descriptors"], np.float32)
+            scores = (
+                np.asarray(stored["scores"], np.float32).ravel() if "scores" in stored else np.zeros(len(keypoints))
+            )
+            size = tuple(int(x) for x in stored["image_size"]) if "image_size" in stored else (0, 0)
+            space = str(stored["descriptor_space"]) if "descriptor_space" in stored else ""
+    except FileNotFoundError as error:
+        raise DataError(f"expected features at {path}, found no file; check the folder and the postfix") from error
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: expected an .npz file with keypoints and descriptors, found {error!r}") from error
+    shapes = (keypoints.shape, scores.shape, descriptors.shape)
+    if descriptors.ndim != 2 or shapes[:2] != ((len(descriptors), 2), (len(descriptors),)):
+        raise DataError(f"{path}: expected keypoints (N, 2), scores (N,) and descriptors (N, D), found {shapes}")
+    return Features(keypoints, scores, descriptors, (size[0], size[-1]), space)
+
+
+def is_complete_npz(path: Path) -> bool:
+    """Whether there is a file of features that was written to its end (its directory, which comes last, is there)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _NPZ_MEMBERS.issubset(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _stored_descriptors(features: Features, half: bool) -> np.ndarray:
+    return features.descriptors.astype(np.float16 if half else np.float32, copy=False)
+
+
+# -- HDF5 --------------------------------------------------------------------------------------------------------------
+
+
+def require_h5py() -> Any:
+    """The module h5py. Raises ScfeatError with the fix where it is not installed."""
+    try:
+        import h5py
+    except ImportError as error:
+        fix = "pip install 'scfeat-python[extract]', or write npz files"
+        raise ScfeatError(f"HDF5 files need h5py, which is not installed: {fix}") from error
+    return h5py
+
+
+def write_h5(path: Path, items: Sequence[tuple[str, Features, float]], half: bool = False) -> None:
+    """A new file with the features of some images: (name, features, uncertainty). Raises ScfeatError."""
+    h5py = require_h5py()
+    with replaced(path) as scratch, h5py.File(scratch, "w") as stored:
+        for name, features, uncertainty in items:
+            _write_group(stored, name, features.numpy(), uncertainty, half)
+
+
+def _write_group(stored: Any, name: str, features: Features, uncertainty: float, half: bool) -> None:
+    group = stored.create_group(name)
+    group.create_dataset("keypoints", data=features.keypoints.astype(np.float32, copy=False))
+    group.create_dataset("scores", data=features.scores.astype(np.float32, copy=False))
+    group.create_dataset("descriptors", data=np.ascontiguousarray(_stored_descriptors(features, half).T))
+    group.create_dataset("image_size", data=np.array(features.image_size))
+    group["keypoints"].attrs["uncertainty"] = uncertainty
+    group.attrs["descriptor_space"] = features.descriptor_space
+
+
+def h5_names(path: Path) -> list[str]:
+    """The names of the images in a file. Raises DataError where it is damaged."""
+    names: list[str] = []
+    with open_h5(path) as stored:
+        stored.visititems(lambda name, item: names.append(name) if "keypoints" in _members(item) else None)
+    return names
+
+
+def _members(item: Any) -> Any:
+    return item if hasattr(item, "keys") else ()
+
+
+def merge_h5(path: Path, parts: Sequence[Path]) -> None:
+    """Put the groups of ``parts``, in order of their names, into the file ``path``, which is new or added to.
+
+    A name that occurs again is taken from the first file that has it. All or nothing: see :func:`replaced`.
+    """
+    h5py = require_h5py()
+    with replaced(path) as scratch, h5py.File(scratch, "w") as merged:
+        for source in [*([path] if path.exists() else []), *parts]:
+            names = h5_names(source)
+            with open_h5(source) as stored:
+                for name in (name for name in names if name not in merged):
+                    stored.copy(name, merged.require_group(name.rpartition("/")[0] or "/"), name.rpartition("/")[2])
+
+
+def open_h5(path: Path) -> Any:
+    """The file, for reading. Raises DataError."""
+    try:
+        return require_h5py().File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: expected a complete HDF5 file, found: {error}; remove it, extract again") from error
