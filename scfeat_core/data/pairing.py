@@ -54,8 +54,7 @@ def open_scenes(
             continue
         scenes.append(scene)
     if _few(folders, config):
-        rows = [np.arange(len(scene.pairs)) % HELD_BACK_PAIRS == 0 for scene in scenes]
-        scenes = [replace(s, pairs=s.pairs[r == held_back]) for s, r in zip(scenes, rows, strict=True)]
+        scenes = [_split_pairs(scene, held_back=held_back) for scene in scenes]
     if not any(len(scene.pairs) for scene in scenes):
         kind = "held-back pairs" if held_back else "pairs"
         raise DataError(
@@ -97,6 +96,12 @@ def _few(folders: Sequence[SceneFolder], config: PosedConfig) -> bool:
 
 def _is_named(folder: SceneFolder, names: Sequence[str]) -> bool:
     return folder.name in names or not set(names).isdisjoint(folder.name.split("/"))
+
+
+def _split_pairs(scene: PosedScene, *, held_back: bool) -> PosedScene:
+    """Every 20th pair is held back; the only one is not."""
+    chosen = np.arange(len(scene.pairs)) % HELD_BACK_PAIRS == 0
+    return replace(scene, pairs=scene.pairs[(chosen & (len(chosen) > 1)) == held_back])
 
 
 # -- one scene ---------------------------------------------------------------------------------------------------------
