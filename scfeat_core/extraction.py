@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from scfeat_core.config import Range, check_config, load_config
 from scfeat_core.errors import ConfigError, DeviceError
-from scfeat_core.geometry import sample_map
+from scfeat_core.geometry import sample_map, scale_points
 from scfeat_core.network.model import SCFeat
 from scfeat_core.preprocessing import NetworkInput, SizeMode, network_input, stack_images, stack_masks
 from scfeat_core.selection import Keypoints, Refinement, ThresholdMode, select_keypoints
@@ -132,6 +132,19 @@ class Extractor:
                 for (xy, scores), rows in zip(keypoints, descriptors, strict=True)
             ]
             return [result.numpy() for result in results] if to_numpy else results
+
+    @torch.inference_mode()
+    def describe(self, image: Array, keypoints: Array) -> Array:
+        """Descriptors (N, D) float32, unit rows, at keypoints (N, 2) of one's own, pixels of the image (see __call__).
+
+        Numpy where the keypoints are, else torch on the device. Raises ImageError, DeviceError.
+        """
+        given = network_input(self._upload(stack_images([image])), None, self.options.size_mode, self.options.max_edge)
+        _, descriptor_map = self._run_network(given.image)
+        points = torch.as_tensor(keypoints, dtype=torch.float32).to(self.device)
+        points = points if given.scale_xy == (1, 1) else scale_points(points, given.scale_xy)
+        (descriptors,) = self._describe(descriptor_map, [Keypoints(points, points.new_zeros(len(points)))])
+        return descriptors.cpu().numpy() if not isinstance(keypoints, Tensor) else descriptors
 
     def warm_up(self, size: tuple[int, int] = (640, 480)) -> None:
         """Run once on a gray image of (width, height), so that the first real one does not pay for initialisation."""

@@ -6,12 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-
-from scfeat_core.errors import ImageError
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from scfeat_core.extraction import Extractor
 
 
@@ -29,11 +26,8 @@ def extractor_from(args: argparse.Namespace) -> Extractor:
     return Extractor(weights=args.weights, device=args.device, max_keypoints=args.max_keypoints)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The image file as (H, W, 3) uint8 RGB; ImageError where there is none, or none that OpenCV reads."""
-    if not path.is_file():
-        raise ImageError(f"expected an image file, found no file at {path}")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ImageError(f"{path} is not an image that OpenCV can read: it is damaged, or of an unknown format")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def read_upright(path: Path) -> np.ndarray:
+    """The image file as (H, W, 3) uint8 RGB, turned as its EXIF data ask; ImageError where OpenCV reads none."""
+    from scfeat_core.bulk.images import read_image
+
+    return read_image(path, turned=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from scfeat_core.commands.common import add_extractor_arguments, extractor_from, read_image
+from scfeat_core.commands.common import add_extractor_arguments, extractor_from, read_upright
 from scfeat_core.drawing import draw_matches
 from scfeat_core.errors import DataError
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from scfeat_core.matching import match
     from scfeat_core.two_view import verify
 
-    image0, image1 = read_image(args.image0), read_image(args.image1)
+    image0, image1 = read_upright(args.image0), read_upright(args.image1)
     extractor = extractor_from(args)
     features0, features1 = extractor(image0), extractor(image1)
     matches = match(features0, features1).numpy()

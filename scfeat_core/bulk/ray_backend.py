@@ -1,0 +1,95 @@
+"""The same pipeline on a Ray cluster: Ray Data hands blocks of file names to actors, each with a network of its own.
+
+Only names and outcomes travel. The actors read the images and write the features themselves, so both must be on a file
+system that all machines see under the same path. A block that is lost with its machine is done again by Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from scfeat_core.bulk.images import ImageFile
+from scfeat_core.bulk.outputs import Output
+from scfeat_core.bulk.pipeline import Outcome, Settings, extract_images
+from scfeat_core.errors import ScfeatError
+
+BLOCK_IMAGES = 256  # handed to an actor at once
+_BLOCKS_EACH = 4  # for every actor, so that none idles at the end
+
+
+def extract_with_ray(
+    files: Sequence[ImageFile], settings: Settings, output: Output, workers: int
+) -> Generator[Outcome, None, None]:
+    """Outcomes as blocks are done, in any order; see :func:`scfeat_core.bulk.pipeline.extract_images`.
+
+    workers: actors, with a CPU each, or with a GPU each where ``settings.device`` names one. A Ray that is connected is
+    used, else RAY_ADDRESS, else one is started on this machine for the time of the call.
+    Raises ScfeatError where Ray is not installed.
+    """
+    ray = _require_ray()
+    if not files:
+        return
+    with _connected(ray, workers):
+        gpus = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        block = max(1, min(BLOCK_IMAGES, math.ceil(len(files) / (workers * _BLOCKS_EACH))))
+        blocks = math.ceil(len(files) / block)
+        names = ray.data.from_items([file._asdict() for file in files], override_num_blocks=blocks)
+        done = names.map_batches(
+            _Actor,
+            fn_constructor_args=(replace(settings, device="cuda" if gpus else "cpu"), output),
+            batch_size=block,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
+        for row in done.iter_rows():
+            yield Outcome(str(row["name"]), int(row["keypoints"]), str(row["error"]))
+
+
+class _Actor:
+    """Runs in a process of Ray's."""
+
+    def __init__(self, settings: Settings, output: Output) -> None:
+        self._settings = settings
+        self._output = output
+        self._extractor = settings.create()
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        pairs = zip(block["name"], block["path"], strict=True)
+        files = [ImageFile(str(name), str(path)) for name, path in pairs]
+        outcomes = list(extract_images(files, self._settings, self._extractor, self._output))
+        return {
+            "name": np.array([outcome.name for outcome in outcomes], object),
+            "keypoints": np.array([outcome.keypoints for outcome in outcomes], np.int64),
+            "error": np.array([outcome.error for outcome in outcomes], object),
+        }
+
+
+def _require_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ScfeatError("--ray needs Ray Data, which is not installed: pip install 'scfeat-python[ray]'") from error
+    return ray
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, workers: int) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(workers, os.cpu_count() or 1)}
+    ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
