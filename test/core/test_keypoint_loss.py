@@ -13,6 +13,7 @@ from scfeat_core.training.keypoint_loss import (
     ramp_costs,
     repeatability_loss,
 )
+from scfeat_core.training.rewards import RewardConfig
 from scfeat_core.training.sampling import propose_keypoints
 
 
@@ -43,7 +44,7 @@ def test_surrogate_gradient_is_that_of_the_full_sum() -> None:
 
 @pytest.mark.parametrize(("profile", "at_1_px"), [("step", 1.0), ("linear", 0.5)])
 def test_rewards_by_distance(profile: str, at_1_px: float) -> None:
-    config = KeypointLossConfig(reward_profile=profile, reward_thr=2.0)  # type: ignore[arg-type]
+    config = KeypointLossConfig(reward_profile=profile, reward_config=RewardConfig(reward_thr=2.0))  # type: ignore[arg-type]
     points0 = torch.tensor([[[10.0, 10.0]]])
     points1 = torch.tensor([[[15.0, 10.0], [16.0, 10.0], [18.0, 10.0]]])
     shift = torch.eye(3)[None].clone()
