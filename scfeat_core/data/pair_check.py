@@ -112,7 +112,7 @@ def check_batch(batch: PosedBatch, scene: str = "", name: str = "") -> PairCheck
 
 def sift_matches(gray0: np.ndarray, gray1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corresponding pixels (M, 2) float64 of two uint8 images: mutual nearest neighbours past the ratio test."""
-    sift = cv2.SIFT_create(2000, contrastThreshold=0.01)
+    sift = cv2.SIFT.create(nfeatures=2000, contrastThreshold=0.01)
     (keys0, d0), (keys1, d1) = (sift.detectAndCompute(gray, None) for gray in (gray0, gray1))
     if len(keys0) < 2 or len(keys1) < 2:
         return np.zeros((0, 2)), np.zeros((0, 2))
@@ -123,7 +123,7 @@ def sift_matches(gray0: np.ndarray, gray1: np.ndarray) -> tuple[np.ndarray, np.n
     two = np.partition(squared, 1, axis=1)[:, :2]
     mutual = squared.argmin(0)[nearest] == np.arange(len(d0))
     kept = np.flatnonzero(mutual & (two[:, 0] < _RATIO**2 * two[:, 1]))
-    xy0, xy1 = (cv2.KeyPoint.convert(keys).astype(np.float64) for keys in (keys0, keys1))
+    xy0, xy1 = (np.asarray(cv2.KeyPoint.convert(keys), np.float64) for keys in (keys0, keys1))
     return xy0[kept], xy1[nearest[kept]]
 
 
