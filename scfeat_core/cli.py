@@ -28,6 +28,7 @@ examples:
   scfeat demo --bag my_bag             the same with the images of a rosbag2
   scfeat match left.jpg right.jpg      verified matches of two images, and a picture of them
   scfeat extract *.jpg -o features     keypoints, scores and descriptors as one .npz an image
+  scfeat extract photos --format h5    a folder of images, as one file for hloc
 
 `scfeat COMMAND --help` says more about each. The node itself is `scfeat-frontend`, or
 `ros2 launch scfeat frontend.launch.py`."""
@@ -48,7 +49,11 @@ COMMANDS = {
         "play a camera into the live ROS 2 node, report what comes out",
         "run `make setup`, or source a ROS 2 installation with scfeat in it and pip install 'scfeat-python[demo]'",
     ),
-    "extract": Command("scfeat_core.commands.extract", "write the features of images to .npz files"),
+    "extract": Command(
+        "scfeat_core.commands.extract",
+        "write the features of images, folders and data sets to files",
+        "pip install 'scfeat-python[extract]'",
+    ),
     "match": Command("scfeat_core.commands.match", "match two images, verify the matches, draw them"),
     "evaluate": Command(
         "scfeat_core.evaluation.cli",

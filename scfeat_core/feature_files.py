@@ -45,7 +45,8 @@ def replaced(path: Path) -> Iterator[Path]:
             f"expected to write {path}, found: {error.strerror or error}; free space, or choose another folder"
         ) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
 
 
 # -- npz ---------------------------------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def read_npz(path: Path) -> Features:
             space = str(stored["descriptor_space"]) if "descriptor_space" in stored else ""
     except FileNotFoundError as error:
         raise DataError(f"expected features at {path}, found no file; check the folder and the postfix") from error
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: expected an .npz file with keypoints and descriptors, found {error!r}") from error
     shapes = (keypoints.shape, scores.shape, descriptors.shape)
     if descriptors.ndim != 2 or shapes[:2] != ((len(descriptors), 2), (len(descriptors),)):

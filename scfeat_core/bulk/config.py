@@ -66,7 +66,7 @@ class ExtractConfig:
     folder of images. postfix: files are called ``<image>.<postfix>``. save_npz: false writes one hloc-style HDF5 file
     ``desc.h5`` instead. loss_distance: cos, unit descriptors, which all networks here have. use_sift: descriptors at
     SIFT's keypoints, of which detector_config only limits the number. detector_config_query: of the images below
-    ``query/`` of aachen, where it is another.
+    ``query/`` of aachen, where it is another (with save_npz: false their file is ``desc_query.h5``).
     """
 
     output_root: Path
@@ -102,12 +102,12 @@ def create_jobs(config: ExtractConfig) -> list[Job]:
     """One job; two where queries have a detector of their own. Raises DataError, ImageError."""
     files = _files(config)
     if config.detector_config_query is None:
-        return [_job(config, files, config.detector_config, "desc")]
+        return [_job(config, files, config.detector_config)]
     queries = [file for file in files if file.name.startswith("query/")]
     others = [file for file in files if not file.name.startswith("query/")]
     return [
-        _job(config, others, config.detector_config, "desc"),
-        _job(config, queries, config.detector_config_query, "desc_query"),
+        _job(config, others, config.detector_config),
+        _job(config, queries, config.detector_config_query, "_query"),
     ]
 
 
@@ -120,7 +120,8 @@ def _files(config: ExtractConfig) -> list[ImageFile]:
     return find_images([root], outside=config.output_root)
 
 
-def _job(config: ExtractConfig, files: list[ImageFile], detector: DetectorConfig, folder: str) -> Job:
+def _job(config: ExtractConfig, files: list[ImageFile], detector: DetectorConfig, part: str = "") -> Job:
+    """part: what tells the output of this job from that of another."""
     options = {
         **detector.options(),
         "precision": config.precision,
@@ -132,7 +133,7 @@ def _job(config: ExtractConfig, files: list[ImageFile], detector: DetectorConfig
     output: Output
     if config.save_npz:
         pictures = config.output_root / "image" if config.output_img else None
-        output = NpzOutput(config.output_root / folder, config.postfix, pictures=pictures)
+        output = NpzOutput(config.output_root / "desc", config.postfix, False, pictures, f"extraction{part}")
     else:
-        output = H5Output(config.output_root / f"{folder}.h5")
+        output = H5Output(config.output_root / f"desc{part}.h5")
     return Job(files, settings, output)

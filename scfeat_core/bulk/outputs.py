@@ -65,16 +65,20 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class NpzOutput:
-    """One file ``<folder>/<name>.<postfix>`` an image. pictures: a folder for pictures of the keypoints, if any."""
+    """One file ``<folder>/<name>.<postfix>`` an image.
+
+    pictures: a folder for pictures of the keypoints, if any. record_name: outputs in one folder need one each.
+    """
 
     folder: Path
     postfix: str = "npz"
     half: bool = False
     pictures: Path | None = None
+    record_name: str = "extraction"
 
     @property
     def record(self) -> Path:
-        return self.folder / "extraction.json"
+        return self.folder / f"{self.record_name}.json"
 
     def place(self, name: str) -> str:
         return f"{name}.{self.postfix}"

@@ -88,6 +88,9 @@ def _connected(ray: Any, workers: int) -> Iterator[None]:
         yield
         return
     local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(workers, os.cpu_count() or 1)}
+    # Its own bar and, without a terminal, a block of lines every few seconds would bury ours.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, **local)
     try:
         yield

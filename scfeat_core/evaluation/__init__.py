@@ -1,11 +1,12 @@
 """Measuring features on image pairs with ground truth: the protocol, once, for every method.
 
-**Images** are read as 8-bit RGB and shrunk by the area filter so that their longer side is 640 px (never enlarged);
-both sides are rounded to whole pixels. Ground truth follows by the pixel-centre convention: a resize by ``s`` takes x
+**Images** are read as 8-bit RGB and shrunk by the area filter so that their longer side is 640 px (never enlarged;
+other sizes by ``--longer-side``); both sides are rounded to whole pixels. Ground truth follows by the pixel-centre convention: a resize by ``s`` takes x
 to ``(x + 0.5) s - 0.5``, separately along x and y, for homographies (``S1 H S0^-1``) and for intrinsics (``S K``)
 alike. All errors are in pixels of the resized images.
 
-**Features**: the best 1024 by score. SIFT is ``cv2.SIFT`` with contrastThreshold 0.005 and no limit of its own, ORB is
+**Features**: the best 1024 by score (other budgets by ``--max-keypoints``). Of several budgets in one run the largest
+is extracted and cut to its best, which gives what each gives alone, except for ORB, which is run for each. SIFT is ``cv2.SIFT`` with contrastThreshold 0.005 and no limit of its own, ORB is
 ``cv2.ORB`` with fastThreshold 5 and nfeatures 2048 (it shares its budget out over the octaves before it ranks them),
 AKAZE has threshold 1e-4; each is then cut to the strongest responses. They see OpenCV's gray of the resized colours.
 
@@ -29,6 +30,10 @@ AKAZE has threshold 1e-4; each is then cut to the strongest responses. They see 
   set counts the better of the two, run by run; USAC_MAGSAC is the other estimator.
 * also reported: the share of the matches of a pair that are within 1 and 3 px of the true epipolar line (the mean of
   both directions), which no random draw disturbs.
+
+**HPatches** (``hpatches``: image 1 to images 2..6 of 108 sequences, image size as stored) is the protocol of D2-Net,
+with the above definition of MMA; see :mod:`scfeat_core.evaluation.hpatches`. Budget 8192, or all that a feature file
+has. Its published results are read from cache files by an unpickler that runs no code.
 
 **AUC@t** is the area under the curve of the share of pairs with at most a given error, from 0 to t, over t. As
 SuperGlue's evaluation code has it, the curve joins the points (0, 0), (e_1, 1/n), (e_2, 2/n) ... by straight lines and
