@@ -4,49 +4,117 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from scfeat_core.errors import ConfigError
 
-DESCRIPTION = "Train SCFeat. The configuration says on what, from what, and how long; unknown keys are refused."
+DESCRIPTION = """\
+Train SCFeat. A configuration file says what is trained, on what, from what, and how long; keys that it does not have
+keep their defaults, unknown ones are refused. All keys: scfeat_core/training/config.py."""
+
+EPILOG = """\
+Posed images: a folder of scenes with cameras.json or a COLMAP model as text, or MegaDepth as CAPS distributes it. Which
+of them it is, is found out. Two commands, and the second takes up the first by its load_path, runs/train_desc:
+
+  scfeat train --config config/train_desc.yaml --data DIR      description: descriptors from camera geometry alone
+  scfeat train --config config/train_det.yaml --data DIR       detection: keypoints that can be matched
+
+Photographs without poses, which is also how to begin with random weights:
+
+  scfeat train --config config/pretrain_warps.yaml --data DIR
+  scfeat train --config config/train_desc.yaml --data DIR --set model=lite --set load_path=runs/pretrain_warps
+
+  scfeat train ... --check-data                     does the geometry fit the pictures? Trains nothing
+  scfeat train ... --resume                         go on after an interruption, to the same weights bit for bit
+  scfeat train ... --set device=cpu --set model=lite --set data_config_train.size=[320,240]   small enough for a laptop
+  scfeat train ... --set load_path=resnet50.pth     start from the ImageNet weights of torchvision
+  scfeat train ... --set precision=bfloat16 --set data_config_train.workers=8                  fast on a GPU
+
+Several GPUs: batch_size is that of each process, so the batch grows with their number; log and weights are the same as
+those of one process with the whole batch (of warps if DescriptorLoss_config.negatives is 0: they are taken from the
+process's own share).
+
+  torchrun --nproc-per-node 4 -m scfeat_core.cli train --config config/train_desc.yaml --data DIR
+
+Several machines: the same command on each, all of which see DIR and the folder of the run; MASTER is one of them:
+
+  torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint MASTER:29500 -m scfeat_core.cli train ...
+
+The folder of a run (--output, or runs/<checkpoint_name>) has log.jsonl, curves.png, tensorboard/ (if the package is
+installed), last.pt to resume from, and <model>.safetensors, the averaged weights, which every other command takes:
+
+  scfeat match left.jpg right.jpg --weights runs/train_det/r50.safetensors"""
+
+CHECKED_PAIRS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, for example config/pretrain_warps.yaml")
-    parser.add_argument("--data", type=Path, help="folder of the training images; overrides data.root")
-    parser.add_argument("--output", type=Path, help="folder of the run (default: runs/<name>)")
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, for example config/train_desc.yaml")
+    parser.add_argument("--data", type=Path, help="folder of the training data; overrides data_config_train.data_path")
+    parser.add_argument("--output", type=Path, help="folder of the run (default: runs/<checkpoint_name>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key: --set optimiser.clip_norm=2"
+        "--check-data", action="store_true", help="compare the geometry of posed images with SIFT matches, and stop"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, as --set model_config.backbone.cn_init=legacy",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from scfeat_core.config import load_config, read_mapping
     from scfeat_core.training.config import TrainConfig
-    from scfeat_core.training.trainer import train
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main = int(os.environ.get("RANK", "0")) == 0
+    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     mapping = read_mapping(args.config)
     _resolve_paths(mapping, args.config.parent)
     for assignment in args.set:
         _override(mapping, assignment)
     if args.data is not None:
-        _override(mapping, "data.root=", args.data)
+        _override(mapping, "data_config_train.data_path=", args.data)
     config = load_config(TrainConfig, mapping, where=str(args.config))
-    weights = train(config, args.output or Path("runs") / config.name, resume=args.resume)
-    print(f"weights: {weights}")
+    if args.check_data:
+        return _check_data(config)
+    from scfeat_core.training.trainer import train
+
+    weights = train(config, args.output or Path("runs") / config.checkpoint_name, resume=args.resume)
+    if main:
+        print(f"weights: {weights}")
     return 0
 
 
+def _check_data(config: Any) -> int:
+    """0 where nothing speaks against the geometry, else 1."""
+    from scfeat_core.data.pair_check import check_pairs, format_report
+    from scfeat_core.training.data_sets import open_posed
+
+    if config.data == "photos":
+        raise ConfigError(
+            "--check-data: expected posed images, found data: photos, whose warps are exact by construction"
+        )
+    pairs, _ = open_posed(config.data, config.data_config_train)
+    report = check_pairs(pairs, CHECKED_PAIRS, np.random.default_rng(config.seed))
+    print(format_report(report))
+    return 0 if report.agrees else 1
+
+
 def _resolve_paths(mapping: dict[str, Any], folder: Path) -> None:
-    """Paths in a file are relative to the file; those of the command line to where it is given."""
-    data = mapping.get("data")
-    for key in ("root", "split"):
+    """Paths of data in a file are relative to the file; those of runs are relative to where the command is given."""
+    data = mapping.get("data_config_train")
+    for key in ("data_path", "split"):
         if isinstance(data, dict) and isinstance(data.get(key), str):
             data[key] = folder / data[key]
 

@@ -1,83 +1,189 @@
-"""The settings of a training run; a YAML file in ``config/`` is read into :class:`TrainConfig`, strictly."""
+"""The settings of a training run; a YAML file in ``config/`` is read into :class:`TrainConfig`, strictly.
+
+Keys that the published code has keep their names there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from scfeat_core.config import Range
+from scfeat_core.config import Range, dump_config, load_config
+from scfeat_core.data.posed import PosedConfig
 from scfeat_core.data.warps import WarpConfig
 from scfeat_core.errors import ConfigError
+from scfeat_core.network.model import VARIANTS, ModelConfig
 from scfeat_core.training.descriptor_loss import DescriptorLossConfig
+from scfeat_core.training.epipolar_loss import EpipolarLossConfig, LineToWindowConfig
 from scfeat_core.training.keypoint_loss import KeypointLossConfig
+from scfeat_core.training.localisation_loss import LocalisationConfig
 
 Positive = Annotated[float, Range(above=0.0)]
+NotNegative = Annotated[float, Range(minimum=0.0)]
+Share = Annotated[float, Range(minimum=0.0, maximum=1.0)]
 Count = Annotated[int, Range(minimum=1)]
+NotNegativeInt = Annotated[int, Range(minimum=0)]
+Module = Literal["backbone", "encoder", "decoder", "localheader"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """root: photographs are searched for below it. max_edge: pixels.
+class DataConfig(PosedConfig):
+    """Settings of posed images (see :class:`PosedConfig`), and:
 
-    split: YAML file of what is held back for validation (``scenes``: folder names, ``singles``: file names);
-    without it, every 20th photograph is.
+    batch_size: pairs a step, in each process. workers: processes that load data; 0 is one thread.
+    max_edge: pixels, larger photographs are reduced before they are warped. max_photos: so many are kept in memory,
+    evenly chosen of more. warps: how photographs become pairs of views.
     """
 
-    root: Path = Path("data/train")
-    split: Path | None = None
+    batch_size: Count = 2
+    workers: NotNegativeInt = 0
     max_edge: Annotated[int, Range(minimum=64)] = 640
+    max_photos: Count = 5000
     warps: WarpConfig = field(default_factory=WarpConfig)
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
-    """AdamW; cosine decay to ``final_lr`` of each rate after a linear warm-up. ema_decay 0 switches averaging off."""
-
-    encoder_lr: Positive = 2e-4
-    decoder_lr: Positive = 1e-3
-    detector_lr: Positive = 1e-3
-    weight_decay: Annotated[float, Range(minimum=0.0)] = 1e-4
-    warmup_steps: Annotated[int, Range(minimum=0)] = 200
-    final_lr: Annotated[float, Range(minimum=0.0, maximum=1.0)] = 0.02
-    clip_norm: Positive = 1.0
-    ema_decay: Annotated[float, Range(minimum=0.0, below=1.0)] = 0.999
-
-
-@dataclass(frozen=True)
 class TrainConfig:
-    """init: ``random``, ``imagenet`` (encoder from an installed package), or the path of a .safetensors file.
+    """What is trained, on what, from what, and how long.
 
-    steps and batch_size count pairs of views. detector_start: first step of the keypoint loss; before it the
-    descriptors are too poor to reward anything. proposal_share: share of the descriptor points that are drawn by the
-    detector instead of uniformly. bn_mode: whether the encoder's BatchNorm statistics stay fixed.
+    checkpoint_name: of the run; its folder is runs/<checkpoint_name>.
+    data: ``photos`` are warped; ``posed_images`` and ``megadepth`` are folders of scenes, ``auto`` whichever of the two
+    is there.
+
+    model: ``lite``, ``r18``, ``r34``, ``r50``; null is that of the checkpoint to start from. model_config: changes to
+    it, as ``backbone: {cn_init: legacy}``. load_path: where the weights come from: ``random``; ``imagenet`` (only the
+    encoder, from an installed package); the folder of a run; a .safetensors file; the name of shipped weights; or an
+    encoder's state dict (.pth, .pt). Of a list, the first that is there.
+
+    optimal_modules: what is trained, the rest stays as it is: ``backbone`` (``encoder`` and ``decoder``) by the
+    description loss, ``localheader``, the detector, by the keypoint loss. optimal_lrs: their learning rates.
+    frozen_modules: parts of them that stay all the same, as ``backbone.encoder.stages.0``.
+    align_local_grad: let the detector's loss train the backbone. bn_mode: whether BatchNorm statistics are those of the
+    batch or stay fixed.
+
+    epoch, epoch_step: so many times so many steps. lr_schedule: ``step`` multiplies the rates by ``lr_decay_factor``
+    every ``lr_decay_step`` epochs; ``cosine`` goes down to ``final_lr`` of them. Before it they grow over
+    ``warmup_steps``. clip_norm: of the gradient, backbone and detector each, where ``grad_clip``. ema_decay: of the
+    average of the weights that is validated and written; 0 is no average.
+
+    Warps: detector_start: first step of the keypoint loss, before it the descriptors are too poor to reward anything.
+    keypoint_every: only in each so many steps. proposal_share: share of the descriptor points that are drawn by the
+    detector instead of uniformly.
+    keypoint_weight: of the detector's losses beside the description loss.
+    track_weight: of a loss on the sparse true correspondences of posed images, beside the epipolar one.
+    warp_share: share of the steps of posed images that are taken on warped photographs of the same data instead;
+    pairs that are posed upright let a network forget rotation.
+
+    log_freq, save_freq, validate_freq: steps. validation_pairs: of each kind of data. timeout: minutes that processes
+    of a distributed run wait for each other.
     """
 
-    name: str
-    variant: Literal["lite", "r18", "r34", "r50"] = "lite"
-    init: str = "random"
-    seed: int = 0
-    device: str = "cpu"
+    checkpoint_name: str
+    seed: NotNegativeInt = 0
+    device: str = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    steps: Count = 10_000
-    batch_size: Count = 6
-    bn_mode: Literal["frozen", "train"] = "frozen"
-    detector_start: Annotated[int, Range(minimum=0)] = 500
-    proposal_share: Annotated[float, Range(minimum=0.0, maximum=1.0)] = 0.5
-    keypoint_weight: Annotated[float, Range(minimum=0.0)] = 1.0
-    log_every: Count = 20
-    save_every: Count = 200
-    validate_every: Count = 500
+    timeout: Positive = 10.0
+
+    data: Literal["auto", "photos", "posed_images", "megadepth"] = "auto"
+    data_config_train: DataConfig = field(default_factory=DataConfig)
+
+    model: Literal["lite", "r18", "r34", "r50"] | None = None
+    model_config: dict[str, Any] = field(default_factory=dict)
+    load_path: str | tuple[str, ...] = "random"
+
+    optimal_modules: tuple[Module, ...] = ("backbone",)
+    optimal_lrs: tuple[Positive, ...] = (1e-4,)
+    frozen_modules: tuple[str, ...] = ()
+    align_local_grad: bool = False
+    bn_mode: Literal["train", "frozen"] = "train"
+    optimizer: Literal["Adam", "AdamW", "SGD"] = "Adam"
+    weight_decay: NotNegative = 0.0
+    epoch: Count = 10
+    epoch_step: Count = 10_000
+    lr_schedule: Literal["step", "cosine"] = "step"
+    lr_decay_step: Count = 9
+    lr_decay_factor: Positive = 0.1
+    warmup_steps: NotNegativeInt = 0
+    final_lr: Share = 0.02
+    grad_clip: bool = False
+    clip_norm: Positive = 10.0
+    ema_decay: Annotated[float, Range(minimum=0.0, below=1.0)] = 0.999
+
+    preprocess_train_config: LineToWindowConfig = field(default_factory=LineToWindowConfig)
+    EpipolarLoss_Line2Window_config: EpipolarLossConfig = field(default_factory=EpipolarLossConfig)
+    KeypointLoss_config: KeypointLossConfig = field(default_factory=KeypointLossConfig)
+    DescriptorLoss_config: DescriptorLossConfig = field(default_factory=DescriptorLossConfig)
+    LocalisationLoss_config: LocalisationConfig = field(default_factory=LocalisationConfig)
+    detector_start: NotNegativeInt = 0
+    keypoint_every: Count = 1
+    proposal_share: Share = 0.5
+    keypoint_weight: NotNegative = 1.0
+    track_weight: NotNegative = 0.0
+    warp_share: Annotated[float, Range(minimum=0.0, below=1.0)] = 0.0
+
+    log_freq: Count = 100
+    save_freq: Count = 500
+    validate_freq: Count = 1000
     validation_pairs: Count = 48
-    data: DataConfig = field(default_factory=DataConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    descriptor_loss: DescriptorLossConfig = field(default_factory=DescriptorLossConfig)
-    keypoint_loss: KeypointLossConfig = field(default_factory=KeypointLossConfig)
 
     def __post_init__(self) -> None:
-        cells = (self.descriptor_loss.cell, self.keypoint_loss.cell)
-        if self.proposal_share > 0 and cells[0] != cells[1]:
+        self._check_modules()
+        if self.model is not None:
+            model_config(VARIANTS[self.model], self.model_config)
+        cells = (self.DescriptorLoss_config.cell, self.KeypointLoss_config.grid_size)
+        warps = self.data == "photos" or self.warp_share > 0
+        if warps and self.describes and self.detects and self.proposal_share > 0 and cells[0] != cells[1]:
             raise ConfigError(
-                f"expected descriptor_loss.cell and keypoint_loss.cell to be equal, found {cells[0]} and {cells[1]}; "
-                "make them equal, or set proposal_share: 0"
+                f"expected DescriptorLoss_config.cell and KeypointLoss_config.grid_size to be equal, found {cells[0]} "
+                f"and {cells[1]}; make them equal, or set proposal_share: 0"
             )
+
+    def _check_modules(self) -> None:
+        modules, rates = self.optimal_modules, self.optimal_lrs
+        if not modules or len(modules) != len(rates):
+            raise ConfigError(f"optimal_lrs: expected a learning rate for each of {list(modules)}, found {list(rates)}")
+        names = [name for module in modules for name in PARTS[module]]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"optimal_modules: expected each part once, found {list(modules)}; 'backbone' is 'encoder' and "
+                "'decoder'"
+            )
+
+    @property
+    def steps(self) -> int:
+        return self.epoch * self.epoch_step
+
+    @property
+    def describes(self) -> bool:
+        """Whether anything is trained that a description loss reaches."""
+        return any(module != "localheader" for module in self.optimal_modules)
+
+    @property
+    def detects(self) -> bool:
+        return "localheader" in self.optimal_modules
+
+    def detects_at(self, step: int) -> bool:
+        """Whether the detector is trained in this step; always, where nothing else is."""
+        begun = step >= self.detector_start and step % self.keypoint_every == 0
+        return self.detects and (begun or not self.describes)
+
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "backbone": ("encoder", "decoder"),
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "localheader": ("localheader",),
+}
+
+
+def model_config(base: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """``base`` with some keys changed, unknown ones refused. Raises ConfigError."""
+    return load_config(ModelConfig, _merge(dump_config(base), changes), where="model_config")
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        k: _merge(base[k], v) for k, v in changes.items() if isinstance(v, Mapping) and isinstance(base.get(k), dict)
+    }
+    return {**base, **changes, **nested}

@@ -58,13 +58,9 @@ class Group:
             for buffer in buffers:
                 buffer /= self.world
 
-    def wait(self) -> None:
+    def wait(self, device: torch.device) -> None:
         """Until all processes are here."""
-        self.sum(torch.zeros(1, device=torch.device("cuda") if dist_backend() == "nccl" else None))
-
-
-def dist_backend() -> str:
-    return dist.get_backend() if dist.is_available() and dist.is_initialized() else ""
+        self.sum(torch.zeros(1, device=device))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ are joined in that proportion, which makes them the mean over all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scfeat_core.data.warps import WarpConfig, WarpPairs, draw_pairs
-from scfeat_core.geometry import warp_points
+from scfeat_core.geometry import Alignment, seen, warp_points
 from scfeat_core.network.backbone import BackboneOutput
 from scfeat_core.network.model import SCFeat
 from scfeat_core.preprocessing import normalise
@@ -31,7 +31,8 @@ from scfeat_core.training.keypoint_loss import (
     repeatability_loss,
 )
 from scfeat_core.training.loading import Source
-from scfeat_core.training.sampling import Proposals, draw_uniform, propose_keypoints
+from scfeat_core.training.localisation_loss import localisation_loss
+from scfeat_core.training.sampling import Proposals, draw_numbers, draw_uniform, propose_keypoints
 
 Generators = Sequence[torch.Generator]  # one for each pair of the batch
 
@@ -62,7 +63,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Network:
-    """The model as objectives see it: its maps are float32, whatever it computes in.
+    """The model as objectives see it, in the precision of the run.
 
     align_local_grad: let the detector's gradient reach the backbone.
     """
@@ -74,11 +75,14 @@ class Network:
     def maps(self, images: Tensor) -> BackboneOutput:
         """images: normalised, (B, 3, H, W)."""
         with self._autocast(images):
-            maps = self.model.backbone(images)
-        return BackboneOutput(*(tensor.float() for tensor in maps))
+            return self.model.backbone(images)
+
+    @property
+    def alignment(self) -> Alignment:
+        return self.model.config.backbone.alignment
 
     def scores(self, maps: BackboneOutput, images: Tensor) -> Tensor:
-        """(B, 1, H, W)."""
+        """(B, 1, H, W) float32."""
         with self._autocast(images):
             if not self.align_local_grad:
                 return self.model.detect(maps, images).float()
@@ -94,12 +98,13 @@ def view_pair(image0: Tensor, image1: Tensor) -> Tensor:
     return normalise(torch.cat((image0, image1)).permute(0, 2, 3, 1))
 
 
-def draw_each(draw: Callable[[int, torch.Generator], Any], generators: Generators) -> Any:
-    """``draw(i, generator of pair i)``, which has a batch axis of 1, for all pairs as one batch."""
-    drawn = [draw(i, generator) for i, generator in enumerate(generators)]
-    if isinstance(drawn[0], Tensor):
-        return torch.cat(drawn)
-    return type(drawn[0])(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+def propose_pair(scores: Tensor, config: KeypointLossConfig, generators: Generators) -> tuple[Proposals, Proposals]:
+    """Keypoints drawn from the score maps (2B, 1, H, W) of a :func:`view_pair`."""
+    draw0, draw1 = (
+        propose_keypoints(score, config.grid_size, config.score_scale, config.accept_bias, generators)
+        for score in scores.chunk(2)
+    )
+    return draw0, draw1
 
 
 # -- warped photographs: dense true correspondence ---------------------------------------------------------------------
@@ -118,7 +123,7 @@ class WarpSource:
 
 
 class WarpObjective:
-    """Descriptor loss on true matches; from ``detector_start`` on the keypoint and the repeatability loss, too."""
+    """Descriptor loss on true matches; keypoint, repeatability and localisation loss of the detector."""
 
     def __init__(self, source: Source, config: TrainConfig) -> None:
         self._source = source
@@ -131,34 +136,36 @@ class WarpObjective:
         config = self._config
         images = view_pair(batch.image0, batch.image1)
         maps = network.maps(images)
+        map0, map1 = maps.local_map.float().chunk(2)
         size = (images.shape[-2], images.shape[-1])
-        points0 = draw_each(lambda _, g: draw_uniform(size, 1, config.descriptor_loss.cell, g), generators)
-        points0 = points0.to(images.device)
-        map0, map1 = maps.local_map.chunk(2)
-        if step < config.detector_start:
-            return self._descriptor_part(map0, map1, points0, batch.homography, size)
-        settings = ramp_costs(config.keypoint_loss, step - config.detector_start)
-        score0, score1 = network.scores(maps, images).chunk(2)
-        draw0, draw1 = (_propose(score, settings, generators) for score in (score0, score1))
-        if config.proposal_share > 0:  # both draw one point a cell
-            chance = draw_each(lambda _, g: torch.rand(1, points0.shape[1], generator=g), generators)
-            by_detector = chance.to(images.device) < config.proposal_share
-            points0 = torch.where(by_detector[..., None], draw0.points, points0)
-        losses = self._descriptor_part(map0, map1, points0, batch.homography, size)
-        self._add_keypoint_part(losses, (map0, map1), (draw0, draw1), batch.homography, settings)
-        repeatability = repeatability_loss(score0, score1, batch.homography, settings)
-        weight = config.keypoint_weight * settings.repeat_weight
-        losses.terms["repeatability_loss"] = Term(repeatability, len(score0), weight)
-        losses.values["score_max"] = torch.stack((score0, score1)).detach().amax()
+        points0 = draw_uniform(size, len(map0), config.DescriptorLoss_config.cell, generators).to(images.device)
+        if not config.detects_at(step):
+            return self._descriptor_part(map0, map1, points0, batch)
+        settings = ramp_costs(config.KeypointLoss_config, step - config.detector_start)
+        scores = network.scores(maps, images)
+        score0, score1 = scores.chunk(2)
+        draws = propose_pair(scores, settings, generators)
+        losses = Losses()
+        if config.describes:
+            points0 = self._some_proposed(points0, draws[0].points, generators)
+            losses = self._descriptor_part(map0, map1, points0, batch)
+        temperature = settings.temperature_at(step // config.epoch_step)
+        self._add_keypoint_part(losses, (map0, map1), draws, batch.homography, settings, temperature)
+        self._add_dense_part(losses, (score0, score1), batch, settings)
+        losses.values["score_max"] = scores.detach().amax()
         return losses
 
-    def _descriptor_part(
-        self, map0: Tensor, map1: Tensor, points0: Tensor, homography: Tensor, size: tuple[int, int]
-    ) -> Losses:
-        points1 = warp_points(points0, homography)
-        limit = points1.new_tensor((size[1] - 1, size[0] - 1))
-        valid = ((points1 >= 0) & (points1 <= limit)).all(-1)
-        loss, accuracy = descriptor_loss(map0, map1, points0, points1, valid, self._config.descriptor_loss)
+    def _some_proposed(self, uniform: Tensor, proposed: Tensor, generators: Generators) -> Tensor:
+        """Both have one point a cell; ``proposal_share`` of them is taken from the detector."""
+        if self._config.proposal_share == 0:
+            return uniform
+        chance = draw_numbers(uniform.shape[:2], generators).to(uniform.device)
+        return torch.where((chance < self._config.proposal_share)[..., None], proposed, uniform)
+
+    def _descriptor_part(self, map0: Tensor, map1: Tensor, points0: Tensor, batch: WarpPairs) -> Losses:
+        points1 = warp_points(points0, batch.homography)
+        valid = seen(points0, batch.visible0) & seen(points1, batch.visible1)
+        loss, accuracy = descriptor_loss(map0, map1, points0, points1, valid, self._config.DescriptorLoss_config)
         values = {"matched": accuracy, "valid": valid.float().mean()}
         return Losses({"descriptor_loss": Term(loss, valid.sum())}, values)
 
@@ -169,19 +176,46 @@ class WarpObjective:
         draws: tuple[Proposals, Proposals],
         homography: Tensor,
         settings: KeypointLossConfig,
+        temperature: float,
     ) -> None:
         draw0, draw1 = draws
         with torch.no_grad():
-            probability = match_probability(*maps, draw0.points, draw1.points, settings.temperature)
+            probability = match_probability(*maps, draw0.points, draw1.points, temperature)
             reward = good_rewards(draw0.points, draw1.points, homography, settings)
         loss, matches = keypoint_loss(draw0, draw1, probability, reward, settings)
         losses.terms["keypoint_loss"] = Term(loss, len(homography), self._config.keypoint_weight)
         losses.values["expected_matches"] = matches
         losses.values["accepted"] = draw0.accepted.float().mean()
 
+    def _add_dense_part(
+        self, losses: Losses, scores: tuple[Tensor, Tensor], batch: WarpPairs, settings: KeypointLossConfig
+    ) -> None:
+        weight = self._config.keypoint_weight
+        visible = (batch.visible0, batch.visible1)
+        repeatability = repeatability_loss(*scores, batch.homography, visible, settings)
+        losses.terms["repeatability_loss"] = Term(repeatability, len(scores[0]), weight * settings.repeat_weight)
+        localisation = self._config.LocalisationLoss_config
+        if localisation.weight > 0:
+            apart, pairs = localisation_loss(*scores, batch.homography, visible, localisation)
+            losses.terms["localisation_loss"] = Term(apart, pairs, weight * localisation.weight)
 
-def _propose(score: Tensor, settings: KeypointLossConfig, generators: Generators) -> Proposals:
-    return draw_each(
-        lambda i, g: propose_keypoints(score[i : i + 1], settings.cell, settings.score_scale, settings.accept_bias, g),
-        generators,
-    )
+
+# -- two kinds of data in turn -----------------------------------------------------------------------------------------
+
+
+class AlternatingObjective:
+    """``share`` of the steps, evenly spread, are those of ``other``."""
+
+    def __init__(self, main: Objective, other: Objective, share: float) -> None:
+        self._main = main
+        self._other = other
+        self._share = share
+
+    def source(self, step: int) -> Source:
+        return self._of(step).source(step)
+
+    def losses(self, network: Network, batch: Any, step: int, generators: Generators) -> Losses:
+        return self._of(step).losses(network, batch, step, generators)
+
+    def _of(self, step: int) -> Objective:
+        return self._other if int((step + 1) * self._share) > int(step * self._share) else self._main

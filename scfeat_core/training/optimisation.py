@@ -7,8 +7,9 @@ import math
 import torch
 from torch import nn
 
+from scfeat_core.errors import ConfigError
 from scfeat_core.network.model import SCFeat
-from scfeat_core.training.config import OptimiserConfig, TrainConfig
+from scfeat_core.training.config import PARTS, TrainConfig
 
 
 def network_parts(model: SCFeat) -> tuple[nn.Module, nn.Module]:
@@ -16,33 +17,64 @@ def network_parts(model: SCFeat) -> tuple[nn.Module, nn.Module]:
     return model.backbone, model.detector
 
 
-def create_optimizer(model: SCFeat, config: OptimiserConfig) -> torch.optim.Optimizer:
-    named = list(model.backbone.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if name.startswith("encoder.")], "lr": config.encoder_lr},
-        {"params": [p for name, p in named if not name.startswith("encoder.")], "lr": config.decoder_lr},
-        {"params": list(model.detector.parameters()), "lr": config.detector_lr},
-    ]
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+def create_optimizer(model: SCFeat, config: TrainConfig) -> torch.optim.Optimizer:
+    """With a group of parameters for each of ``optimal_modules``; all others are frozen. Raises ConfigError."""
+    model.requires_grad_(False)
+    groups = []
+    for module, rate in zip(config.optimal_modules, config.optimal_lrs, strict=True):
+        parameters = [p for part in PARTS[module] for p in _parameters(model, part)]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        groups.append({"params": parameters, "lr": rate})
+    for name in config.frozen_modules:
+        _submodule(model, name).requires_grad_(False)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]  # type: ignore[attr-defined]
+        if not group["params"]:
+            raise ConfigError("frozen_modules leaves nothing to train of one of optimal_modules; name it in neither")
+    optimizer = getattr(torch.optim, config.optimizer)
+    return optimizer(groups, weight_decay=config.weight_decay)
+
+
+def _parameters(model: SCFeat, part: str) -> list[nn.Parameter]:
+    if part == "localheader":
+        return list(model.detector.parameters())
+    named = model.backbone.named_parameters()
+    return [parameter for name, parameter in named if name.startswith("encoder.") == (part == "encoder")]
+
+
+def _submodule(model: SCFeat, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        names = ", ".join(name for name, _ in model.named_modules() if name.count(".") == 1)
+        raise ConfigError(f"frozen_modules: expected parts of the network ({names} ...), found '{name}'") from error
 
 
 def learning_rates(step: int, config: TrainConfig) -> list[float]:
-    """Of each group of parameters, in the order of :func:`create_optimizer`."""
-    optimiser = config.optimiser
-    factor = learning_rate_factor(step, config.steps, optimiser)
-    return [rate * factor for rate in (optimiser.encoder_lr, optimiser.decoder_lr, optimiser.detector_lr)]
+    """Of each of ``optimal_modules``."""
+    factor = learning_rate_factor(step, config)
+    return [rate * factor for rate in config.optimal_lrs]
 
 
-def learning_rate_factor(step: int, steps: int, config: OptimiserConfig) -> float:
-    """Linear warm-up, then a cosine from 1 to ``final_lr``."""
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Linear warm-up; then steps down by epochs, or a cosine from 1 to ``final_lr``."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    if config.lr_schedule == "step":
+        return config.lr_decay_factor ** (step // config.epoch_step // config.lr_decay_step)
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def set_modes(model: SCFeat, config: TrainConfig) -> None:
-    """Training mode, but for BatchNorm statistics that stay fixed."""
-    model.train()
-    if config.bn_mode == "frozen":
+    """Training mode for what is trained; what is not keeps its BatchNorm statistics, as does all if they are fixed."""
+    model.eval()
+    trained = {part for module in config.optimal_modules for part in PARTS[module]}
+    if "decoder" in trained:
+        model.backbone.train()
         model.backbone.encoder.eval()
+    if "encoder" in trained and config.bn_mode == "train":
+        model.backbone.encoder.train()
+    for name in config.frozen_modules:
+        model.get_submodule(name).eval()

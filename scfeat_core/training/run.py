@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,16 +20,27 @@ from scfeat_core.errors import ConfigError
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.weights import save_model
 from scfeat_core.training.config import TrainConfig
+from scfeat_core.training.starts import variant_name
 
-CURVES = (
-    ("descriptor loss", ("descriptor_loss",)),
-    ("share matched", ("matched",)),
-    ("expected matches a pair", ("expected_matches",)),
-    ("keypoints accepted", ("accepted",)),
-    ("validation", ("validation_mma3", "validation_repeatability3")),
+log = logging.getLogger(__name__)
+
+PLOT_COLUMNS = 3
+PLOT_EVERY = 60.0  # seconds, as drawing takes some
+
+# How long and where a run goes on may change. The data folder, too: folders move, and what is in it is the user's word.
+MAY_CHANGE = (
+    "checkpoint_name",
+    "epoch",
+    "epoch_step",
+    "device",
+    "timeout",
+    "load_path",
+    "log_freq",
+    "save_freq",
+    "validate_freq",
+    "validation_pairs",
 )
-# "data" because folders move; the photographs in them are the user's word.
-MAY_CHANGE = ("name", "steps", "device", "data", "log_every", "save_every", "validate_every", "validation_pairs")
+DATA_MAY_CHANGE = ("data_path", "split", "workers", "cache_mb", "patience", "max_photos")
 
 
 @dataclass
@@ -46,39 +60,50 @@ class TrainState:
 
 
 class Run:
-    """``last.pt`` (to resume), ``log.jsonl``, ``config.json``, ``<variant>.safetensors`` (averaged), ``curves.png``."""
+    """``last.pt`` (to resume), ``log.jsonl``, ``config.json``, ``<variant>.safetensors`` (averaged), ``curves.png``
+    and, where its package is there, ``tensorboard/``.
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
+    Of several processes only the ``main`` one writes.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, *, main: bool = True) -> None:
         self.folder = folder
         self.config = config
-        self.weights = folder / f"{config.variant}.safetensors"
+        self._main = main
         self._checkpoint = folder / "last.pt"
         self._log = folder / "log.jsonl"
+        self._board: Any = None
+        self._plotted = time.monotonic()
 
-    def start(self, state: TrainState, *, resume: bool) -> None:
-        """Begin a new run or take up the saved one. Raises ConfigError where that is not what the folder holds."""
-        saved = self._checkpoint.is_file()
-        if saved and not resume:
+    def open(self, *, resume: bool) -> dict[str, Any] | None:
+        """The saved state to go on from, or None for a new run. Raises ConfigError where the folder holds another."""
+        if not self._checkpoint.is_file():
+            return None
+        if not resume:
             raise ConfigError(f"{self.folder} holds a run already; go on by --resume, or choose another --output")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if saved:
-            self._restore(state)
-        (self.folder / "config.json").write_text(json.dumps(dump_config(self.config), indent=1))
-
-    def _restore(self, state: TrainState) -> None:
-        saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+        try:
+            saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise ConfigError(f"expected a readable {self._checkpoint}, found: {error}; remove the run") from error
         self._check_same(saved["config"])
-        state.model.load_state_dict(saved["model"])
-        state.average.load_state_dict(saved["average"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.scaler.load_state_dict(saved["scaler"])
-        state.step, state.incidents = saved["step"], Counter(saved["incidents"])
+        return saved
+
+    def start(self, state: TrainState, saved: dict[str, Any] | None) -> None:
+        """Begin, or take up what :meth:`open` returned."""
+        if saved is not None:
+            _restore(state, saved)
+        if not self._main:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_log_after(state.step)
+        (self.folder / "config.json").write_text(json.dumps(dump_config(self.config), indent=1))
+        self._board = _open_board(self.folder / "tensorboard", state.step)
 
     def _check_same(self, saved: dict[str, Any]) -> None:
         """How long and where a run goes on may change; what it trains, on what and how, may not."""
-        own = dump_config(self.config)
-        different = [key for key in own if key not in MAY_CHANGE and own[key] != saved.get(key)]
+        own = _fixed(dump_config(self.config))
+        saved = _fixed(saved)
+        different = [key for key in own if own[key] != saved.get(key)]
         if different:
             raise ConfigError(
                 f"{self._checkpoint} was made with other settings of {', '.join(different)}; resume with those in "
@@ -88,46 +113,100 @@ class Run:
     def _drop_log_after(self, step: int) -> None:
         """What was logged after the checkpoint is done, and logged, again."""
         if self._log.is_file():
-            kept = [line for line in self._log.read_text().splitlines() if json.loads(line)["step"] <= step]
+            kept = [line for line in self._log.read_text().splitlines() if _step_of(line) <= step]
             self._log.write_text("".join(f"{line}\n" for line in kept))
 
+    def weights(self, model: SCFeat) -> Path:
+        return self.folder / f"{variant_name(model.config)}.safetensors"
+
     def save(self, state: TrainState) -> None:
+        if not self._main:
+            return
         content = {
             "config": dump_config(self.config),
+            "network": dump_config(state.model.config),
             "model": state.model.state_dict(),
             "average": state.average.state_dict(),
             "optimizer": state.optimizer.state_dict(),
-            "step": state.step,
             "scaler": state.scaler.state_dict(),
+            "step": state.step,
             "incidents": dict(state.incidents),
         }
         partial = self._checkpoint.with_suffix(".partial")
         torch.save(content, partial)
         partial.replace(self._checkpoint)  # a kill while writing leaves the checkpoint before
-        save_model(cast(SCFeat, state.average.module), self.weights)
+        save_model(cast(SCFeat, state.average.module), self.weights(state.model))
+        if time.monotonic() > self._plotted + PLOT_EVERY:
+            self.plot()
+            self._plotted = time.monotonic()
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._main:
+            return
         with self._log.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
 
     def plot(self) -> Path:
         """Curves of all that was logged; one panel a quantity."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
         rows = [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.is_file() else []
-        figure, axes = plt.subplots(math.ceil(len(CURVES) / 2), 2, figsize=(11, 9), constrained_layout=True)
-        for axis, (title, keys) in zip(axes.flat, CURVES, strict=False):
-            for key in keys:
-                points = [(row["step"], row[key]) for row in rows if key in row]
-                axis.plot([x for x, _ in points], [y for _, y in points], label=key)
-            axis.set(title=title, xlabel="step")
+        names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+        height = max(1, math.ceil(len(names) / PLOT_COLUMNS))
+        figure = Figure(figsize=(4 * PLOT_COLUMNS, 2.6 * height))
+        figure.subplots_adjust(0.06, 0.3 / (height + 0.3), 0.98, 1 - 0.2 / height, 0.2, 0.35)
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(height, PLOT_COLUMNS, squeeze=False).flat
+        for axis, name in zip(axes, names, strict=False):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "")
+            axis.set_title(name, fontsize="medium")
             axis.grid(alpha=0.3)
-            if len(keys) > 1:
-                axis.legend()
+        for axis in list(axes)[len(names) :]:
+            axis.set_visible(False)
         path = self.folder / "curves.png"
         figure.savefig(path, dpi=90)
-        plt.close(figure)
         return path
+
+    def close(self) -> None:
+        """The last curves, also of a run that was interrupted."""
+        if self._board is not None:
+            self._board.close()
+        if self._main and self._log.is_file():
+            self.plot()
+
+
+def _restore(state: TrainState, saved: dict[str, Any]) -> None:
+    state.model.load_state_dict(saved["model"])
+    state.average.load_state_dict(saved["average"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.scaler.load_state_dict(saved["scaler"])
+    state.step, state.incidents = saved["step"], Counter(saved["incidents"])
+
+
+def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same after a resume."""
+    data = {key: value for key, value in config.get("data_config_train", {}).items() if key not in DATA_MAY_CHANGE}
+    return {key: value for key, value in config.items() if key not in MAY_CHANGE} | {"data_config_train": data}
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # a line that a kill cut off
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    """A TensorBoard writer, or None where its package is missing: then training goes on without."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.warning("no TensorBoard: its package is not installed (pip install tensorboard); log.jsonl has the same")
+        return None
+    return SummaryWriter(str(folder), purge_step=step or None)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.distributed import Group
-from scfeat_core.training.loading import Batch, part_of
-from scfeat_core.training.objectives import Generators, Losses, Network, Objective, Term
+from scfeat_core.training.loading import Batch, Share, part_of
+from scfeat_core.training.objectives import Losses, Network, Objective, Term
 from scfeat_core.training.optimisation import learning_rates, network_parts, set_modes
 from scfeat_core.training.run import TrainState
 
@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 def train_step(
-    state: TrainState, batch: Batch, generators: Generators, objective: Objective, config: TrainConfig, group: Group
+    state: TrainState, batch: Batch, share: Share, objective: Objective, config: TrainConfig, group: Group
 ) -> Sums:
     """Change the network once; returns the means of all terms and values, over all processes.
 
-    generators: one a pair, for the draws of the losses. A loss or gradient that is not finite, or a share that does
+    share: what ``batch`` is of the whole. A loss or gradient that is not finite, or a share that does
     not fit into memory in any way, changes nothing and is counted in ``state.incidents``.
     """
     for param_group, rate in zip(state.optimizer.param_groups, learning_rates(state.step, config), strict=True):
@@ -42,14 +42,14 @@ def train_step(
     set_modes(state.model, config)
     device = batch[0].device
     state.optimizer.zero_grad(set_to_none=True)
-    share = _Share(state, batch, generators, objective, config)
-    totals = _join(share.forward(), group, device)
+    work = _Work(state, batch, share, objective, config)
+    totals = _join(work.forward(), group, device)
     if totals is None:
         return _skip(state, "too_large_for_memory", {})
     means = _means(totals)
     if not torch.isfinite(means["loss"]):
         return _skip(state, "loss_not_finite", means)
-    if not _join_gradients(state, share.backward(totals), group):
+    if not _join_gradients(state, work.backward(totals), group):
         return _skip(state, "too_large_for_memory", means)
     state.scaler.unscale_(state.optimizer)
     norms = _clip(state, config)
@@ -64,25 +64,26 @@ def train_step(
     return means
 
 
-class _Share:
+class _Work:
     """This process's part of a step, whole or in ``state.pieces`` pieces."""
 
     def __init__(
-        self, state: TrainState, batch: Batch, generators: Generators, objective: Objective, config: TrainConfig
+        self, state: TrainState, batch: Batch, share: Share, objective: Objective, config: TrainConfig
     ) -> None:
         self._state = state
         self._batch = batch
-        self._generators = generators
+        self._share = share
+        self._pairs = share.batch_size
         self._objective = objective
-        self._network = Network(state.model, config.precision)
+        self._network = Network(state.model, config.precision, config.align_local_grad)
         self._graph: Losses | None = None
 
     def forward(self) -> Sums | None:
         """Numerators and denominators of all means; None where memory is short for a single pair."""
         if self._state.pieces == 1:
-            self._graph = self._attempt(lambda: self._losses(0, len(self._generators)))
+            self._graph = self._attempt(lambda: self._losses(0, self._pairs))
             if self._graph is not None:
-                return _sums(self._graph, len(self._generators))
+                return _sums(self._graph, self._pairs)
         return self._in_pieces(self._measure)
 
     def backward(self, totals: Sums) -> bool:
@@ -93,8 +94,9 @@ class _Share:
         return self._in_pieces(lambda: self._backward_pieces(totals)) is not None
 
     def _losses(self, start: int, stop: int) -> Losses:
-        batch = part_of(self._batch, start, stop)
-        return self._objective.losses(self._network, batch, self._state.step, self._generators[start:stop])
+        step = self._state.step
+        generators = self._share.generators(step)[start:stop]  # new ones, as each attempt has to draw the same
+        return self._objective.losses(self._network, part_of(self._batch, start, stop), step, generators)
 
     def _measure(self) -> Sums:
         """The sums without a graph: their totals must be known before the first piece goes backward."""
@@ -117,13 +119,13 @@ class _Share:
         return True
 
     def _pieces(self) -> list[tuple[int, int]]:
-        count = len(self._generators)
+        count = self._pairs
         size = -(-count // min(self._state.pieces, count))
         return [(start, min(start + size, count)) for start in range(0, count, size)]
 
     def _in_pieces(self, compute: Callable[[], T]) -> T | None:
         """``compute()`` in more and more pieces until they fit, or None; the number stays for the steps to come."""
-        count = len(self._generators)
+        count = self._pairs
         self._state.pieces = min(max(2, self._state.pieces), count)
         while (done := self._attempt(compute)) is None and self._state.pieces < count:
             self._state.pieces = min(2 * self._state.pieces, count)
@@ -142,7 +144,7 @@ class _Share:
         log.warning(
             "step %d: out of memory, %d pairs in %d piece(s); now in smaller ones; %s",
             state.step,
-            len(self._generators),
+            self._pairs,
             state.pieces,
             reason,
         )
@@ -231,7 +233,7 @@ def _join_gradients(state: TrainState, computed: bool, group: Group) -> bool:
 
 def _clip(state: TrainState, config: TrainConfig) -> Tensor:
     """Limit the gradient of each part of the network; returns the norms before that."""
-    limit = config.optimiser.clip_norm
+    limit = config.clip_norm if config.grad_clip else torch.inf
     norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), limit) for part in network_parts(state.model)]
     return torch.stack([norm.to(norms[0].device) for norm in norms])
 

@@ -1,15 +1,28 @@
-"""How good the network is on held-back photographs, in the terms of the evaluation."""
+"""How good the network is on held-back data, in the terms of the evaluation."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
+from scfeat_core.data.posed import PosedPairs, read_posed, relative_pose
 from scfeat_core.data.warps import WarpConfig, WarpPairs, draw_pairs
-from scfeat_core.evaluation.metrics import matching_accuracy, repeatability
+from scfeat_core.errors import ConfigError, DataError
+from scfeat_core.evaluation.metrics import (
+    direction_angle,
+    error_auc,
+    matching_accuracy,
+    repeatability,
+    rotation_angle,
+    symmetric_epipolar_distance,
+)
+from scfeat_core.evaluation.relative_pose import create_estimator
 from scfeat_core.extraction import Extractor
-from scfeat_core.geometry import warp_points
+from scfeat_core.geometry import fundamental_from_pose, scale_points, warp_points
 from scfeat_core.matching import match
 from scfeat_core.network.model import SCFeat
 from scfeat_core.types import Features
@@ -18,10 +31,19 @@ VIEW_SIZE = 256  # pixels
 MAX_KEYPOINTS = 256
 BATCH = 8
 THRESHOLD = 3  # pixels
+POSED_KEYPOINTS = 1024
+POSED_EDGE = 640  # pixels
+POSE_AUC = 5  # degrees
+RANSAC_THRESHOLD = 1.0  # pixels
 
 
-class Validation:
-    """A fixed set of warped pairs; ``measure`` says how the network does on them."""
+class Validation(Protocol):
+    def measure(self, model: SCFeat, device: str) -> dict[str, float]:
+        """Scores of the network by name; larger is better."""
+
+
+class WarpValidation:
+    """A fixed set of warped pairs of photographs."""
 
     def __init__(self, photos: list[list[np.ndarray]], pairs: int, warps: WarpConfig) -> None:
         rng = np.random.default_rng(0)
@@ -54,3 +76,80 @@ def _measure_pair(features0: Features, features1: Features, truth: np.ndarray) -
     sizes = (features0.image_size, features1.image_size)
     repeated = repeatability(features0.keypoints, features1.keypoints, truth, sizes, [THRESHOLD])
     return matching_accuracy(errors, [THRESHOLD])[0], repeated[0], float(len(matches))
+
+
+class PosedValidation:
+    """Evenly chosen pairs of held-back posed images, as they are stored."""
+
+    def __init__(self, pairs: PosedPairs, count: int) -> None:
+        self._pairs = pairs
+        self._indices = np.unique(np.linspace(0, len(pairs) - 1, count).round().astype(int))
+        self._estimate = _pose_estimator()
+
+    def measure(self, model: SCFeat, device: str) -> dict[str, float]:
+        """Share of matches within 3 pixels of their epipolar lines; of those at true correspondences, the share within
+        3 pixels of the true place; matches; and AUC of the relative pose up to 5 degrees, if poselib is there.
+        """
+        extractor = Extractor(model, device=device, max_keypoints=POSED_KEYPOINTS, max_edge=POSED_EDGE)
+        rows = [row for index in self._indices if (row := self._measure(extractor, int(index))) is not None]
+        if not rows:
+            return {}
+        names = {
+            f"validation_epipolar{THRESHOLD}": 0,
+            f"validation_track_mma{THRESHOLD}": 1,
+            "validation_posed_matches": 2,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no pair at all has tracks
+            means = np.nanmean(np.array(rows, np.float64), axis=0)
+        scores = {name: float(means[column]) for name, column in names.items() if np.isfinite(means[column])}
+        if self._estimate is not None:
+            scores[f"validation_pose_auc{POSE_AUC}"] = error_auc([row[3] for row in rows], [POSE_AUC])[0]
+        return scores
+
+    def _measure(self, extractor: Extractor, index: int) -> tuple[float, float, float, float] | None:
+        """None where an image cannot be read."""
+        scene, *pair = self._pairs.pair(index)
+        images = [self._pairs.scenes[scene].image(i) for i in pair]
+        try:
+            features = [extractor(read_posed(image)) for image in images]
+        except DataError:
+            return None
+        # Calibrations and tracks are those of the size that the scene states, which the file may exceed.
+        scales = [np.divide(image.size, f.image_size) for image, f in zip(images, features, strict=True)]
+        matches = match(*features)
+        points0, points1 = (
+            scale_points(f.keypoints[rows].astype(np.float64), scale)
+            for f, rows, scale in zip(features, (matches.indices0, matches.indices1), scales, strict=True)
+        )
+        rotation, translation = relative_pose(*images)
+        fundamental = fundamental_from_pose(images[0].K, images[1].K, rotation, translation)
+        distances = symmetric_epipolar_distance(points0, points1, fundamental)
+        pose_error = 180.0
+        if self._estimate is not None:
+            pose = self._estimate(points0, points1, images[0].K, images[1].K, RANSAC_THRESHOLD)
+            if pose is not None:
+                pose_error = max(rotation_angle(pose[0], rotation), direction_angle(pose[1], translation))
+        tracks = self._pairs.scenes[scene].common_points(*pair)
+        accuracy = matching_accuracy(distances, [THRESHOLD])[0]
+        return accuracy, _track_accuracy(points0, points1, *tracks), float(len(matches)), pose_error
+
+
+def _track_accuracy(points0: np.ndarray, points1: np.ndarray, truth0: np.ndarray, truth1: np.ndarray) -> float:
+    """Share of the matches of a point near a true one that end near its counterpart; NaN where there are none."""
+    if len(points0) == 0 or len(truth0) == 0:
+        return float("nan")
+    gaps = np.linalg.norm(points0[:, None] - truth0[None], axis=2)
+    nearest = gaps.argmin(1)
+    known = gaps.min(1) <= THRESHOLD
+    if not known.any():
+        return float("nan")
+    expected = truth1[nearest[known]] + points0[known] - truth0[nearest[known]]
+    return float((np.linalg.norm(points1[known] - expected, axis=1) <= THRESHOLD).mean())
+
+
+def _pose_estimator() -> Callable | None:
+    try:
+        return create_estimator("poselib")
+    except ConfigError:
+        return None

@@ -21,14 +21,16 @@ from scfeat_core.cli import main
 from scfeat_core.config import dump_config, read_config
 from scfeat_core.errors import ConfigError
 from scfeat_core.network.model import SCFeat
-from scfeat_core.training.config import DataConfig, OptimiserConfig, TrainConfig
+from scfeat_core.training.config import DataConfig, TrainConfig
+from scfeat_core.training.data_sets import open_data
 from scfeat_core.training.descriptor_loss import DescriptorLossConfig, descriptor_loss
 from scfeat_core.training.distributed import Group
 from scfeat_core.training.loading import Share, StepBatches
-from scfeat_core.training.objectives import WarpObjective, WarpSource
+from scfeat_core.training.localisation_loss import LocalisationConfig
 from scfeat_core.training.sampling import draw_uniform
+from scfeat_core.training.starts import create_model
 from scfeat_core.training.step import train_step
-from scfeat_core.training.trainer import create_state, load_photo_set, train
+from scfeat_core.training.trainer import create_state, train
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -87,23 +89,33 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(photo_folder: Path) -> TrainConfig:
-    data = DataConfig(root=photo_folder, split=photo_folder / "split.yaml")
+    data = DataConfig(data_path=photo_folder, split=photo_folder / "split.yaml", batch_size=2)
     return TrainConfig(
-        name="test",
-        steps=6,
-        batch_size=2,
+        checkpoint_name="test",
+        device="cpu",
+        data="photos",
+        data_config_train=replace(data, warps=replace(data.warps, view_size=64)),
+        model="lite",
+        optimal_modules=("encoder", "decoder", "localheader"),
+        optimal_lrs=(2e-4, 1e-3, 1e-3),
+        optimizer="AdamW",
+        bn_mode="frozen",
+        epoch=1,
+        epoch_step=6,
+        lr_schedule="cosine",
+        warmup_steps=2,
+        grad_clip=True,
+        clip_norm=1.0,
         detector_start=2,
-        log_every=1,
-        save_every=3,
-        validate_every=6,
+        log_freq=1,
+        save_freq=3,
+        validate_freq=6,
         validation_pairs=2,
-        data=replace(data, warps=replace(data.warps, view_size=64)),
-        optimiser=OptimiserConfig(warmup_steps=2),
     )
 
 
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(config, steps=12)
+    config = replace(config, epoch_step=12)
     whole = SCFeat.from_pretrained(train(config, tmp_path / "whole", progress=False))
     _kill_after(config, tmp_path / "killed", logged_steps=8)
     resumed = SCFeat.from_pretrained(train(config, tmp_path / "killed", resume=True, progress=False))
@@ -131,7 +143,8 @@ def _kill_after(config: TrainConfig, folder: Path, logged_steps: int) -> None:
 
 
 def test_training_lowers_the_descriptor_loss(config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(config, steps=40, detector_start=100, validate_every=40, batch_size=4)
+    data = replace(config.data_config_train, batch_size=4)
+    config = replace(config, epoch_step=40, detector_start=100, validate_freq=40, data_config_train=data)
     train(config, tmp_path / "run", progress=False)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [row["descriptor_loss"] for row in rows if "descriptor_loss" in row]
@@ -139,29 +152,58 @@ def test_training_lowers_the_descriptor_loss(config: TrainConfig, tmp_path: Path
     assert {"validation_mma3", "validation_repeatability3", "validation_matches"} <= rows[-1].keys()
 
 
+def test_frozen_parts_stay_and_the_detector_may_rest(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(
+        config,
+        epoch_step=3,
+        detector_start=0,
+        keypoint_every=2,
+        frozen_modules=("backbone.encoder.stem", "backbone.bridge"),
+        LocalisationLoss_config=LocalisationConfig(weight=1.0, count=50),
+    )
+    start = {name: tensor.clone() for name, tensor in create_model(config).state_dict().items()}
+    train(config, tmp_path, progress=False)
+    trained = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    changed = {name for name in start if not torch.equal(start[name], trained[name])}
+    assert not any(name.startswith(("backbone.encoder.stem", "backbone.bridge")) for name in changed)
+    assert any(name.startswith("backbone.encoder.stages") for name in changed)
+    assert any(name.startswith("detector") for name in changed)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert any("localisation_loss" in row for row in rows)
+    with pytest.raises(ConfigError, match=r"backbone.encoder.* found 'backbone.stem'"):
+        create_state(replace(config, frozen_modules=("backbone.stem",)), torch.device("cpu"))
+
+
 def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(config, steps=1, validate_every=1)
+    config = replace(config, epoch_step=1, validate_freq=1)
     train(config, tmp_path, progress=False)
     with pytest.raises(ConfigError, match="--resume"):
         train(config, tmp_path, progress=False)
-    with pytest.raises(ConfigError, match="other settings of variant, seed"):
-        train(replace(config, variant="r18", seed=3), tmp_path, resume=True, progress=False)
-    train(replace(config, steps=2), tmp_path, resume=True, progress=False)  # longer is no contradiction
+    with pytest.raises(ConfigError, match="other settings of seed, model"):
+        train(replace(config, model="r18", seed=3), tmp_path, resume=True, progress=False)
+    train(replace(config, epoch_step=2), tmp_path, resume=True, progress=False)  # longer is no contradiction
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimiser.decoder_rl=1", "did you mean 'decoder_lr'"),
-        ("steps=0", "steps"),
-        ("keypoint_loss.cell=16", "proposal_share: 0"),
-        ("data.root=/does/not/exist", "/does/not/exist"),
+        ("optimal_lr=[1.0]", "did you mean 'optimal_lrs'"),
+        ("epoch_step=0", "epoch_step"),
+        ("optimal_lrs=[0.1,0.1]", "a learning rate for each"),
+        ("optimal_modules=[encoder,encoder]", "each part once"),
+        ("KeypointLoss_config.grid_size=16", "proposal_share: 0"),
+        ("data_config_train.data_path=/does/not/exist", "/does/not/exist"),
+        ("data=auto", "config/pretrain_warps.yaml"),
+        ("model=null", "found null"),
+        ("model_config.backbone.cn_init=identitty", "model_config: backbone.cn_init"),
         ("device=cuda", "device='cpu'"),
         ("device=gpu", "'gpu'"),
-        ("name.first=1", "'name'"),
+        ("checkpoint_name.first=1", "'checkpoint_name'"),
         ("seed", "KEY=VALUE"),
-        ("data.warps.geometry.zoom=[0,1]", "zoom"),
-        ("init=/no/such.safetensors", "/no/such.safetensors"),
+        ("data_config_train.warps.geometry.zoom=[0,1]", "zoom"),
+        ("load_path=/no/such.safetensors", "/no/such.safetensors"),
+        ("load_path=/no/such.pth", "/no/such.pth"),
+        ("load_path=runs/none", "expected a run at runs/none"),
     ],
 )
 def test_wrong_settings_are_one_clear_line(
@@ -170,7 +212,10 @@ def test_wrong_settings_are_one_clear_line(
     if override == "device=cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device, so asking for it is no error")
     config = tmp_path / "train.yaml"
-    config.write_text(f"name: wrong\ndata: {{root: {photo_folder}, split: {photo_folder}/split.yaml}}\n")
+    config.write_text(
+        "checkpoint_name: wrong\ndata: photos\nmodel: lite\noptimal_modules: [decoder, localheader]\n"
+        f"optimal_lrs: [1.0, 1.0]\ndata_config_train: {{data_path: {photo_folder}, split: {photo_folder}/split.yaml}}\n"
+    )
     status = main(["train", "--config", str(config), "--output", str(tmp_path / "run"), "--set", override])
     error = capsys.readouterr().err
     assert status == 2
@@ -178,7 +223,8 @@ def test_wrong_settings_are_one_clear_line(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "readable"), ("", "name"), ("a: [", "valid YAML"), ("- 1", "mapping of settings")]
+    ("text", "message"),
+    [(None, "readable"), ("", "checkpoint_name"), ("a: [", "valid YAML"), ("- 1", "mapping of settings")],
 )
 def test_unusable_files_are_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
@@ -193,7 +239,8 @@ def test_unusable_files_are_one_clear_line(
 
 def test_the_shipped_configuration_trains_on_any_folder(repository: Path, photo_folder: Path, tmp_path: Path) -> None:
     """Its split names other photographs; some of these are held back all the same."""
-    small = ["init=random", "steps=1", "batch_size=1", "data.warps.view_size=64", "validation_pairs=1"]
+    small = ["load_path=random", "epoch_step=1", "data_config_train.batch_size=1", "validation_pairs=1"]
+    small.append("data_config_train.warps.view_size=64")
     settings = [word for setting in small for word in ("--set", setting)]
     config = ["--config", str(repository / "config" / "pretrain_warps.yaml"), "--data", str(photo_folder)]
     assert main(["train", *config, "--output", str(tmp_path / "run"), *settings]) == 0
@@ -204,13 +251,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(config: TrainConfig) -> N
     state.step = 2
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     next(state.model.detector.parameters()).register_hook(lambda gradient: gradient * torch.nan)
-    objective = WarpObjective(WarpSource(load_photo_set(config.data, held_back=False), config.data.warps), config)
-    share = Share(config.seed, config.batch_size)
-    train_step(state, StepBatches(objective, share)[2], share.generators(2), objective, config, Group())
+    objective = open_data(config, validate=False).objective
+    share = Share(config.seed, 2)
+    train_step(state, StepBatches(objective, share)[2], share, objective, config, Group())
     assert state.incidents == {"gradient_not_finite": 1}
     assert all(torch.equal(before[name], tensor) for name, tensor in state.model.state_dict().items())
 
 
 def test_shipped_training_configurations_are_valid(repository: Path) -> None:
     for path in (repository / "config").glob("*train*.yaml"):
-        assert read_config(TrainConfig, path).name == path.stem
+        assert read_config(TrainConfig, path).checkpoint_name == path.stem
