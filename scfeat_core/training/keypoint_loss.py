@@ -264,11 +264,11 @@ def epipolar_keypoint_loss(
         "n_pairs": sums.rows.sum(1).mean(),
         "expected_matches": sums.good_rows.sum(1).mean(),
         "accepted": torch.stack((draw0.accepted, draw1.accepted)).float().mean(),
-        "fm_error": e.mean(),
-        "fm_unknown": (usable & ~error.known).float().mean(),
         "unusable_pairs": (~usable).float().mean(),
         "non_finite_cells": (~torch.stack((draw0.finite, draw1.finite))).float().mean(),
     }
+    if config.reward_config.reward_type != "posfeat":
+        values |= {"fm_error": e.mean(), "fm_unknown": (usable & ~error.known).float().mean()}
     return -(reinforce + penalty) / cells, values
 
 
