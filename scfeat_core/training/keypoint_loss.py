@@ -71,14 +71,6 @@ class KeypointLossConfig:
     cost_ramp: Annotated[int, Range(minimum=0)] = 0
     memory_mib: Annotated[int, Range(minimum=1)] = 512
 
-    @property
-    def cell(self) -> int:
-        return self.grid_size
-
-    @property
-    def temperature(self) -> float:
-        return self.temperature_base
-
     def temperature_at(self, epoch: int) -> float:
         """The factor on cosine similarities in the softmax."""
         return min(self.temperature_base + epoch, self.temperature_max)
