@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def run_job(
     begin: called with the number of images to extract before the first, watch with each outcome. Raises ScfeatError
     where the output holds features that were made otherwise, or cannot be written.
     """
-    extractor = job.settings.create()
+    extractor = job.settings.create() if backend is None else _stand_in(job.settings)
     _check_record(job, extractor, overwrite)
     if overwrite:
         job.output.remove(job.files)
@@ -98,6 +98,12 @@ def run_job(
     seconds = time.perf_counter() - start
     _list_failures(job.output, failures)
     return Report(len(job.files), len(job.files) - len(missing), extracted, keypoints, tuple(failures), seconds)
+
+
+def _stand_in(settings: Settings) -> Extractor:
+    """Tells what is made elsewhere, perhaps on a device that this machine does not have."""
+    options = {**settings.options, "precision": "float32"}
+    return replace(settings, device="cpu", options=options).create()
 
 
 def _list_failures(output: Output, failures: Sequence[Outcome]) -> None:
@@ -129,7 +135,7 @@ def _check_record(job: Job, extractor: Extractor, overwrite: bool) -> None:
 def _record(job: Job, extractor: Extractor) -> dict[str, Any]:
     return {
         "descriptor_space": extractor.descriptor_space,
-        "options": {**dump_config(extractor.options), "precision": extractor.precision},
+        "options": {**dump_config(extractor.options), "precision": job.settings.options.get("precision", "float32")},
         "use_sift": job.settings.use_sift,
         "half": job.output.half,
     }

@@ -11,7 +11,8 @@ import logging
 import math
 import os
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ import numpy as np
 from scfeat_core.bulk.images import ImageFile
 from scfeat_core.bulk.outputs import Output
 from scfeat_core.bulk.pipeline import Outcome, Settings, extract_images
-from scfeat_core.errors import ScfeatError
+from scfeat_core.errors import DeviceError, ScfeatError
 
 BLOCK_IMAGES = 256  # handed to an actor at once
 _BLOCKS_EACH = 4  # for every actor, so that none idles at the end
+_DECODERS = 2  # threads of an actor
 
 
 def extract_with_ray(
@@ -30,28 +32,52 @@ def extract_with_ray(
 ) -> Generator[Outcome, None, None]:
     """Outcomes as blocks are done, in any order; see :func:`scfeat_core.bulk.pipeline.extract_images`.
 
-    workers: actors, with a CPU each, or with a GPU each where ``settings.device`` names one. A Ray that is connected is
-    used, else RAY_ADDRESS, else one is started on this machine for the time of the call.
-    Raises ScfeatError where Ray is not installed.
+    workers: actors, with a CPU each, and with a GPU each where ``settings.device`` names one, or is auto and there are
+    some. A Ray that is connected is used, else RAY_ADDRESS, else one is started on this machine for the time of the
+    call. Raises ScfeatError where Ray is not installed, DeviceError where a GPU is wanted and there is none.
     """
     ray = _require_ray()
     if not files:
         return
     with _connected(ray, workers):
-        gpus = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        device = _device(settings.device, ray.cluster_resources().get("GPU", 0) > 0)
         block = max(1, min(BLOCK_IMAGES, math.ceil(len(files) / (workers * _BLOCKS_EACH))))
         blocks = math.ceil(len(files) / block)
-        names = ray.data.from_items([file._asdict() for file in files], override_num_blocks=blocks)
+        rows = [{"name": file.name, "path": str(Path(file.path).absolute())} for file in files]
+        names = ray.data.from_items(rows, override_num_blocks=blocks)
         done = names.map_batches(
             _Actor,
-            fn_constructor_args=(replace(settings, device="cuda" if gpus else "cpu"), output),
+            fn_constructor_args=(_travelling(settings, device), _absolute(output)),
             batch_size=block,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
-            num_gpus=1 if gpus else 0,
+            num_gpus=1 if device == "cuda" else 0,
         )
         for row in done.iter_rows():
             yield Outcome(str(row["name"]), int(row["keypoints"]), str(row["error"]))
+
+
+def _device(wanted: str, gpus: bool) -> str:
+    """Of an actor, which sees its own GPU only."""
+    if wanted.startswith("cuda") and not gpus:
+        raise DeviceError(f"device '{wanted}' was asked for, but the Ray cluster has no GPU; use --device cpu")
+    return "cuda" if gpus and wanted != "cpu" else "cpu"
+
+
+def _travelling(settings: Settings, device: str) -> Settings:
+    weights = Path(settings.weights)
+    return replace(
+        settings,
+        device=device,
+        decoders=_DECODERS,
+        weights=str(weights.absolute()) if weights.suffix else settings.weights,
+    )
+
+
+def _absolute(output: Any) -> Any:
+    """An actor may have another working folder."""
+    paths = {field.name: getattr(output, field.name) for field in fields(output)}
+    return replace(output, **{name: path.absolute() for name, path in paths.items() if isinstance(path, Path)})
 
 
 class _Actor:

@@ -1,14 +1,15 @@
 """Measuring features on image pairs with ground truth: the protocol, once, for every method.
 
 **Images** are read as 8-bit RGB and shrunk by the area filter so that their longer side is 640 px (never enlarged;
-other sizes by ``--longer-side``); both sides are rounded to whole pixels. Ground truth follows by the pixel-centre convention: a resize by ``s`` takes x
-to ``(x + 0.5) s - 0.5``, separately along x and y, for homographies (``S1 H S0^-1``) and for intrinsics (``S K``)
-alike. All errors are in pixels of the resized images.
+other sizes by ``--longer-side``); both sides are rounded to whole pixels. Ground truth follows by the pixel-centre
+convention: a resize by ``s`` takes x to ``(x + 0.5) s - 0.5``, separately along x and y, for homographies (``S1 H
+S0^-1``) and for intrinsics (``S K``) alike. All errors are in pixels of the resized images.
 
 **Features**: the best 1024 by score (other budgets by ``--max-keypoints``). Of several budgets in one run the largest
-is extracted and cut to its best, which gives what each gives alone, except for ORB, which is run for each. SIFT is ``cv2.SIFT`` with contrastThreshold 0.005 and no limit of its own, ORB is
-``cv2.ORB`` with fastThreshold 5 and nfeatures 2048 (it shares its budget out over the octaves before it ranks them),
-AKAZE has threshold 1e-4; each is then cut to the strongest responses. They see OpenCV's gray of the resized colours.
+is extracted and cut to its best, which gives what each gives alone, except for ORB, which is run for each. SIFT is
+``cv2.SIFT`` with contrastThreshold 0.005 and no limit of its own, ORB is ``cv2.ORB`` with fastThreshold 5 and nfeatures
+2048 (it shares its budget out over the octaves before it ranks them), AKAZE has threshold 1e-4; each is then cut to the
+strongest responses. They see OpenCV's gray of the resized colours.
 
 **Matches** are mutual nearest neighbours (Euclidean, or Hamming for binary descriptors), without a ratio test.
 
