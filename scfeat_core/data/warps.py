@@ -157,7 +157,7 @@ def occlude(
     size = len(view)
     if rng.random() >= share:
         return np.ones((size, size), bool)
-    other = photos[rng.integers(len(photos))][0]
+    other = photos[int(rng.integers(len(photos)))][0]
     top, left = (int(rng.integers(max(1, n - size + 1))) for n in other.shape[:2])
     patch = cv2.resize(other[top : top + size, left : left + size], (size, size))
     axes = rng.uniform(0.08, 0.3, 2) * size
@@ -226,8 +226,12 @@ def _blur(images: Tensor, defocus: Tensor, motion: Tensor, generator: torch.Gene
     streak = torch.where(motion[:, 0], streak, (x == 0) & (y == 0))
     gaussian = torch.exp(-0.5 * (x**2 + y**2) / sigma**2)
     kernels = F.conv2d(_normalise(streak)[None], _normalise(gaussian)[:, None], padding=radius, groups=count)[0]
-    stacked = F.pad(images.transpose(0, 1), (radius,) * 4, mode="reflect")
-    return F.conv2d(stacked, _normalise(kernels)[:, None], groups=count).transpose(0, 1)
+    blurred = (defocus | motion).flatten().nonzero().flatten()
+    if len(blurred) == 0:
+        return images
+    stacked = F.pad(images[blurred].transpose(0, 1), (radius,) * 4, mode="reflect")
+    convolved = F.conv2d(stacked, _normalise(kernels[blurred])[:, None], groups=len(blurred)).transpose(0, 1)
+    return images.index_copy(0, blurred, convolved)
 
 
 def _normalise(kernels: Tensor) -> Tensor:
