@@ -28,30 +28,48 @@ class DescriptorLossConfig:
 
 
 def descriptor_loss(
-    map0: Tensor, map1: Tensor, points0: Tensor, points1: Tensor, valid: Tensor, config: DescriptorLossConfig
+    map0: Tensor,
+    map1: Tensor,
+    points0: Tensor,
+    points1: Tensor,
+    valid: Tensor,
+    config: DescriptorLossConfig,
+    distractors: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean of ``-log P(match)`` over the valid correspondences, both ways, and the share matched correctly.
 
     map0, map1: (B, D, h, w), stride 4. points0, points1: (B, N, 2) pixels, row i of one is the truth of row i of the
-    other. valid: (B, N) bool.
+    other. valid: (B, N) bool. distractors: (B, K, 2) pixels of either view, further points to be told apart from, where
+    the correspondences are too few to be hard to find.
     """
-    d0 = F.normalize(sample_map(map0, points0).float(), dim=-1)
-    d1 = F.normalize(sample_map(map1, points1).float(), dim=-1)
-    forward = _cross_entropy(d0, d1, points1, valid, config)
-    backward = _cross_entropy(d1, d0, points0, valid, config)
+    d0, d1 = _describe(map0, points0), _describe(map1, points1)
+    extra0, extra1 = distractors or (points0[:, :0], points1[:, :0])
+    forward = _cross_entropy(d0, d1, points1, valid, _describe(map1, extra1), extra1, config)
+    backward = _cross_entropy(d1, d0, points0, valid, _describe(map0, extra0), extra0, config)
     count = valid.sum().clamp_min(1)
     loss = (forward[0] + backward[0]).sum() / (2 * count)
     return loss, (forward[1] & backward[1]).sum() / count
 
 
+def _describe(maps: Tensor, points: Tensor) -> Tensor:
+    return F.normalize(sample_map(maps, points).float(), dim=-1)
+
+
 def _cross_entropy(
-    query: Tensor, target: Tensor, target_points: Tensor, valid: Tensor, config: DescriptorLossConfig
+    query: Tensor,
+    target: Tensor,
+    target_points: Tensor,
+    valid: Tensor,
+    extra: Tensor,
+    extra_points: Tensor,
+    config: DescriptorLossConfig,
 ) -> tuple[Tensor, Tensor]:
     """Loss (B, N), zero where not valid, and whether the true match is the nearest (B, N)."""
-    logits = config.temperature * query @ target.transpose(1, 2)
     close = distances(target_points, target_points) < config.exclusion
     close.diagonal(dim1=1, dim2=2).fill_(False)
-    logits = logits.masked_fill(close | ~valid[:, None, :], -torch.inf)
+    close = torch.cat((close | ~valid[:, None, :], distances(target_points, extra_points) < config.exclusion), -1)
+    logits = config.temperature * query @ torch.cat((target, extra), 1).transpose(1, 2)
+    logits = logits.masked_fill(close, -torch.inf)
     logits = torch.cat((logits, config.temperature * query @ _other_pairs(target, config.negatives)), -1)
     # Rows that are not valid may be empty of targets; they are masked before any reduction.
     positive = config.temperature * (query * target).sum(-1)

@@ -32,7 +32,7 @@ class PosedObjective:
         if self._config.describes:
             self._add_epipolar_part(losses, (map0, map1), batch, network, step, generators)
         if self._config.describes and self._config.track_weight > 0:
-            self._add_track_part(losses, map0, map1, batch)
+            self._add_track_part(losses, map0, map1, batch, generators)
         if self._config.detects_at(step):
             self._add_keypoint_part(
                 losses, (map0, map1), network.scores(maps, images), batch, network, step, generators
@@ -105,9 +105,16 @@ class PosedObjective:
         losses.terms["keypoint_loss"] = Term(loss, len(generators), self._config.keypoint_weight)
         losses.values |= values | {"score_max": scores.detach().amax()}
 
-    def _add_track_part(self, losses: Losses, map0: Tensor, map1: Tensor, batch: PosedBatch) -> None:
+    def _add_track_part(
+        self, losses: Losses, map0: Tensor, map1: Tensor, batch: PosedBatch, generators: Generators
+    ) -> None:
+        config = self._config.DescriptorLoss_config
+        height, width = batch.image0.shape[-2:]
+        distractors0, distractors1 = (
+            draw_uniform((height, width), len(map0), config.cell, generators).to(map0.device) for _ in range(2)
+        )
         loss, accuracy = descriptor_loss(
-            map0, map1, batch.points0, batch.points1, batch.valid, self._config.DescriptorLoss_config
+            map0, map1, batch.points0, batch.points1, batch.valid, config, (distractors0, distractors1)
         )
         losses.terms["track_loss"] = Term(loss, batch.valid.sum(), self._config.track_weight)
         losses.values["track_matched"] = accuracy

@@ -73,6 +73,24 @@ def test_invalid_points_do_not_reach_the_descriptor_loss() -> None:
     assert float(none) == 0 and float(accuracy) == 0
 
 
+def test_distractors_are_told_apart_unless_they_are_the_match() -> None:
+    map0, map1 = torch.randn(1, 16, 8, 8, generator=generator()), torch.randn(1, 16, 8, 8, generator=generator(1))
+    points = torch.tensor([[[4.0, 4.0], [20.0, 24.0]]])
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    config = DescriptorLossConfig(temperature=5.0, negatives=0, exclusion=3.0)
+    plain, _ = descriptor_loss(map0, map1, points, points, valid, config)
+    far = torch.tensor([[[12.0, 12.0]]])
+    hard, _ = descriptor_loss(map0, map1, points, points, valid, config, (far, far))
+    d0, d1 = (F.normalize(m[0].flatten(1)[:, [9, 53, 27]].T, dim=-1) for m in (map0, map1))  # cells of points and far
+    target = torch.arange(2)
+    expected = (F.cross_entropy(5 * d0[:2] @ d1.T, target) + F.cross_entropy(5 * d1[:2] @ d0.T, target)) / 2
+    torch.testing.assert_close(hard, expected)
+    assert hard > plain
+    near = points[:, :1] + 1.0  # hides from the first point only, being its match
+    both, _ = descriptor_loss(map0, map1, points[:, :1], points[:, :1], valid[:, :1], config, (near, near))
+    torch.testing.assert_close(both, torch.zeros(()))
+
+
 # -- loop --------------------------------------------------------------------------------------------------------------
 
 
