@@ -56,6 +56,9 @@ class LineSearchConfig:
 class LineToWindowConfig:
     """window_size: of half the image, the reach of the window to each side. Temperatures: see :meth:`temperature_at`.
 
+    window_density: places in the window for each cell of the map, along x and y. With the published 1 they lie as far
+    apart as the peak of similarity is wide, so that the expectation jumps between them.
+
     memory_mib: what the similarities of points with whole maps may take. Where they need more, points are taken in
     chunks, and computed again in the backward pass instead of being kept.
     """
@@ -63,6 +66,7 @@ class LineToWindowConfig:
     kps_generator_config: PointGridConfig = field(default_factory=PointGridConfig)
     line_search_config: LineSearchConfig = field(default_factory=LineSearchConfig)
     window_size: Share = 0.1
+    window_density: Annotated[float, Range(above=0.0, maximum=8.0)] = 1.0
     temperature_base: Temperature = 60.0
     temperature_max: Temperature = 60.0
     memory_mib: Annotated[int, Range(minimum=1)] = 512
@@ -274,7 +278,7 @@ def expected_in_window(
     query, target: as in :func:`search_lines`; the gradient reaches both. centres: inside the image. Places
     outside of the image have probability 0 with exact alignment, and with legacy the similarity 0, as published.
     """
-    places = centres[:, :, None] + _window_offsets(target, size, search.window_size)
+    places = centres[:, :, None] + _window_offsets(target, size, search)
     chunk = _points_a_chunk(target, search)
     if chunk >= query.shape[1]:
         return _expected(query, target, places, size, alignment)
@@ -300,14 +304,12 @@ def _expected(
     return _expectation(probability, places), _spread(probability.detach(), places, half)
 
 
-def _window_offsets(target: Tensor, size: tuple[int, int], window_size: float) -> Tensor:
-    """(S, 2) pixels: a grid about as dense as the map."""
-    h, w = target.shape[-2:]
+def _window_offsets(target: Tensor, size: tuple[int, int], search: LineToWindowConfig) -> Tensor:
+    """(S, 2) pixels: a grid, for a density of 1 about that of the map."""
     half, _ = _half_image(target, size)
-    x, y = (
-        torch.linspace(-window_size, window_size, max(2, int(window_size * cells + 1e-6)), device=target.device)
-        for cells in (w, h)
-    )
+    reach = search.window_size
+    counts = (max(2, int(search.window_density * reach * cells + 1e-6)) for cells in target.shape[:1:-1])
+    x, y = (torch.linspace(-reach, reach, count, device=target.device) for count in counts)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2) * half
 
 

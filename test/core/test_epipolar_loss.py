@@ -154,6 +154,20 @@ def test_an_exact_window_at_the_border_expects_nothing_outside() -> None:
     np.testing.assert_allclose(legacy, 0, atol=1e-5)
 
 
+def test_a_denser_window_finds_places_better() -> None:
+    """Of points that moved by half a cell."""
+    random = torch.Generator().manual_seed(1)
+    wide = F.interpolate(torch.randn(1, 32, 13, 17, generator=random), (104, 136), mode="bicubic")
+    map0, map1 = wide[..., 8:56:2, 8:72:2], wide[..., 9:57:2, 9:73:2]  # view 1 is half a cell, 2 pixels, farther on
+    points0 = draw_uniform((48, 80), 1, 8, random) + torch.tensor([24.0, 24.0])
+    query, target = sample_descriptors(map0, points0), 60 * F.normalize(map1, dim=1)
+    errors = []
+    for density in (1.0, 2.0, 4.0):
+        position, _ = expected_in_window(query, target, points0, SIZE, search(window_size=0.2, window_density=density))
+        errors.append(float((position - points0 + 2).norm(dim=-1).median()))
+    assert errors[1] < 0.75 * errors[0] and errors[2] < 1
+
+
 @pytest.mark.parametrize("alignment", ["exact", "legacy"])
 def test_a_shifted_map_is_found_where_it_is(alignment: str) -> None:
     """Both conventions agree for a translation of whole cells. Without a systematic error."""
