@@ -58,9 +58,17 @@ def _below(source: Path, outside: Path | None) -> Iterator[ImageFile]:
     if not source.is_dir():
         yield ImageFile(source.name, str(source))
         return
+    hidden = _inner(source, outside)
     for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES):
-        if path.is_file() and not (outside is not None and path.is_relative_to(outside)):
+        if path.is_file() and not (hidden is not None and path.is_relative_to(hidden)):
             yield ImageFile(path.relative_to(source).as_posix(), str(path))
+
+
+def _inner(source: Path, folder: Path | None) -> Path | None:
+    """``folder`` as a path that begins with ``source``, where it is below it, and not the same or above."""
+    if folder is None or not folder.resolve().is_relative_to(source.resolve()) or folder.resolve() == source.resolve():
+        return None
+    return source / folder.resolve().relative_to(source.resolve())
 
 
 def hpatches_images(root: Path) -> list[ImageFile]:
@@ -88,15 +96,35 @@ def read_image(path: Path, turned: bool = False) -> np.ndarray:
 
     Raises ImageError where there is none, or none that OpenCV reads.
     """
-    if not path.is_file():
-        raise ImageError(f"expected an image file, found no file at {path}")
     try:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR | (0 if turned else cv2.IMREAD_IGNORE_ORIENTATION))
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"expected an image file, found no file at {path}") from None
+    except OSError as error:
+        raise ImageError(f"expected a readable image file at {path}, found: {error.strerror}") from error
+    if is_cut_jpeg(data):
+        raise ImageError(f"{path} is not an image that OpenCV can read: the end of the JPEG is missing")
+    try:
+        flags = cv2.IMREAD_COLOR | (0 if turned else cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error as error:  # of images beyond its limits
         raise ImageError(f"{path} is not an image that OpenCV can read: {' '.join(str(error).split())}") from error
     if image is None:
         raise ImageError(f"{path} is not an image that OpenCV can read: it is damaged, or of an unknown format")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def is_cut_jpeg(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG without its end, which OpenCV would fill with gray and call an image.
+
+    The end-of-image marker is looked for behind the header: thumbnails in there have one of their own.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at : at + 2] != b"\xff\xda":  # segments before the start of scan
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at + 1 : at + 2] != b"\xff" else 1
+    return data.find(b"\xff\xd9", at) < 0
 
 
 def decode_ahead(files: Iterable[ImageFile], workers: int, ahead: int) -> Generator[Decoded | Undecoded, None, None]:

@@ -219,8 +219,8 @@ def _plot_curves(path: Path, title: str, runs: Sequence[Run], curves: Mapping[st
         ylabel="mean matching accuracy in %" if accuracy else "pairs in %",
         title=f"{title}: {runs[0].label}" if len(runs) == 1 else title,
     )
-    for name, (x, y) in curves.items():
-        axes.plot(x, y, label=name, linewidth=2.5 if name == ALL_SETS else 1.2)
+    for (name, (x, y)), colour in zip(curves.items(), _colours(len(curves)), strict=True):
+        axes.plot(x, y, label=name, color=colour, linewidth=2.5 if name == ALL_SETS else 1.2)
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
@@ -235,15 +235,24 @@ def _plot_bars(path: Path, title: str, sections: Mapping[str, Section]) -> Path:
     column = _bar_column(first)
     figure, axes = _figure(ylabel=f"{column} in %", title=title)
     width = 0.8 / len(sections)
-    for index, (label, section) in enumerate(sections.items()):
+    for index, ((label, section), colour) in enumerate(zip(sections.items(), _colours(len(sections)), strict=True)):
         values = [summary_of(section, name).get(column, math.nan) for name in names]
-        axes.bar(np.arange(len(names)) + (index + 0.5) * width - 0.4, values, width, label=label)
+        axes.bar(np.arange(len(names)) + (index + 0.5) * width - 0.4, values, width, label=label, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
     axes.set_ylim(0, 100)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=120)
     return path
+
+
+def _colours(count: int) -> list[Any]:
+    """As many colours as there are names: the usual ones, or where they do not suffice the steps of a range."""
+    from matplotlib import colormaps
+
+    if count <= colormaps["tab10"].N:
+        return [colormaps["tab10"](index) for index in range(count)]
+    return [colormaps["turbo"](0.05 + 0.9 * index / (count - 1)) for index in range(count)]
 
 
 def _bar_column(section: Section) -> str:
