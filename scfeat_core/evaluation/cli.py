@@ -336,7 +336,7 @@ def _stored_runs(args: argparse.Namespace) -> list[Any]:
 
     (part,) = _parts(args)
     budgets = args.max_keypoints or [None]
-    protocols = [Protocol(budget or 1, 0, args.estimator, args.runs) for budget in budgets]
+    protocols = [Protocol(1 if budget is None else budget, 0, args.estimator, args.runs) for budget in budgets]
     runs = []
     for postfix in args.postfix:
         views = hpatches.stored_views(args.features, postfix, budgets)

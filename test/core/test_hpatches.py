@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from scfeat_core.cli import main
 from scfeat_core.errors import DataError, ScfeatError
@@ -345,6 +346,21 @@ def test_features_in_files_give_what_the_method_gives(tree, tmp_path, capsys):
     assert "3.ppm.sift" in capsys.readouterr().err
 
 
+def test_what_extract_writes_is_what_evaluate_measures(tree, tmp_path, repository, capsys):
+    """The shipped configuration, and the same network as a method of the evaluation."""
+    settings = yaml.safe_load((repository / "config" / "extract_hpatches.yaml").read_text())
+    settings["detector_config"]["num_pts"] = 100
+    (tmp_path / "extract.yaml").write_text(yaml.safe_dump(settings))
+    out = str(tmp_path / "out")
+    assert main(["extract", "--config", str(tmp_path / "extract.yaml"), "--data", str(tree), "-o", out]) == 0
+    assert "18 of 18 images" in capsys.readouterr().out
+    assert main(["evaluate", "hpatches", str(tree), "--features", f"{out}/desc"]) == 0
+    by_files = capsys.readouterr().out.splitlines()
+    assert main(["evaluate", "hpatches", str(tree), "--max-keypoints", "100", "--set", "nms_radius=1"]) == 0
+    by_method = capsys.readouterr().out.splitlines()
+    assert by_files[0] == "scfeat, all points, as stored" and by_files[1:] == by_method[1:]
+
+
 def test_mistakes_on_the_command_line_are_named(tree, tmp_path, capsys):
     cache = str(_store(tmp_path / "a.npy", _content("scfeat-20k")))
     for words, message in [
@@ -353,6 +369,7 @@ def test_mistakes_on_the_command_line_are_named(tree, tmp_path, capsys):
         (["hpatches"], "none or both"),
         (["hpatches", "--cache", cache, "--write-cache", cache], "alone"),
         (["hpatches", str(tree), "--features", str(tree), "--longer-side", "640"], "--longer-side"),
+        (["hpatches", str(tree), "--features", str(tree), "--max-keypoints", "0"], "max_keypoints"),
         (["hpatches", str(tree), "--method", "sift,orb", "--write-cache", cache], "found several"),
     ]:
         assert main(["evaluate", *words]) == 2
