@@ -97,9 +97,17 @@ def good_rewards(points0: Tensor, points1: Tensor, homography: Tensor, config: K
     return torch.where(distance < limit, config.good_reward * profile, config.bad_reward)
 
 
-def match_probability(map0: Tensor, map1: Tensor, points0: Tensor, points1: Tensor, temperature: float) -> Tensor:
+def match_probability(
+    map0: Tensor,
+    map1: Tensor,
+    points0: Tensor,
+    points1: Tensor,
+    temperature: float,
+    alignment: Alignment = "exact",
+) -> Tensor:
     """Product of the row and the column softmax of the similarities, (B, N, M)."""
-    logits = temperature * sample_descriptors(map0, points0) @ sample_descriptors(map1, points1).transpose(1, 2)
+    d0, d1 = sample_descriptors(map0, points0, alignment), sample_descriptors(map1, points1, alignment)
+    logits = temperature * d0 @ d1.transpose(1, 2)
     return logits.softmax(2) * logits.softmax(1)
 
 

@@ -140,7 +140,7 @@ class WarpObjective:
         size = (images.shape[-2], images.shape[-1])
         points0 = draw_uniform(size, len(map0), config.DescriptorLoss_config.cell, generators).to(images.device)
         if not config.detects_at(step):
-            return self._descriptor_part(map0, map1, points0, batch)
+            return self._descriptor_part(map0, map1, points0, batch, network)
         settings = ramp_costs(config.KeypointLoss_config, step - config.detector_start)
         scores = network.scores(maps, images)
         score0, score1 = scores.chunk(2)
@@ -148,7 +148,7 @@ class WarpObjective:
         losses = Losses()
         if config.describes:
             points0 = self._some_proposed(points0, draws[0].points, generators)
-            losses = self._descriptor_part(map0, map1, points0, batch)
+            losses = self._descriptor_part(map0, map1, points0, batch, network)
         temperature = settings.temperature_at(step // config.epoch_step)
         self._add_keypoint_part(losses, (map0, map1), draws, batch.homography, settings, temperature)
         self._add_dense_part(losses, (score0, score1), batch, settings)
@@ -162,10 +162,14 @@ class WarpObjective:
         chance = draw_numbers(uniform.shape[:2], generators).to(uniform.device)
         return torch.where((chance < self._config.proposal_share)[..., None], proposed, uniform)
 
-    def _descriptor_part(self, map0: Tensor, map1: Tensor, points0: Tensor, batch: WarpPairs) -> Losses:
+    def _descriptor_part(
+        self, map0: Tensor, map1: Tensor, points0: Tensor, batch: WarpPairs, network: Network
+    ) -> Losses:
         points1 = warp_points(points0, batch.homography)
         valid = seen(points0, batch.visible0) & seen(points1, batch.visible1)
-        loss, accuracy = descriptor_loss(map0, map1, points0, points1, valid, self._config.DescriptorLoss_config)
+        loss, accuracy = descriptor_loss(
+            map0, map1, points0, points1, valid, self._config.DescriptorLoss_config, alignment=network.alignment
+        )
         values = {"matched": accuracy, "valid": valid.float().mean()}
         return Losses({"descriptor_loss": Term(loss, valid.sum())}, values)
 

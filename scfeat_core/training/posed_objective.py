@@ -32,7 +32,7 @@ class PosedObjective:
         if self._config.describes:
             self._add_epipolar_part(losses, (map0, map1), batch, network, step, generators)
         if self._config.describes and self._config.track_weight > 0:
-            self._add_track_part(losses, map0, map1, batch, generators)
+            self._add_track_part(losses, (map0, map1), batch, network, generators)
         if self._config.detects_at(step):
             self._add_keypoint_part(
                 losses, (map0, map1), network.scores(maps, images), batch, network, step, generators
@@ -106,15 +106,26 @@ class PosedObjective:
         losses.values |= values | {"score_max": scores.detach().amax()}
 
     def _add_track_part(
-        self, losses: Losses, map0: Tensor, map1: Tensor, batch: PosedBatch, generators: Generators
+        self,
+        losses: Losses,
+        maps: tuple[Tensor, Tensor],
+        batch: PosedBatch,
+        network: Network,
+        generators: Generators,
     ) -> None:
         config = self._config.DescriptorLoss_config
         height, width = batch.image0.shape[-2:]
         distractors0, distractors1 = (
-            draw_uniform((height, width), len(map0), config.cell, generators).to(map0.device) for _ in range(2)
+            draw_uniform((height, width), len(maps[0]), config.cell, generators).to(maps[0].device) for _ in range(2)
         )
         loss, accuracy = descriptor_loss(
-            map0, map1, batch.points0, batch.points1, batch.valid, config, (distractors0, distractors1)
+            *maps,
+            batch.points0,
+            batch.points1,
+            batch.valid,
+            config,
+            (distractors0, distractors1),
+            alignment=network.alignment,
         )
         losses.terms["track_loss"] = Term(loss, batch.valid.sum(), self._config.track_weight)
         losses.values["track_matched"] = accuracy

@@ -91,6 +91,14 @@ def test_distractors_are_told_apart_unless_they_are_the_match() -> None:
     torch.testing.assert_close(both, torch.zeros(()))
 
 
+def test_no_correspondence_is_no_descriptor_loss() -> None:
+    maps = torch.randn(2, 8, 4, 4, requires_grad=True)
+    none = torch.zeros(2, 0, 2)
+    loss, accuracy = descriptor_loss(maps, maps, none, none, none[..., 0].bool(), DescriptorLossConfig())
+    loss.backward()
+    assert loss == 0 and accuracy == 0 and maps.grad is not None and not maps.grad.any()
+
+
 # -- loop --------------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +215,7 @@ def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: P
     [
         ("optimal_lr=[1.0]", "did you mean 'optimal_lrs'"),
         ("epoch_step=0", "epoch_step"),
-        ("optimal_lrs=[0.1,0.1]", "a learning rate for each"),
+        ("optimal_lrs=[0.1]", "a learning rate for each"),
         ("optimal_modules=[encoder,encoder]", "each part once"),
         ("KeypointLoss_config.grid_size=16", "proposal_share: 0"),
         ("data_config_train.data_path=/does/not/exist", "/does/not/exist"),
@@ -231,7 +239,7 @@ def test_wrong_settings_are_one_clear_line(
         pytest.skip("this machine has a CUDA device, so asking for it is no error")
     config = tmp_path / "train.yaml"
     config.write_text(
-        "checkpoint_name: wrong\ndata: photos\nmodel: lite\noptimal_modules: [decoder, localheader]\n"
+        "checkpoint_name: wrong\ndata: photos\nmodel: lite\nepoch_step: 1\noptimal_modules: [decoder, localheader]\n"
         f"optimal_lrs: [1.0, 1.0]\ndata_config_train: {{data_path: {photo_folder}, split: {photo_folder}/split.yaml}}\n"
     )
     status = main(["train", "--config", str(config), "--output", str(tmp_path / "run"), "--set", override])
