@@ -149,7 +149,8 @@ def _counts(text: str) -> list[int]:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from scfeat_core.evaluation.report import format_runs, write_json, write_plots
+    from scfeat_core.evaluation.plots import write_plots
+    from scfeat_core.evaluation.report import format_runs, write_json
 
     _check(args)
     torch.set_num_threads(max(args.workers, 1))
