@@ -53,8 +53,18 @@ def extract_with_ray(
             num_cpus=1,
             num_gpus=1 if device == "cuda" else 0,
         )
-        for row in done.iter_rows():
+        yield from _outcomes(ray, done)
+
+
+def _outcomes(ray: Any, rows: Any) -> Iterator[Outcome]:
+    try:
+        for row in rows.iter_rows():
             yield Outcome(str(row["name"]), int(row["keypoints"]), str(row["error"]))
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ScfeatError(
+            f"expected the actors of Ray to go on, found: {reason}; what is complete is kept, run the command again"
+        ) from error
 
 
 def _device(wanted: str, gpus: bool) -> str:
