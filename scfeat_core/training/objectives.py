@@ -38,7 +38,10 @@ Generators = Sequence[torch.Generator]  # one for each pair of the batch
 
 
 class Term(NamedTuple):
-    """One part of the loss. value: () the mean, with gradient. share: () what it is a mean over, of any unit."""
+    """One part of the loss. value: () the mean, with gradient. share: () what it is a mean over, of any unit.
+
+    With weight 0 it is only logged.
+    """
 
     value: Tensor
     share: Tensor | float
@@ -170,8 +173,9 @@ class WarpObjective:
         loss, accuracy = descriptor_loss(
             map0, map1, points0, points1, valid, self._config.DescriptorLoss_config, alignment=network.alignment
         )
-        values = {"matched": accuracy, "valid": valid.float().mean()}
-        return Losses({"descriptor_loss": Term(loss, valid.sum())}, values)
+        count = valid.sum()
+        terms = {"descriptor_loss": Term(loss, count), "matched": Term(accuracy, count, weight=0.0)}
+        return Losses(terms, {"valid": valid.float().mean()})
 
     def _add_keypoint_part(
         self,

@@ -127,5 +127,6 @@ class PosedObjective:
             (distractors0, distractors1),
             alignment=network.alignment,
         )
-        losses.terms["track_loss"] = Term(loss, batch.valid.sum(), self._config.track_weight)
-        losses.values["track_matched"] = accuracy
+        count = batch.valid.sum()
+        losses.terms["track_loss"] = Term(loss, count, self._config.track_weight)
+        losses.terms["track_matched"] = Term(accuracy, count, weight=0.0)

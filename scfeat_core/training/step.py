@@ -197,6 +197,8 @@ def _scaled_loss(losses: Losses, totals: Sums) -> Tensor:
     """This piece's contribution to the loss over all pieces and processes."""
     parts = []
     for name, term in losses.terms.items():
+        if not term.value.requires_grad:
+            continue
         share = _share_of(term)
         factor = term.weight * (share / totals[f"{name}/share"].clamp_min(1e-12))
         parts.append(torch.where(share > 0, term.value * factor, 0.0))
