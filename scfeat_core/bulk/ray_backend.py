@@ -61,7 +61,8 @@ def _outcomes(ray: Any, rows: Any) -> Iterator[Outcome]:
         for row in rows.iter_rows():
             yield Outcome(str(row["name"]), int(row["keypoints"]), str(row["error"]))
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]
+        lines = str(error).strip().splitlines() or [repr(error)]
+        reason = next((line for line in reversed(lines) if "Error: " in line), lines[-1])  # of ours, not Ray's advice
         raise ScfeatError(
             f"expected the actors of Ray to go on, found: {reason}; what is complete is kept, run the command again"
         ) from error
