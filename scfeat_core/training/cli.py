@@ -35,9 +35,10 @@ Photographs without poses, which is also how to begin with random weights:
   scfeat train ... --set load_path=resnet50.pth     start from the ImageNet weights of torchvision
   scfeat train ... --set precision=bfloat16 --set data_config_train.workers=8                  fast on a GPU
 
-Several GPUs: batch_size is that of each process, so the batch grows with their number; log and weights are the same as
-those of one process with the whole batch (of warps if DescriptorLoss_config.negatives is 0: they are taken from the
-process's own share).
+Several GPUs: batch_size is that of each process, so the batch grows with their number. Losses and weights are then
+those of one process with the whole batch, but for what looks at several pairs at once: BatchNorm (set bn_mode: frozen),
+and of warps the negatives of other pairs (DescriptorLoss_config.negatives: 0) and the mean repeatability, which are
+taken from the process's own share.
 
   torchrun --nproc-per-node 4 -m scfeat_core.cli train --config config/train_desc.yaml --data DIR
 

@@ -76,7 +76,7 @@ class TrainConfig:
     pairs that are posed upright let a network forget rotation.
 
     log_freq, save_freq, validate_freq: steps. validation_pairs: of each kind of data. timeout: minutes that processes
-    of a distributed run wait for each other.
+    of a distributed run wait for each other, and for the validation by the first one.
     """
 
     checkpoint_name: str

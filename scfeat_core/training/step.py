@@ -48,7 +48,7 @@ def train_step(
         return _skip(state, "too_large_for_memory", {})
     means = _means(totals)
     if not torch.isfinite(means["loss"]):
-        return _skip(state, "loss_not_finite", means)
+        return _skip(state, "loss_not_finite", {})
     if not _join_gradients(state, work.backward(totals), group):
         return _skip(state, "too_large_for_memory", means)
     state.scaler.unscale_(state.optimizer)
