@@ -14,6 +14,7 @@ from scfeat_core.data.photos import find_photos, load_photos, matching_split, re
 from scfeat_core.data.posed import PosedPairs
 from scfeat_core.errors import ConfigError, DataError
 from scfeat_core.training.config import DataConfig, TrainConfig
+from scfeat_core.training.loading import Source
 from scfeat_core.training.objectives import AlternatingObjective, Objective, WarpObjective, WarpSource
 from scfeat_core.training.posed_objective import PosedObjective
 from scfeat_core.training.validation import PosedValidation, Validation, WarpValidation
@@ -26,9 +27,10 @@ Photos = list[list[np.ndarray]]
 
 @dataclass(frozen=True)
 class DataSets:
-    """summary: what was found, for the log."""
+    """sources: all that the objective draws from. summary: what was found, for the log."""
 
     objective: Objective
+    sources: tuple[Source, ...]
     validations: tuple[Validation, ...]
     summary: str
 
@@ -45,15 +47,16 @@ def open_data(config: TrainConfig, *, validate: bool = True) -> DataSets:
             "found none; set track_weight: 0, or add tracks.npz (see docs of posed images)"
         )
     objective: Objective = PosedObjective(training, config)
+    sources: tuple[Source, ...] = (training,)
     validations: list[Validation] = []
     if validate:
         validations.append(PosedValidation(held_back, config.validation_pairs))
     if config.warp_share > 0:
         photos = load_photo_set(_outside(config.data_config_train, held_back), config.data_config_train)
-        warps = WarpObjective(WarpSource(photos, config.data_config_train.warps), config)
-        objective = AlternatingObjective(objective, warps, config.warp_share)
+        sources = (training, WarpSource(photos, config.data_config_train.warps))
+        objective = AlternatingObjective(objective, WarpObjective(sources[1], config), config.warp_share)
         summary += f", {len(photos)} photographs to warp"
-    return DataSets(objective, tuple(validations), summary)
+    return DataSets(objective, sources, tuple(validations), summary)
 
 
 def open_posed(layout: str, config: DataConfig) -> tuple[PosedPairs, PosedPairs]:
@@ -90,8 +93,8 @@ def _open_photos(config: TrainConfig, validate: bool) -> DataSets:
     if validate:
         held_back = load_photo_set(photo_paths(data, held_back=True), data)
         validations = (WarpValidation(held_back, config.validation_pairs, data.warps),)
-    objective = WarpObjective(WarpSource(photos, data.warps), config)
-    return DataSets(objective, validations, f"{len(photos)} photographs")
+    source = WarpSource(photos, data.warps)
+    return DataSets(WarpObjective(source, config), (source,), validations, f"{len(photos)} photographs")
 
 
 def photo_paths(config: DataConfig, *, held_back: bool) -> list[Path]:

@@ -7,6 +7,7 @@ as one that was not.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.data_sets import DataSets, open_data
 from scfeat_core.training.distributed import Group, join_group, local_device
 from scfeat_core.training.loading import Batch, Share, batches, to_device
+from scfeat_core.training.memory import keep_freed_memory
 from scfeat_core.training.objectives import Objective
 from scfeat_core.training.optimisation import create_optimizer
 from scfeat_core.training.run import Run, TrainState
@@ -48,6 +50,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: 
     """
     device = local_device(resolve_device(config.device))
     config = replace(config, device=str(device))
+    keep_freed_memory()
     with join_group(device, timeout=60 * config.timeout) as group:
         run = Run(folder, config, main=group.is_main)
         saved = run.open(resume=resume)
@@ -110,7 +113,9 @@ class _Loop:
         state = self._state
         values = {name: _rounded(float(torch.stack(recent).mean())) for name, recent in self._recent.items()}
         self._recent.clear()
-        counts = {**state.incidents, **self._data.objective.source(state.step).problems}
+        counts = Counter(state.incidents)
+        for source in self._data.sources:
+            counts.update(source.problems)
         rates = {f"lr/{i}": _rounded(group["lr"]) for i, group in enumerate(state.optimizer.param_groups)}
         self._run.log(state.step, values | rates | {f"count/{name}": float(n) for name, n in counts.items()})
         return {name: values[name] for name in list(values)[:4]}
