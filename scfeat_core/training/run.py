@@ -161,13 +161,13 @@ class Run:
         figure = Figure(figsize=(4 * PLOT_COLUMNS, 2.6 * height))
         figure.subplots_adjust(0.06, 0.3 / (height + 0.3), 0.98, 1 - 0.2 / height, 0.2, 0.35)
         FigureCanvasAgg(figure)
-        axes = figure.subplots(height, PLOT_COLUMNS, squeeze=False).flat
+        axes = list(figure.subplots(height, PLOT_COLUMNS, squeeze=False).flat)
         for axis, name in zip(axes, names, strict=False):
             points = [(row["step"], row[name]) for row in rows if name in row]
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "")
             axis.set_title(name, fontsize="medium")
             axis.grid(alpha=0.3)
-        for axis in list(axes)[len(names) :]:
+        for axis in axes[len(names) :]:
             axis.set_visible(False)
         path = self.folder / "curves.png"
         figure.savefig(path, dpi=90)
