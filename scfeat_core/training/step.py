@@ -1,8 +1,8 @@
 """One optimiser step of an objective: gradients over all processes, in pieces where memory is short.
 
 A step has two collectives, whatever happens in it: the sums that the means are made of, and the gradients. A process
-that runs out of memory computes its share again in smaller pieces, with the same result (but for BatchNorm statistics of the batch); one that cannot do it at all
-makes all of them skip the step.
+that runs out of memory computes its share again in smaller pieces, with the same result (but for BatchNorm statistics
+of the batch); one that cannot do it at all makes all of them skip the step.
 """
 
 from __future__ import annotations
