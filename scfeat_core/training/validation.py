@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,6 +42,12 @@ class Validation(Protocol):
         """Scores of the network by name; larger is better."""
 
 
+def _extractor(model: SCFeat, device: str, keypoints: int, **options: Any) -> Extractor:
+    """A network with legacy alignment takes multiples of 16 pixels only."""
+    size_mode = "pad16" if model.config.backbone.alignment == "legacy" else "native"
+    return Extractor(model, device=device, max_keypoints=keypoints, size_mode=size_mode, **options)
+
+
 class WarpValidation:
     """A fixed set of warped pairs of photographs."""
 
@@ -52,7 +58,7 @@ class WarpValidation:
 
     def measure(self, model: SCFeat, device: str) -> dict[str, float]:
         """Means over the pairs: share of matches within 3 pixels, of points repeated within 3 pixels, and matches."""
-        extractor = Extractor(model, device=device, max_keypoints=MAX_KEYPOINTS)
+        extractor = _extractor(model, device, MAX_KEYPOINTS)
         rows = [row for batch in self._batches for row in _measure_batch(extractor, batch)]
         means = np.mean(rows, axis=0)
         return {
@@ -90,7 +96,7 @@ class PosedValidation:
         """Share of matches within 3 pixels of their epipolar lines; of those at true correspondences, the share within
         3 pixels of the true place; matches; and AUC of the relative pose up to 5 degrees, if poselib is there.
         """
-        extractor = Extractor(model, device=device, max_keypoints=POSED_KEYPOINTS, max_edge=POSED_EDGE)
+        extractor = _extractor(model, device, POSED_KEYPOINTS, max_edge=POSED_EDGE)
         rows = [row for index in self._indices if (row := self._measure(extractor, int(index))) is not None]
         if not rows:
             return {}

@@ -122,6 +122,16 @@ def test_joint_run_mixes_warps_and_tracks(tmp_path: Path, write_scene: Callable[
         open_data(replace(config, data_config_train=without_tracks(config, write_scene, tmp_path)))
 
 
+def test_the_published_network_is_trained_and_validated(tmp_path: Path, write_scene: Callable[..., Path]) -> None:
+    """Legacy alignment takes images of multiples of 16 pixels only; those of the validation are of any size."""
+    legacy = {"backbone": {"alignment": "legacy", "cn_init": "legacy", "cn_fuse": "ratio"}}
+    config = posed(
+        write_scene(tmp_path / "scene"), model_config={**legacy, "detector": {"alignment": "legacy"}}, epoch_step=1
+    )
+    train(config, tmp_path / "run", progress=False)
+    assert any("validation_posed_matches" in names for names in logged_names(tmp_path / "run"))
+
+
 def without_tracks(config: TrainConfig, write_scene: Callable[..., Path], folder: Path) -> DataConfig:
     return replace(config.data_config_train, data_path=write_scene(folder / "bare", tracks=False))
 
