@@ -1,0 +1,127 @@
+"""What each part of SCFeat is worth: short runs of `lite` that differ in one thing, measured on held-back data.
+
+    python benchmarks/ablations.py --data DIR [--steps 1500] [--only bridge] [--output runs/ablations]
+
+DIR holds posed scenes with tracks (and any photographs). Runs that are done are not repeated, one that was interrupted
+goes on. The scores are means over held-back warped photographs and AUC@5 of the pose on held-back scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BRIDGE = "model_config.backbone.cn_parts"
+REWARD = "KeypointLoss_config.reward_config.reward_type"
+# name: (configuration file, start from the run of that name or None, what is set)
+RUNS: dict[str, tuple[str, str | None, dict[str, object]]] = {
+    "base": ("pretrain_warps", None, {}),
+    "bridge: none": ("pretrain_warps", None, {BRIDGE: "none"}),
+    "bridge: position-wise norm only": ("pretrain_warps", None, {BRIDGE: "position"}),
+    "bridge: channel-wise norm only": ("pretrain_warps", None, {BRIDGE: "channel"}),
+    "peakiness off": ("pretrain_warps", None, {"model_config.detector.use_peakiness": False}),
+    "alignment legacy": (
+        "pretrain_warps",
+        None,
+        {"model_config.backbone.alignment": "legacy", "model_config.detector.alignment": "legacy"},
+    ),
+    "descriptors from desc_map": ("pretrain_warps", None, {"model_config.descriptor_source": "desc_map"}),
+    "batch norm of the batch": ("pretrain_warps", None, {"bn_mode": "train"}),
+    "reward posfeat": ("train_det", "base", {REWARD: "posfeat"}),
+    "reward fmatrix_legacy": ("train_det", "base", {REWARD: "fmatrix_legacy"}),
+    "reward fmatrix": ("train_det", "base", {REWARD: "fmatrix"}),
+    "more warps": ("lite_posed", "base", {"data": "photos"}),
+    "epipolar only": ("lite_posed", "base", {"track_weight": 0, "warp_share": 0}),
+    "epipolar and warps": ("lite_posed", "base", {"track_weight": 0}),
+    "tracks and warps": ("lite_posed", "base", {"EpipolarLoss_Line2Window_config.weight_window": 0}),
+    "epipolar, tracks and warps": ("lite_posed", "base", {}),
+}
+COMMON = {"device": "cpu", "epoch": 1, "data_config_train.batch_size": 4, "data_config_train.workers": 0}
+COMMON |= {"save_freq": 100, "validate_freq": 1_000_000}
+SMALL_VIEWS = {"data_config_train.warps.view_size": 160, "data_config_train.size": "[192,192]"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500, help="of each run (%(default)s)")
+    parser.add_argument("--only", default="", help="runs whose name contains this, and what they start from")
+    parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
+    args = parser.parse_args()
+    chosen = [name for name in RUNS if args.only in name]
+    started_from = {start for name in chosen if (start := RUNS[name][1]) is not None}
+    for name in RUNS:
+        if name in chosen or name in started_from:
+            train(name, args)
+    print(table([name for name in RUNS if scores_of(name, args)], args))
+
+
+def folder_of(name: str, args: argparse.Namespace) -> Path:
+    return args.output / name.replace(": ", "_").replace(", ", "_").replace(" ", "_")
+
+
+def train(name: str, args: argparse.Namespace) -> None:
+    if scores_of(name, args):
+        return
+    config, start, settings = RUNS[name]
+    folder = folder_of(name, args)
+    settings = {**COMMON, **SMALL_VIEWS, "epoch_step": args.steps, **settings}
+    if start is not None:
+        settings["load_path"] = folder_of(start, args)
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value, default=str)}")]
+    words = [word.replace('"[', "[").replace(']"', "]") for word in words]
+    resume = ["--resume"] if (folder / "last.pt").is_file() else []
+    scfeat(
+        "train",
+        "--config",
+        REPOSITORY / f"config/{config}.yaml",
+        "--data",
+        args.data,
+        "--output",
+        folder,
+        *resume,
+        *words,
+    )
+    split = REPOSITORY / "config/validation_split.yaml"
+    weights = folder / "lite.safetensors"
+    size_mode = ["--set", "size_mode=pad16"] if "legacy" in name and "alignment" in name else []
+    common = ("--weights", weights, "--validation-split", split, "--limit", 20, *size_mode)
+    scenes = args.data / "multiview" if (args.data / "multiview").is_dir() else args.data
+    scfeat("evaluate", "pose", scenes, *common, "--runs", 3, "-o", folder)
+
+
+def scfeat(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "scfeat_core.cli", *map(str, words)], check=True, cwd=Path.cwd())
+
+
+def scores_of(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Empty where the run is not done."""
+    folder = folder_of(name, args)
+    if not (folder / "results.json").is_file():
+        return {}
+    pose = json.loads((folder / "results.json").read_text())["sections"]["pose"]["all"]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    last = next((row for row in reversed(rows) if any(key.startswith("validation") for key in row)), {})
+    return {**last, **pose}
+
+
+def table(names: list[str], args: argparse.Namespace) -> str:
+    head = "| run | MMA@3, warps | repeatability@3, warps | matches | epipolar@3, scenes | pose AUC@5/10/20 |"
+    rows = [head, "|---|--:|--:|--:|--:|---|"]
+    for name in names:
+        scores = scores_of(name, args)
+        warps = [scores.get(f"validation_{key}") for key in ("mma3", "repeatability3")]
+        numbers = ["–" if value is None else f"{100 * value:.1f}" for value in warps]
+        pose = " / ".join(f"{scores[f'AUC@{t}']:.1f}" for t in (5, 10, 20))
+        rows.append(
+            f"| {name} | {' | '.join(numbers)} | {scores['matches']:.0f} | {scores['epipolar@3']:.1f} | {pose} |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
