@@ -91,10 +91,12 @@ def draw_pairs(
         for matrix in (source_from_0, source_from_1):
             view = render_view(photos[index], matrix, config, rng)
             masks.append(occlude(view, photos, config.photometric.occlusion, rng))
-            views.append(compress(view, config.photometric.jpeg, rng))
+            views.append(view)
         homographies.append(np.linalg.inv(source_from_1) @ source_from_0)
     images = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255
     images = distort_photometry(images, config.photometric, torch.Generator().manual_seed(int(rng.integers(2**62))))
+    for image in images:  # last, as in a camera
+        compress(image, config.photometric.jpeg, rng)
     matrices = np.stack(homographies)
     matrices /= matrices[:, 2:, 2:]
     visible = torch.from_numpy(np.stack(masks))
@@ -168,12 +170,14 @@ def occlude(
     return mask == 0
 
 
-def compress(view: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """The view after JPEG compression in ``share`` of the cases."""
+def compress(image: Tensor, share: float, rng: np.random.Generator) -> None:
+    """JPEG compression of one (3, H, W) image in [0, 1], in place, in ``share`` of the cases."""
     if rng.random() >= share:
-        return view
-    _, code = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])
-    return np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR))
+        return
+    bgr = (image * 255).round().byte().permute(1, 2, 0).flip(-1).contiguous().numpy()
+    _, code = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])
+    decoded = cv2.cvtColor(cv2.imdecode(code, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    image.copy_(torch.from_numpy(decoded).permute(2, 0, 1) / 255)
 
 
 def _local_jacobian(matrix: np.ndarray, middle: float) -> np.ndarray:

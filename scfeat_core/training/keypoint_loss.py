@@ -42,7 +42,8 @@ class KeypointLossConfig:
     grid_size: one point is proposed in each cell. score_scale, accept_bias: see :func:`sampling.propose_keypoints`.
     match_over: matching probabilities are those among ``all`` proposals (published), or among the ``accepted`` (DISK).
     match_grad: the gradient also reaches the descriptors, through the logarithm of the matching probability; and
-    without cor_detach through that probability as a factor, too.
+    without cor_detach through that probability as a factor, too. These three are of posed pairs: with true
+    correspondence the descriptors have a loss of their own.
 
     reward_config: rewards of posed pairs. With true correspondences only its reward_thr counts, and reward_profile:
     ``step`` gives every good match the full reward, ``linear`` lets it fall to zero at the threshold, which pays for
@@ -78,7 +79,7 @@ class KeypointLossConfig:
 
 def ramp_costs(config: KeypointLossConfig, step: int) -> KeypointLossConfig:
     """The settings in the ``step``-th step of detector training."""
-    share = min(1.0, step / config.cost_ramp) if config.cost_ramp else 1.0
+    share = min(1.0, max(0, step) / config.cost_ramp) if config.cost_ramp else 1.0
     return replace(
         config,
         bad_reward=share * config.bad_reward,
@@ -87,14 +88,20 @@ def ramp_costs(config: KeypointLossConfig, step: int) -> KeypointLossConfig:
     )
 
 
-def good_rewards(points0: Tensor, points1: Tensor, homography: Tensor, config: KeypointLossConfig) -> Tensor:
-    """Reward of each pair of points, (B, N, M): good where they are each other's images to within the threshold."""
+def good_rewards(
+    points0: Tensor, points1: Tensor, homography: Tensor, visible: tuple[Tensor, Tensor], config: KeypointLossConfig
+) -> Tensor:
+    """Reward of each pair of points, (B, N, M): good where they are each other's images to within the threshold.
+
+    visible: (B, H, W) bool of view 0 and of view 1; what stands before the photograph has no image in the other view.
+    """
     d0 = distances(warp_points(points0, homography), points1)
     d1 = distances(points0, warp_points(points1, torch.linalg.inv(homography)))
     distance = torch.maximum(d0, d1).nan_to_num(torch.inf)
     limit = config.reward_config.reward_thr
     profile = 1 - distance / limit if config.reward_profile == "linear" else torch.ones_like(distance)
-    return torch.where(distance < limit, config.good_reward * profile, config.bad_reward)
+    both = seen(points0, visible[0])[:, :, None] & seen(points1, visible[1])[:, None, :]
+    return torch.where(both & (distance < limit), config.good_reward * profile, config.bad_reward)
 
 
 def match_probability(
@@ -103,7 +110,7 @@ def match_probability(
     points0: Tensor,
     points1: Tensor,
     temperature: float,
-    alignment: Alignment = "exact",
+    alignment: Alignment,
 ) -> Tensor:
     """Product of the row and the column softmax of the similarities, (B, N, M)."""
     d0, d1 = sample_descriptors(map0, points0, alignment), sample_descriptors(map1, points1, alignment)

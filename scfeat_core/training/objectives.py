@@ -153,7 +153,7 @@ class WarpObjective:
             points0 = self._some_proposed(points0, draws[0].points, generators)
             losses = self._descriptor_part(map0, map1, points0, batch, network)
         temperature = settings.temperature_at(step // config.epoch_step)
-        self._add_keypoint_part(losses, (map0, map1), draws, batch.homography, settings, temperature)
+        self._add_keypoint_part(losses, network, (map0, map1), draws, batch, settings, temperature)
         self._add_dense_part(losses, (score0, score1), batch, settings)
         losses.values["score_max"] = scores.detach().amax()
         return losses
@@ -180,18 +180,20 @@ class WarpObjective:
     def _add_keypoint_part(
         self,
         losses: Losses,
+        network: Network,
         maps: tuple[Tensor, Tensor],
         draws: tuple[Proposals, Proposals],
-        homography: Tensor,
+        batch: WarpPairs,
         settings: KeypointLossConfig,
         temperature: float,
     ) -> None:
         draw0, draw1 = draws
         with torch.no_grad():
-            probability = match_probability(*maps, draw0.points, draw1.points, temperature)
-            reward = good_rewards(draw0.points, draw1.points, homography, settings)
+            probability = match_probability(*maps, draw0.points, draw1.points, temperature, network.alignment)
+            visible = (batch.visible0, batch.visible1)
+            reward = good_rewards(draw0.points, draw1.points, batch.homography, visible, settings)
         loss, matches = keypoint_loss(draw0, draw1, probability, reward, settings)
-        losses.terms["keypoint_loss"] = Term(loss, len(homography), self._config.keypoint_weight)
+        losses.terms["keypoint_loss"] = Term(loss, len(batch.homography), self._config.keypoint_weight)
         losses.values["expected_matches"] = matches
         losses.values["accepted"] = draw0.accepted.float().mean()
 

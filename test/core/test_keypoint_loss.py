@@ -35,6 +35,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def everything(batch: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = torch.ones(batch, size, size, dtype=torch.bool)
+    return mask, mask
+
+
 def test_surrogate_gradient_is_that_of_the_full_sum() -> None:
     """Specification 5.7: the row and column sums give the gradient of the double sum over all pairs."""
     config = KeypointLossConfig(accept_bias=0.3)
@@ -42,8 +47,8 @@ def test_surrogate_gradient_is_that_of_the_full_sum() -> None:
     draw0 = propose_keypoints(scores, 8, 1.0, 0.3, generator(1))
     draw1 = propose_keypoints(scores * 0.7, 8, 1.0, 0.3, generator(2))
     maps = torch.randn(2, 8, 8, 8, generator=generator(3))
-    probability = match_probability(maps, maps, draw0.points, draw1.points, 10.0)
-    reward = good_rewards(draw0.points, draw1.points, torch.eye(3).expand(2, 3, 3), config)
+    probability = match_probability(maps, maps, draw0.points, draw1.points, 10.0, "exact")
+    reward = good_rewards(draw0.points, draw1.points, torch.eye(3).expand(2, 3, 3), everything(2, 32), config)
     loss, _ = keypoint_loss(draw0, draw1, probability, reward, config)
     (surrogate,) = torch.autograd.grad(loss, scores, retain_graph=True)
     accepted = (draw0.accepted[:, :, None] & draw1.accepted[:, None, :]).float()
@@ -63,8 +68,22 @@ def test_rewards_by_distance(profile: str, at_1_px: float) -> None:
     points1 = torch.tensor([[[15.0, 10.0], [16.0, 10.0], [18.0, 10.0]]])
     shift = torch.eye(3)[None].clone()
     shift[0, 0, 2] = 5.0
-    reward = good_rewards(points0, points1, shift, config)
+    reward = good_rewards(points0, points1, shift, everything(1, 64), config)
     torch.testing.assert_close(reward[0, 0], torch.tensor([1.0, at_1_px, -0.25]))
+    occluded = everything(1, 64)[0].clone()
+    occluded[0, 10, 15] = False
+    reward = good_rewards(points0, points1, shift, (everything(1, 64)[0], occluded), config)
+    torch.testing.assert_close(reward[0, 0], torch.tensor([-0.25, at_1_px, -0.25]))
+
+
+def test_matching_samples_as_the_network_is_aligned() -> None:
+    maps = torch.randn(1, 8, 8, 8, generator=generator())
+    points = torch.tensor([[[3.0, 5.0], [20.0, 9.0], [28.0, 28.0]]])
+    for alignment in ("exact", "legacy"):
+        descriptors = sample_descriptors(maps, points, alignment)[0]
+        logits = 10 * descriptors @ descriptors.T
+        expected = logits.softmax(1) * logits.softmax(0)
+        torch.testing.assert_close(match_probability(maps, maps, points, points, 10.0, alignment)[0], expected)
 
 
 def test_repeatability_loss_prefers_scores_that_move_with_the_view() -> None:
@@ -73,21 +92,21 @@ def test_repeatability_loss_prefers_scores_that_move_with_the_view() -> None:
     shift[0, 0, 2] = 8.0
     peaks = torch.zeros(1, 1, 64, 64)
     peaks[:, :, 4::8, 3::8] = 3.0
-    everything = (torch.ones(1, 64, 64, dtype=torch.bool),) * 2
-    same = repeatability_loss(peaks, peaks, shift, everything, config)
-    displaced = repeatability_loss(peaks, peaks.roll(3, -1), shift, everything, config)
-    flat = repeatability_loss(torch.zeros_like(peaks), torch.zeros_like(peaks), shift, everything, config)
+    visible = everything(1, 64)
+    same = repeatability_loss(peaks, peaks, shift, visible, config)
+    displaced = repeatability_loss(peaks, peaks.roll(3, -1), shift, visible, config)
+    flat = repeatability_loss(torch.zeros_like(peaks), torch.zeros_like(peaks), shift, visible, config)
     assert same < flat and same < displaced
     hidden = torch.ones(1, 64, 64, dtype=torch.bool)
     hidden[:, :, 32:] = False  # no correspondence there: what is displaced there costs nothing
     torn = torch.cat((peaks[..., :36], peaks.roll(3, -1)[..., 36:]), -1)
     seen_only = repeatability_loss(peaks, torn, shift, (hidden, hidden), config)
-    assert seen_only < repeatability_loss(peaks, torn, shift, everything, config) - 0.1
+    assert seen_only < repeatability_loss(peaks, torn, shift, visible, config) - 0.1
 
 
 def test_costs_grow_from_nothing() -> None:
     config = KeypointLossConfig(cost_ramp=100)
-    assert ramp_costs(config, 0).bad_reward == 0
+    assert ramp_costs(config, 0).bad_reward == ramp_costs(config, -50).bad_reward == 0
     assert ramp_costs(config, 50).repeat_cost == pytest.approx(config.repeat_cost / 2)
     assert ramp_costs(config, 1000) == config
 

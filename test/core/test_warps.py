@@ -116,3 +116,14 @@ def test_bands_change_rows_not_columns(photos: list[list[np.ndarray]]) -> None:
     inner = banded[..., 8:-8, 8:-8]
     assert inner.std(-1).max() < 1e-5
     assert (inner.std(-2).amax((1, 2)) > 0.02).all()
+
+
+def test_compression_keeps_colours_and_comes_last(photos: list[list[np.ndarray]]) -> None:
+    config = WarpConfig(view_size=96, photometric=PLAIN)
+    plain = draw_pairs(photos, 4, config, np.random.default_rng(0))
+    compressed = draw_pairs(photos, 4, replace(config, photometric=replace(PLAIN, jpeg=1.0)), np.random.default_rng(0))
+    assert not torch.equal(plain.image0, compressed.image0)
+    assert (plain.image0 - compressed.image0).abs().mean() < 0.03  # smooth pictures; swapped channels differ by more
+    assert (plain.image0 - compressed.image0.flip(1)).abs().mean() > 0.1
+    levels = compressed.image0 * 255
+    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
