@@ -1,8 +1,8 @@
 """One optimiser step of an objective: gradients over all processes, in pieces where memory is short.
 
 A step has two collectives, whatever happens in it: the sums that the means are made of, and the gradients. A process
-that runs out of memory computes its share again in smaller pieces, with the same result (but for BatchNorm statistics
-of the batch); one that cannot do it at all makes all of them skip the step.
+that runs out of memory computes its share again in smaller pieces, with the same result but for what looks at several
+pairs at once (see :class:`_Work`); one that cannot do it at all makes all of them skip the step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.distributed import Group
@@ -35,7 +35,8 @@ def train_step(
     """Change the network once; returns the means of all terms and values, over all processes.
 
     share: what ``batch`` is of the whole. A loss or gradient that is not finite, or a share that does
-    not fit into memory in any way, changes nothing and is counted in ``state.incidents``.
+    not fit into memory in any way, changes nothing, BatchNorm statistics neither, and is counted in
+    ``state.incidents``.
     """
     for param_group, rate in zip(state.optimizer.param_groups, learning_rates(state.step, config), strict=True):
         param_group["lr"] = rate
@@ -45,17 +46,17 @@ def train_step(
     work = _Work(state, batch, share, objective, config)
     totals = _join(work.forward(), group, device)
     if totals is None:
-        return _skip(state, "too_large_for_memory", {})
+        return _skip(state, work, "too_large_for_memory", {})
     means = _means(totals)
     if not torch.isfinite(means["loss"]):
-        return _skip(state, "loss_not_finite", {})
+        return _skip(state, work, "loss_not_finite", {})
     if not _join_gradients(state, work.backward(totals), group):
-        return _skip(state, "too_large_for_memory", means)
+        return _skip(state, work, "too_large_for_memory", means)
     state.scaler.unscale_(state.optimizer)
     norms = _clip(state, config)
     if not torch.isfinite(norms).all():
         state.scaler.update()  # a scaler learns from what overflowed
-        return _skip(state, "gradient_not_finite", means)
+        return _skip(state, work, "gradient_not_finite", means)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if config.bn_mode == "train":
@@ -65,7 +66,12 @@ def train_step(
 
 
 class _Work:
-    """This process's part of a step, whole or in ``state.pieces`` pieces."""
+    """This process's part of a step, whole or in ``state.pieces`` pieces.
+
+    Pieces give the result of the whole but for what looks at several pairs at once: statistics of BatchNorm in training
+    mode, the negatives of other pairs (of warps and of tracks), the mean repeatability of warps, and the error that
+    rewards of the type ``fmatrix_legacy`` are relative to.
+    """
 
     def __init__(
         self, state: TrainState, batch: Batch, share: Share, objective: Objective, config: TrainConfig
@@ -77,6 +83,12 @@ class _Work:
         self._objective = objective
         self._network = Network(state.model, config.precision, config.align_local_grad)
         self._graph: Losses | None = None
+        self._statistics = [(buffer, buffer.clone()) for buffer in _gathering(state.model)]
+
+    def restore_statistics(self) -> None:
+        """BatchNorm statistics as they were before the step: no forward pass but the last one may count."""
+        for buffer, before in self._statistics:
+            buffer.copy_(before)
 
     def forward(self) -> Sums | None:
         """Numerators and denominators of all means; None where memory is short for a single pair."""
@@ -101,6 +113,7 @@ class _Work:
     def _measure(self) -> Sums:
         """The sums without a graph: their totals must be known before the first piece goes backward."""
         sums: Sums = {}
+        self.restore_statistics()
         with torch.no_grad():
             for start, stop in self._pieces():
                 for name, value in _sums(self._losses(start, stop), stop - start).items():
@@ -114,6 +127,7 @@ class _Work:
 
     def _backward_pieces(self, totals: Sums) -> bool:
         self._state.optimizer.zero_grad(set_to_none=True)
+        self.restore_statistics()
         for start, stop in self._pieces():
             self._state.scaler.scale(_scaled_loss(self._losses(start, stop), totals)).backward()
         return True
@@ -152,6 +166,12 @@ class _Work:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def _gathering(model: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass changes: those of BatchNorm in training mode."""
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return [buffer for norm in norms if norm.training for buffer in norm.buffers()]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -240,7 +260,8 @@ def _clip(state: TrainState, config: TrainConfig) -> Tensor:
     return torch.stack([norm.to(norms[0].device) for norm in norms])
 
 
-def _skip(state: TrainState, incident: str, means: Sums) -> Sums:
+def _skip(state: TrainState, work: _Work, incident: str, means: Sums) -> Sums:
+    work.restore_statistics()
     state.incidents[incident] += 1
     state.optimizer.zero_grad(set_to_none=True)
     log.warning("step %d: %s; skipped (%d so far)", state.step, incident.replace("_", " "), state.incidents[incident])

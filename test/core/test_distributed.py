@@ -115,6 +115,42 @@ def test_a_pair_that_never_fits_is_skipped(config: TrainConfig) -> None:
     assert all(torch.equal(start[name], tensor) for name, tensor in state.model.state_dict().items())
 
 
+def batch_norm_statistics(state: TrainState) -> dict[str, torch.Tensor]:
+    endings = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: tensor for name, tensor in state.model.state_dict().items() if name.endswith(endings)}
+
+
+def test_a_loss_that_is_not_finite_leaves_batch_norm_alone(config: TrainConfig) -> None:
+    """Nor does it reach the average by the steps to come."""
+    config = replace(config, bn_mode="train")
+    state = create_state(config, CPU)
+    start = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    objective = open_data(config, validate=False).objective
+    share = Share(config.seed, config.data_config_train.batch_size)
+    batch = StepBatches(objective, share)[0]
+    bad = batch.image0.clone()
+    bad[0, 0, 5, 5] = torch.nan
+    train_step(state, batch._replace(image0=bad), share, objective, config, Group())
+    assert state.incidents.total() == 1
+    assert all(torch.equal(start[name], tensor) for name, tensor in state.model.state_dict().items())
+    train_step(state, batch, share, objective, config, Group())
+    assert state.incidents.total() == 1
+    tensors = [*state.model.state_dict().values(), *state.average.state_dict().values()]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    assert any(not torch.equal(start[name], tensor) for name, tensor in batch_norm_statistics(state).items())
+
+
+def test_batch_norm_counts_each_piece_once(config: TrainConfig) -> None:
+    config = replace(config, bn_mode="train")
+    objective = open_data(config, validate=False).objective
+    pieces = batch_norm_statistics(first_step(config, pieces=2)[0])
+    for backward in (False, True):  # attempts that fail leave nothing behind
+        found = batch_norm_statistics(first_step(config, Greedy(objective, fits=2, backward=backward))[0])
+        assert all(torch.equal(pieces[name], tensor) for name, tensor in found.items())
+    counts = {int(tensor) for name, tensor in pieces.items() if name.endswith("num_batches_tracked")}
+    assert counts - {0} == {2}
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
     assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
