@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
+from scfeat_core.data.photos import read_rgb
 from scfeat_core.errors import DataError, ImageError
 from scfeat_core.evaluation.datasets import hpatches_sequences
 
@@ -94,37 +94,12 @@ def _prefixed(folder: Path) -> list[ImageFile]:
 def read_image(path: Path, turned: bool = False) -> np.ndarray:
     """The image file as (H, W, 3) uint8 RGB. turned: as its EXIF data ask for, which COLMAP does not do.
 
-    Raises ImageError where there is none, or none that OpenCV reads.
+    Raises ImageError where there is none, or none that OpenCV reads as a whole.
     """
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"expected an image file, found no file at {path}") from None
-    except OSError as error:
-        raise ImageError(f"expected a readable image file at {path}, found: {error.strerror}") from error
-    if is_cut_jpeg(data):
-        raise ImageError(f"{path} is not an image that OpenCV can read: the end of the JPEG is missing")
-    try:
-        flags = cv2.IMREAD_COLOR | (0 if turned else cv2.IMREAD_IGNORE_ORIENTATION)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error as error:  # of images beyond its limits
-        raise ImageError(f"{path} is not an image that OpenCV can read: {' '.join(str(error).split())}") from error
-    if image is None:
-        raise ImageError(f"{path} is not an image that OpenCV can read: it is damaged, or of an unknown format")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-
-
-def is_cut_jpeg(data: bytes) -> bool:
-    """Whether these are the bytes of a JPEG without its end, which OpenCV would fill with gray and call an image.
-
-    The end-of-image marker is looked for behind the header: thumbnails in there have one of their own.
-    """
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at : at + 2] != b"\xff\xda":  # segments before the start of scan
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at + 1 : at + 2] != b"\xff" else 1
-    return data.find(b"\xff\xd9", at) < 0
+        return read_rgb(path, upright=turned)
+    except DataError as error:
+        raise ImageError(str(error)) from error
 
 
 def decode_ahead(files: Iterable[ImageFile], workers: int, ahead: int) -> Generator[Decoded | Undecoded, None, None]:

@@ -55,22 +55,41 @@ def _is_held_back(path: Path, index: int, split: ValidationSplit | None) -> bool
 def read_rgb(path: Path, *, upright: bool = True) -> np.ndarray:
     """(H, W, 3) uint8 RGB. upright: turned as the file asks for; a calibration belongs to the pixels as stored.
 
-    Raises DataError where there is no file, or none that can be decoded.
+    Raises DataError where there is no file, or none that OpenCV reads as a whole.
     """
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        code = np.fromfile(path, np.uint8)
+        code = path.read_bytes()
+    except FileNotFoundError:
+        raise _unreadable(path, "no file") from None
     except OSError as error:
-        raise DataError(f"expected an image at {path}, found: {error.strerror}; remove or replace it") from error
-    image = None if len(code) == 0 or _is_cut_off(code) else cv2.imdecode(code, flags)
+        raise _unreadable(path, str(error.strerror)) from error
+    if is_cut_jpeg(code):
+        raise _unreadable(path, "a JPEG without its end")
+    try:
+        image = cv2.imdecode(np.frombuffer(code, np.uint8), flags) if code else None
+    except cv2.error as error:  # of images beyond its limits
+        raise _unreadable(path, f"one that OpenCV refuses: {' '.join(str(error).split())}") from error
     if image is None:
-        raise DataError(f"expected an image at {path}, found a file that cannot be decoded; remove or replace it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise _unreadable(path, "a file that OpenCV cannot decode: it is damaged, or of an unknown format")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def _is_cut_off(code: np.ndarray) -> bool:
-    """Whether a JPEG lacks its end; OpenCV reads it all the same, with gray instead of the rest."""
-    return code[:2].tobytes() == b"\xff\xd8" and b"\xff\xd9" not in code[-65536:].tobytes()
+def _unreadable(path: Path, found: str) -> DataError:
+    return DataError(f"expected an image at {path}, found {found}; remove or replace it")
+
+
+def is_cut_jpeg(code: bytes) -> bool:
+    """Whether these are the bytes of a JPEG without its end, which OpenCV would fill with gray and call an image.
+
+    The end-of-image marker is looked for behind the header: thumbnails in there have one of their own.
+    """
+    if not code.startswith(b"\xff\xd8"):
+        return False
+    at = 2
+    while code[at : at + 1] == b"\xff" and code[at : at + 2] != b"\xff\xda":  # segments before the start of scan
+        at += 2 + int.from_bytes(code[at + 2 : at + 4], "big") if code[at + 1 : at + 2] != b"\xff" else 1
+    return code.find(b"\xff\xd9", at) < 0
 
 
 def read_photo(path: Path, max_edge: int) -> list[np.ndarray]:

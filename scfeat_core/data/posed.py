@@ -301,13 +301,18 @@ def read_posed(image: PosedImage) -> np.ndarray:
     Another resolution of the same picture is fine: the calibration is scaled with it.
     """
     pixels = read_rgb(image.path, upright=False)
-    (height, width), (w, h) = pixels.shape[:2], image.size
+    check_shape(image.path, (pixels.shape[1], pixels.shape[0]), image.size)
+    return pixels
+
+
+def check_shape(path: Path, stored: tuple[int, int], calibrated: tuple[int, int]) -> None:
+    """Raises DataError where an image of one (width, height) cannot be the other at another resolution."""
+    (width, height), (w, h) = stored, calibrated
     if abs(width * h - height * w) > max(w, h, width, height):  # more than a pixel
         raise DataError(
-            f"expected an image of the shape {w}x{h} of its calibration at {image.path}, found {width}x{height}; "
+            f"expected an image of the shape {w}x{h} of its calibration at {path}, found {width}x{height}; "
             "calibrate the image as it is stored, or store the one that was calibrated"
         )
-    return pixels
 
 
 def relative_pose(image0: PosedImage, image1: PosedImage) -> tuple[np.ndarray, np.ndarray]:

@@ -36,12 +36,12 @@ def find_scenes(root: Path) -> list[SceneFolder]:
     """``root`` itself where it is a scene, or the scenes up to two folders below it, in alphabetical order."""
     if not root.is_dir():
         raise DataError(f"expected a folder of scenes at {root}, found none; check data_path")
-    if _is_scene(root):
+    if is_scene(root):
         return [SceneFolder(root.name, root)]
     found = []
     for child in sorted(path for path in root.iterdir() if path.is_dir()):
-        inner = [child] if _is_scene(child) else sorted(path for path in child.iterdir() if path.is_dir())
-        found += [SceneFolder(path.relative_to(root).as_posix(), path) for path in inner if _is_scene(path)]
+        inner = [child] if is_scene(child) else sorted(path for path in child.iterdir() if path.is_dir())
+        found += [SceneFolder(path.relative_to(root).as_posix(), path) for path in inner if is_scene(path)]
     if not found:
         raise DataError(
             f"expected scenes (folders with images and cameras.json, or a COLMAP model) in {root}, found none; "
@@ -50,18 +50,24 @@ def find_scenes(root: Path) -> list[SceneFolder]:
     return found
 
 
-def _is_scene(folder: Path) -> bool:
+def is_scene(folder: Path) -> bool:
+    """Whether the folder has cameras: cameras.json, or a COLMAP model."""
     return (folder / "cameras.json").is_file() or find_model(folder) is not None
 
 
 def read_scene(folder: SceneFolder) -> tuple[PosedScene, np.ndarray | None]:
     """A scene without pairs, and those of its pairs.txt. Raises DataError."""
-    scene = _read_cameras(folder) if (folder.path / "cameras.json").is_file() else read_model(folder.name, folder.path)
+    scene = read_cameras(folder)
     listed = folder.path / "pairs.txt"
     return scene, read_pairs(listed, scene.files) if listed.is_file() else None
 
 
-def _read_cameras(folder: SceneFolder) -> PosedScene:
+def read_cameras(folder: SceneFolder) -> PosedScene:
+    """A scene without pairs, of either layout. Raises DataError."""
+    return _read_json(folder) if (folder.path / "cameras.json").is_file() else read_model(folder.name, folder.path)
+
+
+def _read_json(folder: SceneFolder) -> PosedScene:
     path = folder.path / "cameras.json"
     try:
         cameras = json.loads(path.read_text(encoding="utf-8"))

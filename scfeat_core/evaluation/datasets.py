@@ -5,18 +5,17 @@ Layouts, one folder per set below the root:
 * sequence: images ``1.*`` ... ``6.*`` and ``H_1_k``, the homography from image 1 to image k (HPatches);
   a folder of such folders (``homogr_pairs``) is one set with one pair each.
 * pose pairs: ``pairs_with_gt.txt``, lines ``img0 img1 rot0 rot1 K0(9) K1(9) T_0to1(16)`` (SuperGlue).
-* posed images: ``images/``, ``cameras.json`` (x_cam = R x + t), ``pairs.txt`` with the two names first in a line.
+* posed images: scenes as :mod:`scfeat_core.data.posed_images` reads them for training, with ``pairs.txt``.
 * HPatches: sequences ``i_*`` (illumination) and ``v_*`` (viewpoint) with ``1.ppm`` ... ``6.ppm`` and ``H_1_2`` ...
 * labelled pairs: folders with ``1.*``, ``2.*`` and ``corrs.txt`` (x0 y0 x1 y1), without a model (``wxbs_pairs``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -30,6 +29,7 @@ HPATCHES_EXCLUDED = (
     *("i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding"),
     *("v_artisans", "v_astronautis", "v_talent"),
 )
+Size = tuple[int, int]
 HPATCHES_SPLITS = {"i": "illumination", "v": "viewpoint"}
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".webp")
 
@@ -53,12 +53,16 @@ class HomographyPair(ImagePair):
 
 @dataclass(frozen=True, eq=False)
 class PosePair(ImagePair):
-    """k0, k1: (3, 3) float64, pixels as stored. x1 = rotation x0 + translation; translation up to scale."""
+    """x1 = rotation x0 + translation; translation up to scale.
+
+    k0, k1: (3, 3) float64, pixels of images of ``sizes``, (width, height) each; None: of the images as stored.
+    """
 
     k0: np.ndarray
     k1: np.ndarray
     rotation: np.ndarray
     translation: np.ndarray
+    sizes: tuple[Size, Size] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +77,6 @@ Pair = TypeVar("Pair", bound=ImagePair)
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises DataError where there is no image that OpenCV can read."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if image is None:
-        found = "a file that OpenCV cannot decode" if path.is_file() else "no file"
-        raise DataError(f"expected an image at {path}, found {found}; fetch the data set again")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def shrink_image(image: np.ndarray, longer_side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +102,7 @@ def homography_pairs(root: Path, splits: Sequence[str] = ()) -> list[HomographyP
 
 def pose_pairs(root: Path, splits: Sequence[str] = ()) -> list[PosePair]:
     """Pairs of all sets with relative poses below ``root``, or of the named ones."""
-    return _collect(root, splits, _pose_set, "sets with pairs_with_gt.txt, or with cameras.json and pairs.txt")
+    return _collect(root, splits, _pose_set, "sets with pairs_with_gt.txt, or posed images with pairs.txt")
 
 
 def labelled_pairs(root: Path, splits: Sequence[str] = ()) -> list[LabelledPair]:
@@ -197,8 +192,14 @@ def _numbered_image(folder: Path, number: str) -> Path:
 def _pose_set(folder: Path) -> Iterator[PosePair]:
     if (folder / "pairs_with_gt.txt").is_file():
         yield from _superglue_pairs(folder, folder / "pairs_with_gt.txt")
-    elif (folder / "cameras.json").is_file() and (folder / "pairs.txt").is_file():
+    elif (folder / "pairs.txt").is_file() and _has_cameras(folder):
         yield from _posed_pairs(folder)
+
+
+def _has_cameras(folder: Path) -> bool:
+    from scfeat_core.data.posed_images import is_scene
+
+    return is_scene(folder)
 
 
 def _superglue_pairs(folder: Path, file: Path) -> Iterator[PosePair]:
@@ -215,31 +216,33 @@ def _superglue_pairs(folder: Path, file: Path) -> Iterator[PosePair]:
 
 
 def _posed_pairs(folder: Path) -> Iterator[PosePair]:
-    cameras = _read_cameras(folder / "cameras.json")
+    """Cameras as training reads them; a pair that it would leave out is an error here, where pairs are counted."""
+    from scfeat_core.data.pairing import SceneFolder, usable_cameras
+    from scfeat_core.data.posed import relative_pose
+    from scfeat_core.data.posed_images import read_cameras
+
+    scene = read_cameras(SceneFolder(folder.name, folder))
+    usable = usable_cameras(scene)
+    index = {name: i for i, name in enumerate(scene.files)}
     for number, words in _lines(folder / "pairs.txt"):
         where = f"{folder / 'pairs.txt'}, line {number}"
-        unknown = [name for name in words[:2] if name not in cameras]
-        if len(words) < 2 or unknown:
-            raise DataError(f"{where}: expected two images of cameras.json, found {' '.join(words[:2])}")
-        (k0, r0, t0), (k1, r1, t1) = cameras[words[0]], cameras[words[1]]
-        rotation = r1 @ r0.T
-        images = folder / "images"
-        yield _pose_pair(folder.name, images / words[0], images / words[1], k0, k1, rotation, t1 - rotation @ t0)
+        if len(words) < 2 or not index.keys() >= set(words[:2]):
+            raise DataError(f"{where}: expected two images of the scene's cameras, found {' '.join(words[:2])}")
+        rows = [index[name] for name in words[:2]]
+        if not usable[rows].all():
+            raise DataError(
+                f"{where}: expected cameras with finite values, positive focal lengths and a rotation, found another "
+                f"one in {folder}; correct it, or take the pair out"
+            )
+        image0, image1 = (scene.image(row) for row in rows)
+        geometry = (image0.K, image1.K, *relative_pose(image0, image1))
+        yield _pose_pair(folder.name, image0.path, image1.path, *geometry, sizes=(image0.size, image1.size))
 
 
-def _pose_pair(split: str, path0: Path, path1: Path, *geometry: np.ndarray) -> PosePair:
-    return PosePair(split, f"{path0.stem}-{path1.stem}", path0, path1, *geometry)
-
-
-def _read_cameras(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    def array(camera: Any, key: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.array(camera[key], np.float64).reshape(shape)
-
-    try:
-        cameras = json.loads(file.read_text(encoding="utf-8"))
-        return {c["file"]: (array(c, "K", (3, 3)), array(c, "R", (3, 3)), array(c, "t", (3,))) for c in cameras}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: expected a list of cameras with file, K, R and t, found {error!r}") from error
+def _pose_pair(
+    split: str, path0: Path, path1: Path, *geometry: np.ndarray, sizes: tuple[Size, Size] | None = None
+) -> PosePair:
+    return PosePair(split, f"{path0.stem}-{path1.stem}", path0, path1, *geometry, sizes=sizes)
 
 
 def _labelled_set(folder: Path) -> Iterator[LabelledPair]:

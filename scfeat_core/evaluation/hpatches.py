@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from scfeat_core.data.photos import read_rgb
 from scfeat_core.errors import DataError
-from scfeat_core.evaluation.datasets import HPATCHES_SPLITS, HomographyPair, read_image
+from scfeat_core.evaluation.datasets import HPATCHES_SPLITS, HomographyPair
 from scfeat_core.evaluation.homography import HomographyRow, evaluate_homography_pair, summarise_homography
 from scfeat_core.evaluation.metrics import MMA_THRESHOLDS, mma_score
 from scfeat_core.evaluation.views import Protocol, View, map_pairs, truncate_views, with_progress
@@ -88,7 +89,7 @@ def _stored_features(folder: Path, image: Path, postfix: str) -> Features:
     """Best first."""
     features = read_npz(folder / image.parent.name / f"{image.name}.{postfix}")
     best = np.argsort(-features.scores, kind="stable")
-    size = features.image_size if min(features.image_size) > 0 else read_image(image).shape[1::-1]
+    size = features.image_size if min(features.image_size) > 0 else read_rgb(image, upright=False).shape[1::-1]
     return Features(features.keypoints[best], features.scores[best], features.descriptors[best], size, postfix)
 
 

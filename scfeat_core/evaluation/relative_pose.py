@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from scfeat_core.data.posed import check_shape
 from scfeat_core.errors import ConfigError
 from scfeat_core.evaluation.datasets import PosePair
 from scfeat_core.evaluation.metrics import (
@@ -19,7 +20,7 @@ from scfeat_core.evaluation.metrics import (
     symmetric_epipolar_distance,
 )
 from scfeat_core.evaluation.views import Protocol, View, match_views
-from scfeat_core.geometry import fundamental_from_pose
+from scfeat_core.geometry import fundamental_from_pose, scale_matrix
 
 AUC_THRESHOLDS = (5, 10, 20)
 RANSAC_THRESHOLDS = (1.0, 2.0)
@@ -52,7 +53,7 @@ class PoseRow:
 
 def evaluate_pose_pair(pair: PosePair, views: Mapping[Path, View], protocol: Protocol) -> PoseRow:
     matched = match_views(pair, views)
-    k0, k1 = matched.view0.scale @ pair.k0, matched.view1.scale @ pair.k1
+    k0, k1 = calibrations(pair, (matched.view0, matched.view1))
     estimate = create_estimator(protocol.estimator)
     errors = [
         [
@@ -72,6 +73,21 @@ def evaluate_pose_pair(pair: PosePair, views: Mapping[Path, View], protocol: Pro
         rotation_errors=[[rotation for rotation, _ in runs] for runs in errors],
         translation_errors=[[translation for _, translation in runs] for runs in errors],
     )
+
+
+def calibrations(pair: PosePair, views: tuple[View, View]) -> tuple[np.ndarray, np.ndarray]:
+    """K (3, 3) of both images in pixels of the views.
+
+    Files of another resolution than was calibrated are fine; raises DataError for those of another shape.
+    """
+    stored = [pair.k0, pair.k1]
+    for i, (path, view, calibrated) in enumerate(
+        zip((pair.path0, pair.path1), views, pair.sizes or (None, None), strict=True)
+    ):
+        if view.size is not None and calibrated is not None and view.size != calibrated:
+            check_shape(path, view.size, calibrated)
+            stored[i] = scale_matrix(np.divide(view.size, calibrated)) @ stored[i]
+    return views[0].scale @ stored[0], views[1].scale @ stored[1]
 
 
 def pose_error(estimate: Pose | None, truth: PosePair) -> tuple[float, float]:

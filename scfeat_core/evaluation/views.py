@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 
 from scfeat_core.config import Range, check_config
-from scfeat_core.evaluation.datasets import ImagePair, read_image, shrink_image
+from scfeat_core.data.photos import read_rgb
+from scfeat_core.evaluation.datasets import ImagePair, shrink_image
 from scfeat_core.evaluation.methods import Method, check_features, match_features
 from scfeat_core.types import Features
 
@@ -35,10 +36,15 @@ class Protocol:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Features of a resized image, and (3, 3) float64 from pixels of the stored image to those of the resized one."""
+    """Features of a resized image.
+
+    scale: (3, 3) float64 from pixels of the stored image to those of the resized one. size: (width, height) of the
+    stored image, where it is known.
+    """
 
     features: Features
     scale: np.ndarray
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +72,16 @@ def extract_views(
     paths = list(dict.fromkeys(path for pair in pairs for path in (pair.path0, pair.path1)))
     views = {}
     for path in with_progress(paths, "features", progress):
-        image, scale = shrink_image(read_image(path), protocol.longer_side)
-        views[path] = View(check_features(method(image, protocol.max_keypoints), protocol.max_keypoints), scale)
+        stored = read_rgb(path, upright=False)  # the ground truth belongs to the pixels as they are stored
+        image, scale = shrink_image(stored, protocol.longer_side)
+        features = check_features(method(image, protocol.max_keypoints), protocol.max_keypoints)
+        views[path] = View(features, scale, (stored.shape[1], stored.shape[0]))
     return views
 
 
 def truncate_views(views: Mapping[Path, View], max_keypoints: int) -> dict[Path, View]:
     """The views with the first ``max_keypoints`` of their points, which are the best."""
-    return {path: View(_first(view.features, max_keypoints), view.scale) for path, view in views.items()}
+    return {path: replace(view, features=_first(view.features, max_keypoints)) for path, view in views.items()}
 
 
 def _first(features: Features, count: int) -> Features:

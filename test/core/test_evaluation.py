@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from scfeat_core.cli import main
+from scfeat_core.data.photos import read_rgb
 from scfeat_core.errors import ConfigError, DataError
 from scfeat_core.evaluation import datasets, homography, metrics, relative_pose
 from scfeat_core.evaluation.methods import check_features, create_method, match_features
@@ -279,7 +281,7 @@ def test_every_layout_is_found(data):
     assert (posed.split, superglue.split) == ("posed", "poses")
     for pose in (posed, superglue):
         assert pose.translation == pytest.approx([1, 0, 0]) and pose.rotation == pytest.approx(np.eye(3))
-        assert datasets.read_image(pose.path0).shape == (240, 320, 3)
+        assert read_rgb(pose.path0).shape == (240, 320, 3)
     (labelled,) = datasets.labelled_pairs(data)
     assert labelled.points1.tolist() == [[3, 4], [7, 8]]
 
@@ -296,7 +298,7 @@ def test_every_layout_is_found(data):
         ("poses/pairs_with_gt.txt", "1.png 2.png 0 1 " + "1 " * 34 + "\n", "upright"),
         ("posed/cameras.json", "[{]", "cameras.json"),
         ("posed/cameras.json", '[{"file": "1.png", "K": [1, 2]}]', "cameras.json"),
-        ("posed/pairs.txt", "1.png 7.png 3 4\n", "expected two images of cameras.json, found 1.png 7.png"),
+        ("posed/pairs.txt", "1.png 7.png 3 4\n", "expected two images of the scene's cameras, found 1.png 7.png"),
         ("labelled/a/corrs.txt", "1 2 3\n", "line 1: expected 4 numbers"),
     ],
 )
@@ -319,7 +321,47 @@ def test_missing_data_is_named(data):
         extract_views(datasets.pose_pairs(data), create_method("orb"), Protocol())
     (data / "poses" / "2.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match="cannot decode"):
-        datasets.read_image(data / "poses" / "2.png")
+        extract_views(datasets.pose_pairs(data), create_method("orb"), Protocol())
+
+
+def _turned(data: bytes) -> bytes:
+    """A JPEG with the EXIF wish to be shown turned by a quarter."""
+    entry = b"\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00"
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00" + entry + b"\x00\x00\x00\x00"
+    return data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
+
+
+def test_images_are_measured_as_they_are_stored_and_only_whole(data, picture):
+    (pair,) = datasets.pose_pairs(data, ["poses"])
+    jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+    pair.path0.write_bytes(_turned(jpeg))
+    views = extract_views([pair], create_method("orb"), Protocol(longer_side=160))
+    assert views[pair.path0].features.image_size == (160, 120) and views[pair.path0].size == SIZE
+    pair.path0.write_bytes(jpeg[: len(jpeg) // 2])
+    with pytest.raises(DataError, match=r"1\.png, found a JPEG without its end"):
+        extract_views([pair], create_method("orb"), Protocol())
+
+
+def test_files_of_another_resolution_than_was_calibrated(tmp_path, write_scene, rendered_views):
+    """As training has it: K follows, and another shape is refused."""
+    folder = write_scene(tmp_path / "scene", images=(0, 1))
+    (pair,) = datasets.pose_pairs(tmp_path)
+    path = folder / "images" / "0.png"
+    stored = cv2.imread(str(path))
+    cv2.imwrite(str(path), cv2.resize(stored, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+    both = rendered_views.seen[:2].all(0)
+    points0, points1 = rendered_views.xy[:2, both]
+    half, whole = _views(points0 * 0.5 - 0.25, points1).values()
+    views = {pair.path0: replace(half, size=(160, 120)), pair.path1: replace(whole, size=SIZE)}
+    found = extract_views([pair], create_method("sift"), Protocol())
+    assert found[pair.path0].size == (160, 120)
+    row = relative_pose.evaluate_pose_pair(pair, views, Protocol(estimator="magsac"))
+    assert row.epipolar_accuracy[0] == 1.0 and row.pose_errors.max() < 0.5
+    cv2.imwrite(str(path), stored[:, :240])
+    with pytest.raises(DataError, match=r"320x240.*0\.png, found 240x240"):
+        relative_pose.evaluate_pose_pair(
+            pair, extract_views([pair], create_method("sift"), Protocol()), Protocol(estimator="magsac")
+        )
 
 
 def test_a_limit_spreads_over_each_set(shared_data):

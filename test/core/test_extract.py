@@ -130,7 +130,7 @@ def test_an_image_without_its_end_is_refused(suffix, share, tmp_path):
     path.write_bytes(data + b"video of a telephone")
     assert read_image(path).shape == (64, 96, 3)
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ImageError, match=f"a{suffix} is not an image"):
+    with pytest.raises(ImageError, match=rf"expected an image at .*a\{suffix}, found"):
         read_image(path)
 
 
