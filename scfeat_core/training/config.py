@@ -65,11 +65,13 @@ class TrainConfig:
     epoch, epoch_step: so many times so many steps. lr_schedule: ``step`` multiplies the rates by ``lr_decay_factor``
     every ``lr_decay_step`` epochs; ``cosine`` goes down to ``final_lr`` of them. Before it they grow over
     ``warmup_steps``. clip_norm: of the gradient, backbone and detector each, where ``grad_clip``. ema_decay: of the
-    average of the weights that is validated and written; 0 is no average.
+    average of the weights that is validated and written, which forgets faster in the beginning (see
+    :func:`~scfeat_core.training.optimisation.average_decay`); 0 is no average.
 
-    Warps: detector_start: first step of the keypoint loss, before it the descriptors are too poor to reward anything.
-    keypoint_every: only in each so many steps. proposal_share: share of the descriptor points that are drawn by the
-    detector instead of uniformly.
+    detector_start: first step of the keypoint loss, before it the descriptors are too poor to reward anything.
+    keypoint_every: only in each so many steps. Both are for training of more than the detector, and set aside where it
+    is all that is trained. proposal_share: share of the descriptor points of warps that are drawn by the detector
+    instead of uniformly.
     keypoint_weight: of the detector's losses beside the description loss.
     track_weight: of a loss on the sparse true correspondences of posed images, beside the epipolar one.
     warp_share: share of the steps of posed images that are taken on warped photographs of the same data instead;
@@ -129,6 +131,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_modules()
+        if not self.describes:  # a detector alone waits for nothing
+            object.__setattr__(self, "detector_start", 0)
+            object.__setattr__(self, "keypoint_every", 1)
+        self._check_weights()
+        self._check_turns()
         if self.model is not None:
             model_config(VARIANTS[self.model], self.model_config)
         cells = (self.DescriptorLoss_config.cell, self.KeypointLoss_config.grid_size)
@@ -150,6 +157,41 @@ class TrainConfig:
                 "'decoder'"
             )
 
+    def _check_weights(self) -> None:
+        """In every step there has to be a loss."""
+        if not self.describes and self.keypoint_weight == 0:
+            raise ConfigError(
+                "keypoint_weight: expected more than 0, as nothing else trains the detector, found 0; raise it, or train "
+                "more of the network (optimal_modules)"
+            )
+        loss = self.EpipolarLoss_Line2Window_config
+        if self.data == "photos" or not self.describes or loss.weight_window + loss.weight_grid + self.track_weight > 0:
+            return
+        by_detector = (
+            self.detects and self.keypoint_weight > 0 and self.detector_start == 0 and self.keypoint_every == 1
+        )
+        if not (by_detector and (self.align_local_grad or self.warp_share > 0)):
+            raise ConfigError(
+                "expected a description loss on posed images, found weight_window, weight_grid and track_weight all 0; "
+                f"raise one of them, or train the detector alone (optimal_modules: [localheader]), not "
+                f"{list(self.optimal_modules)}"
+            )
+
+    def _check_turns(self) -> None:
+        """The detector has to see both kinds of steps."""
+        if self.data == "photos" or self.warp_share == 0 or not self.detects:
+            return
+        first = -(-self.detector_start // self.keypoint_every) * self.keypoint_every
+        steps = range(first, first + 200 * self.keypoint_every, self.keypoint_every)
+        turns = {takes_turn(step, self.warp_share) for step in steps}
+        if len(turns) < 2:
+            raise ConfigError(
+                f"expected a detector that is trained on posed images and on warps, found that warp_share: "
+                f"{self.warp_share} and keypoint_every: {self.keypoint_every} keep it from "
+                f"{'posed images' if turns == {True} else 'warps'}; change one of them, as to warp_share: 0.6 with "
+                "keypoint_every: 2"
+            )
+
     @property
     def steps(self) -> int:
         return self.epoch * self.epoch_step
@@ -165,8 +207,12 @@ class TrainConfig:
 
     def detects_at(self, step: int) -> bool:
         """Whether the detector is trained in this step; always, where nothing else is."""
-        begun = step >= self.detector_start and step % self.keypoint_every == 0
-        return self.detects and (begun or not self.describes)
+        return self.detects and step >= self.detector_start and step % self.keypoint_every == 0
+
+
+def takes_turn(step: int, share: float) -> bool:
+    """Whether this is one of the ``share`` of all steps, evenly spread."""
+    return int((step + 1) * share) > int(step * share)
 
 
 PARTS: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scfeat_core.config import load_config
 from scfeat_core.extraction import resolve_device
@@ -26,7 +25,7 @@ from scfeat_core.training.distributed import Group, join_group, local_device
 from scfeat_core.training.loading import Batch, Share, batches, to_device
 from scfeat_core.training.memory import keep_freed_memory
 from scfeat_core.training.objectives import Objective
-from scfeat_core.training.optimisation import create_optimizer
+from scfeat_core.training.optimisation import create_average, create_optimizer
 from scfeat_core.training.run import Run, TrainState
 from scfeat_core.training.starts import create_model
 from scfeat_core.training.step import train_step
@@ -38,9 +37,8 @@ def create_state(config: TrainConfig, device: torch.device, network: Mapping[str
     """network: the configuration of a saved one, whose weights are loaded afterwards."""
     model = create_model(config) if network is None else SCFeat(load_config(ModelConfig, network, where="last.pt"))
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    return TrainState(model, average, create_optimizer(model, config), scaler)
+    return TrainState(model, create_average(model, config), create_optimizer(model, config), scaler)
 
 
 def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: bool = True) -> Path:

@@ -22,8 +22,15 @@ from scfeat_core.network.model import VARIANTS, SCFeat
 from scfeat_core.network.weights import load_model, save_model
 from scfeat_core.training.config import DataConfig, TrainConfig, model_config
 from scfeat_core.training.data_sets import detect_layout, open_data
+from scfeat_core.training.epipolar_loss import EpipolarLossConfig
 from scfeat_core.training.loading import Share, batches
-from scfeat_core.training.optimisation import create_optimizer, learning_rates, set_modes
+from scfeat_core.training.optimisation import (
+    average_decay,
+    create_average,
+    create_optimizer,
+    learning_rates,
+    set_modes,
+)
 from scfeat_core.training.run import Run
 from scfeat_core.training.starts import create_model
 from scfeat_core.training.trainer import train
@@ -212,6 +219,65 @@ def test_only_what_is_named_is_trained(modules: tuple, trained: set[str], gather
     assert {name.split(".")[0] for name in names} == trained
     assert any(name.startswith("backbone.encoder") for name in names) == (modules == ("backbone",))
     assert model.backbone.encoder.stem[1].training == gathering
+
+
+def test_a_detector_alone_waits_for_nothing() -> None:
+    alone = TrainConfig("", optimal_modules=("localheader",), detector_start=500, keypoint_every=4)
+    assert alone.detector_start == 0  # its costs grow from the first step, too
+    assert all(alone.detects_at(step) for step in range(8))
+    both = replace(alone, optimal_modules=("decoder", "localheader"), optimal_lrs=(1.0, 1.0), detector_start=6)
+    both = replace(both, keypoint_every=4)
+    assert [step for step in range(20) if both.detects_at(step)] == [8, 12, 16]
+
+
+BOTH: dict[str, Any] = {"optimal_modules": ("backbone", "localheader"), "optimal_lrs": (1.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("share", "every", "kept_from"), [(0.5, 2, "warps"), (0.25, 2, "warps"), (0.01, 5, "warps"), (0.5, 4, "warps")]
+)
+def test_a_detector_that_never_sees_a_kind_of_step_is_refused(share: float, every: int, kept_from: str) -> None:
+    with pytest.raises(ConfigError, match=f"keep it from {kept_from}"):
+        TrainConfig("", warp_share=share, keypoint_every=every, **BOTH)
+
+
+@pytest.mark.parametrize(("share", "every", "data"), [(0.6, 2, "auto"), (0.5, 3, "auto"), (0.5, 2, "photos")])
+def test_other_shares_of_warps_are_taken(share: float, every: int, data: Any) -> None:
+    TrainConfig("", warp_share=share, keypoint_every=every, data=data, **BOTH)
+
+
+def test_a_step_without_a_loss_is_refused() -> None:
+    nothing = EpipolarLossConfig(weight_window=0.0, weight_grid=0.0)
+    with pytest.raises(ConfigError, match="weight_window, weight_grid and track_weight all 0"):
+        TrainConfig("", EpipolarLoss_Line2Window_config=nothing)
+    with pytest.raises(ConfigError, match="weight_window, weight_grid and track_weight all 0"):
+        TrainConfig("", EpipolarLoss_Line2Window_config=nothing, detector_start=3, warp_share=0.5, **BOTH)
+    with pytest.raises(ConfigError, match="keypoint_weight"):
+        TrainConfig("", optimal_modules=("localheader",), keypoint_weight=0.0)
+    TrainConfig("", EpipolarLoss_Line2Window_config=nothing, track_weight=1.0)
+    TrainConfig("", EpipolarLoss_Line2Window_config=nothing, optimal_modules=("localheader",))
+    TrainConfig("", EpipolarLoss_Line2Window_config=nothing, data="photos")
+    TrainConfig("", EpipolarLoss_Line2Window_config=nothing, warp_share=0.5, **BOTH)
+
+
+def test_the_average_forgets_its_start() -> None:
+    config = TrainConfig("", model="lite")
+    module = torch.nn.BatchNorm1d(3)
+    average = create_average(module, config)
+    for tensor in module.parameters():
+        tensor.data.zero_()
+    average.update_parameters(module)
+    assert not any(tensor.any() for tensor in average.module.parameters())
+    for tensor in module.parameters():
+        tensor.data.fill_(1.0)
+    module.num_batches_tracked.fill_(7)
+    average.update_parameters(module)
+    assert float(average.module.weight[0]) == pytest.approx(9 / 11)
+    assert int(average.module.num_batches_tracked) == 7
+    for _ in range(998):
+        average.update_parameters(module)
+    assert all(bool((tensor > 0.99).all()) for tensor in average.module.parameters())
+    assert average_decay(10**6, config) == config.ema_decay
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
