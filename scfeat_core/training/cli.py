@@ -30,15 +30,17 @@ Photographs without poses, which is also how to begin with random weights:
   scfeat train --config config/train_desc.yaml --data DIR --set model=lite --set load_path=runs/pretrain_warps
 
   scfeat train ... --check-data                     does the geometry fit the pictures? Trains nothing
-  scfeat train ... --resume                         go on after an interruption, to the same weights bit for bit
+  scfeat train ... --resume                         go on after an interruption; on a CPU bit for bit the same
   scfeat train ... --set device=cpu --set model=lite --set data_config_train.size=[320,240]   small enough for a laptop
   scfeat train ... --set load_path=resnet50.pth     start from the ImageNet weights of torchvision
   scfeat train ... --set precision=bfloat16 --set data_config_train.workers=8                  fast on a GPU
 
 Several GPUs: batch_size is that of each process, so the batch grows with their number. Losses and weights are then
-those of one process with the whole batch, but for what looks at several pairs at once: BatchNorm (set bn_mode: frozen),
-and of warps the negatives of other pairs (DescriptorLoss_config.negatives: 0) and the mean repeatability, which are
-taken from the process's own share.
+those of one process with the whole batch, but for what looks at several pairs at once, of which each process has only
+its own share: BatchNorm in training mode (set bn_mode: frozen), the negatives of other pairs in warps and tracks (set
+DescriptorLoss_config.negatives: 0), the mean repeatability of warps, and the error that rewards of the type
+fmatrix_legacy are relative to. The same is true of a batch that is computed in pieces for lack of memory. A run is
+resumed with as many pairs a step, over all processes, as it had.
 
   torchrun --nproc-per-node 4 -m scfeat_core.cli train --config config/train_desc.yaml --data DIR
 
@@ -106,7 +108,7 @@ def _check_data(config: Any) -> int:
         raise ConfigError(
             "--check-data: expected posed images, found data: photos, whose warps are exact by construction"
         )
-    pairs, _ = open_posed(config.data, config.data_config_train)
+    pairs = open_posed(config.data, config.data_config_train)
     report = check_pairs(pairs, CHECKED_PAIRS, np.random.default_rng(config.seed))
     print(format_report(report))
     return 0 if report.agrees else 1

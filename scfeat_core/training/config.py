@@ -161,16 +161,15 @@ class TrainConfig:
         """In every step there has to be a loss."""
         if not self.describes and self.keypoint_weight == 0:
             raise ConfigError(
-                "keypoint_weight: expected more than 0, as nothing else trains the detector, found 0; raise it, or train "
-                "more of the network (optimal_modules)"
+                "keypoint_weight: expected more than 0, as nothing else trains the detector, found 0; raise it, or "
+                "train more of the network (optimal_modules)"
             )
         loss = self.EpipolarLoss_Line2Window_config
         if self.data == "photos" or not self.describes or loss.weight_window + loss.weight_grid + self.track_weight > 0:
             return
-        by_detector = (
-            self.detects and self.keypoint_weight > 0 and self.detector_start == 0 and self.keypoint_every == 1
-        )
-        if not (by_detector and (self.align_local_grad or self.warp_share > 0)):
+        detects_always = self.detects and self.detector_start == 0 and self.keypoint_every == 1
+        otherwise = self.align_local_grad or self.warp_share > 0
+        if not (detects_always and self.keypoint_weight > 0 and otherwise):
             raise ConfigError(
                 "expected a description loss on posed images, found weight_window, weight_grid and track_weight all 0; "
                 f"raise one of them, or train the detector alone (optimal_modules: [localheader]), not "

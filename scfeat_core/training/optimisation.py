@@ -69,7 +69,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def average_decay(updates: int, config: TrainConfig) -> float:
-    """Of the average of the weights: ``ema_decay``, but less after few updates, so that the first weights are forgotten.
+    """Of the average of the weights: ``ema_decay``, but less after few updates, so that the start is forgotten.
 
     With a constant decay of 0.999, 37 % of the average after 1000 updates would be the weights of the first.
     """

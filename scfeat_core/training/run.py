@@ -28,6 +28,7 @@ PLOT_COLUMNS = 3
 PLOT_EVERY = 60.0  # seconds, as drawing takes some
 
 # How long and where a run goes on may change. The data folder, too: folders move, and what is in it is the user's word.
+# The batch of a process may, where that of all processes stays.
 MAY_CHANGE = (
     "checkpoint_name",
     "epoch",
@@ -40,14 +41,16 @@ MAY_CHANGE = (
     "validate_freq",
     "validation_pairs",
 )
-DATA_MAY_CHANGE = ("data_path", "split", "workers", "cache_mb", "patience", "max_photos")
+DATA_MAY_CHANGE = ("data_path", "split", "workers", "cache_mb", "patience", "max_photos", "batch_size")
+SAVED = {"config", "network", "model", "average", "optimizer", "scaler", "step", "incidents"}
 
 
 @dataclass
 class TrainState:
     """All that changes from step to step.
 
-    incidents: how often what went wrong. pieces: in how many each batch is computed, for lack of memory; not saved.
+    incidents: how often what went wrong. Not saved: pieces: in how many each batch is computed, for lack of memory;
+    skipped: steps since the last one that changed the network.
     """
 
     model: SCFeat
@@ -57,35 +60,44 @@ class TrainState:
     step: int = 0
     incidents: Counter[str] = field(default_factory=Counter)
     pieces: int = 1
+    skipped: int = 0
 
 
 class Run:
     """``last.pt`` (to resume), ``log.jsonl``, ``config.json``, ``<variant>.safetensors`` (averaged), ``curves.png``
     and, where its package is there, ``tensorboard/``.
 
-    Of several processes only the ``main`` one writes.
+    Of several processes, ``world`` in number, only the ``main`` one writes.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, *, main: bool = True) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, *, main: bool = True, world: int = 1) -> None:
         self.folder = folder
         self.config = config
         self._main = main
+        self._world = world
         self._checkpoint = folder / "last.pt"
         self._log = folder / "log.jsonl"
         self._board: Any = None
         self._plotted = time.monotonic()
 
     def open(self, *, resume: bool) -> dict[str, Any] | None:
-        """The saved state to go on from, or None for a new run. Raises ConfigError where the folder holds another."""
+        """The saved state to go on from, or None for a new run.
+
+        Raises ConfigError where the folder holds another run, or a damaged one.
+        """
         if not self._checkpoint.is_file():
             return None
         if not resume:
             raise ConfigError(f"{self.folder} holds a run already; go on by --resume, or choose another --output")
         try:
             saved = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise ConfigError(f"expected a readable {self._checkpoint}, found: {error}; remove the run") from error
-        self._check_same(saved["config"])
+        except Exception as error:  # of damaged bytes, its reader may raise anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise self._damaged(reason) from error
+        missing = SAVED - set(saved if isinstance(saved, dict) else ())
+        if missing:
+            raise self._damaged(f"no {', '.join(sorted(missing))} in it")
+        self._check_same(saved)
         return saved
 
     def start(self, state: TrainState, saved: dict[str, Any] | None) -> None:
@@ -99,11 +111,29 @@ class Run:
         (self.folder / "config.json").write_text(json.dumps(dump_config(self.config), indent=1))
         self._board = _open_board(self.folder / "tensorboard", state.step)
 
-    def _check_same(self, saved: dict[str, Any]) -> None:
+    def _damaged(self, found: str) -> ConfigError:
+        return ConfigError(
+            f"expected the state of a run in {self._checkpoint}, found a damaged file ({found}); remove "
+            f"{self.folder} and train anew, or choose another --output"
+        )
+
+    def _pairs(self, batch_size: int) -> int:
+        """In each step, over all processes."""
+        return batch_size * self._world
+
+    def _check_same(self, checkpoint: dict[str, Any]) -> None:
         """How long and where a run goes on may change; what it trains, on what and how, may not."""
         own = _fixed(dump_config(self.config))
-        saved = _fixed(saved)
+        saved = _fixed(checkpoint["config"])
         different = [key for key in own if own[key] != saved.get(key)]
+        batch_size = self.config.data_config_train.batch_size
+        was = checkpoint["config"].get("data_config_train", {}).get("batch_size", batch_size)
+        pairs = checkpoint.get("pairs", self._pairs(was))
+        if not different and pairs != self._pairs(batch_size):
+            raise ConfigError(
+                f"{self._checkpoint} was made with {pairs} pairs a step, found {self._pairs(batch_size)} "
+                f"(data_config_train.batch_size {batch_size}, processes {self._world}); resume with {pairs} in all"
+            )
         if different:
             raise ConfigError(
                 f"{self._checkpoint} was made with other settings of {', '.join(different)}; resume with those in "
@@ -131,6 +161,7 @@ class Run:
             "scaler": state.scaler.state_dict(),
             "step": state.step,
             "incidents": dict(state.incidents),
+            "pairs": self._pairs(self.config.data_config_train.batch_size),
         }
         partial = self._checkpoint.with_suffix(".partial")
         torch.save(content, partial)

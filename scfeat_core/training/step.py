@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from scfeat_core.errors import ScfeatError
 from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.distributed import Group
 from scfeat_core.training.loading import Batch, Share, part_of
@@ -24,6 +25,7 @@ from scfeat_core.training.run import TrainState
 
 log = logging.getLogger(__name__)
 
+MAX_SKIPPED = 50  # steps in a row, after which a run ends
 MAX_SUMS = 128  # numbers that the processes add up in a step: a fixed count, as one of them may have none to give
 Sums = dict[str, Tensor]
 T = TypeVar("T")
@@ -36,7 +38,7 @@ def train_step(
 
     share: what ``batch`` is of the whole. A loss or gradient that is not finite, or a share that does
     not fit into memory in any way, changes nothing, BatchNorm statistics neither, and is counted in
-    ``state.incidents``.
+    ``state.incidents``. Raises ScfeatError after many of them in a row.
     """
     for param_group, rate in zip(state.optimizer.param_groups, learning_rates(state.step, config), strict=True):
         param_group["lr"] = rate
@@ -62,6 +64,7 @@ def train_step(
     if config.bn_mode == "train":
         group.mean_buffers(state.model)
     state.average.update_parameters(state.model)
+    state.skipped = 0
     return means
 
 
@@ -262,7 +265,21 @@ def _clip(state: TrainState, config: TrainConfig) -> Tensor:
 
 def _skip(state: TrainState, work: _Work, incident: str, means: Sums) -> Sums:
     work.restore_statistics()
+    state.skipped += 1
     state.incidents[incident] += 1
     state.optimizer.zero_grad(set_to_none=True)
     log.warning("step %d: %s; skipped (%d so far)", state.step, incident.replace("_", " "), state.incidents[incident])
+    if state.skipped == MAX_SKIPPED:  # the same in all processes
+        raise ScfeatError(no_step_text(state))
     return means
+
+
+def no_step_text(state: TrainState) -> str:
+    """What to do about steps that were all skipped."""
+    counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in state.incidents.items())
+    return (
+        f"expected steps that change the network, found the last {state.skipped} up to step {state.step} all skipped "
+        f"({counts}); for loss or gradient not finite lower optimal_lrs, set grad_clip: true and precision: float32, "
+        "and look at the data (--check-data) and the weights of load_path; for too large for memory lower "
+        "data_config_train.size"
+    )

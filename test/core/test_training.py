@@ -19,14 +19,16 @@ import yaml
 
 from scfeat_core.cli import main
 from scfeat_core.config import dump_config, read_config
-from scfeat_core.errors import ConfigError
+from scfeat_core.errors import ConfigError, ScfeatError
 from scfeat_core.network.model import SCFeat
+from scfeat_core.network.weights import save_model
 from scfeat_core.training.config import DataConfig, TrainConfig
 from scfeat_core.training.data_sets import open_data
 from scfeat_core.training.descriptor_loss import DescriptorLossConfig, descriptor_loss
 from scfeat_core.training.distributed import Group
 from scfeat_core.training.loading import Share, StepBatches
 from scfeat_core.training.localisation_loss import LocalisationConfig
+from scfeat_core.training.run import Run
 from scfeat_core.training.sampling import draw_uniform
 from scfeat_core.training.starts import create_model
 from scfeat_core.training.step import train_step
@@ -208,6 +210,40 @@ def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: P
     with pytest.raises(ConfigError, match="other settings of seed, model"):
         train(replace(config, model="r18", seed=3), tmp_path, resume=True, progress=False)
     train(replace(config, epoch_step=2), tmp_path, resume=True, progress=False)  # longer is no contradiction
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage, and more of it", b"PK\x03\x04 cut off", {"model": {}}, [1]])
+def test_a_damaged_checkpoint_is_one_clear_error(config: TrainConfig, tmp_path: Path, content: object) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ConfigError, match=r"expected the state of a run in .*last\.pt, found") as raised:
+        train(config, tmp_path, resume=True, progress=False)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_goes_on_with_as_many_pairs_a_step(config: TrainConfig, tmp_path: Path) -> None:
+    run = Run(tmp_path, config, world=2)
+    run.start(create_state(config, torch.device("cpu")), None)
+    run.save(create_state(config, torch.device("cpu")))
+    run.close()
+    assert run.open(resume=True) is not None
+    with pytest.raises(ConfigError, match="made with 4 pairs a step, found 2 .*processes 1"):
+        Run(tmp_path, config).open(resume=True)
+    whole = replace(config, data_config_train=replace(config.data_config_train, batch_size=4))
+    assert Run(tmp_path, whole).open(resume=True) is not None
+
+
+@pytest.mark.parametrize("steps", [3, 60])
+def test_a_run_that_makes_no_step_fails(config: TrainConfig, tmp_path: Path, steps: int) -> None:
+    data = replace(config.data_config_train, batch_size=1)
+    config = replace(config, epoch_step=steps, validate_freq=100, save_freq=100, data_config_train=data)
+    spoilt = create_model(config)
+    for parameter in spoilt.backbone.parameters():
+        parameter.data.fill_(6e4)  # finite, but nothing that it computes is
+    save_model(spoilt, tmp_path / "spoilt.safetensors")
+    config = replace(config, model=None, load_path=str(tmp_path / "spoilt.safetensors"))
+    with pytest.raises(ScfeatError, match=rf"the last {min(steps, 50)} up to step .* all skipped .*optimal_lrs"):
+        train(config, tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize(

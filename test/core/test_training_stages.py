@@ -272,7 +272,7 @@ def test_the_average_forgets_its_start() -> None:
         tensor.data.fill_(1.0)
     module.num_batches_tracked.fill_(7)
     average.update_parameters(module)
-    assert float(average.module.weight[0]) == pytest.approx(9 / 11)
+    assert average.module.weight[0].item() == pytest.approx(9 / 11)
     assert int(average.module.num_batches_tracked) == 7
     for _ in range(998):
         average.update_parameters(module)
