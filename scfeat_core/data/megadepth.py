@@ -2,6 +2,12 @@
 
 ``<data_path>/<scene>/dense*/aligned/`` holds ``images/``, ``img_cam.txt`` (name w h fx fy cx cy R(9, by rows) t(3) in a
 line, x_cam = R X + t) and, optionally, ``pairs.txt`` (two names in a line).
+
+Principal points are taken as they are written: (0, 0) is the centre of the top-left pixel, as everywhere else here. The
+files do not say which convention they follow. If the numbers come unchanged from COLMAP, where that centre is
+(0.5, 0.5), both views are off by half a pixel of the stored images along each axis, the same way, so that a part of it
+cancels between them; the rest is small against the windows in which matches are sought. So nothing is subtracted on
+suspicion; ``--check-data`` shows how far SIFT matches are from their epipolar lines.
 """
 
 from __future__ import annotations
@@ -15,9 +21,6 @@ from scfeat_core.data.posed import PosedConfig, PosedPairs, PosedScene
 from scfeat_core.data.posed_images import read_pairs
 from scfeat_core.errors import DataError
 
-# What the Image Matching Challenge shows as well, to be left out where it is the test.
-IMC_SCENES = ("0008", "0021", "0024", "0063", "1589")
-
 
 def open_megadepth(config: PosedConfig, *, held_back: bool = False) -> PosedPairs:
     """Pairs of all scenes below ``config.data_path``. Raises DataError where there are none."""
@@ -25,14 +28,15 @@ def open_megadepth(config: PosedConfig, *, held_back: bool = False) -> PosedPair
 
 
 def find_scenes(root: Path) -> list[SceneFolder]:
-    """One for each ``<scene>/dense*``, in alphabetical order."""
+    """One for each ``<scene>/dense*``, in alphabetical order; those of one ``<scene>`` show the same place."""
     found = sorted(path.parent for path in root.glob("*/dense*/aligned/img_cam.txt"))
     if not found:
         raise DataError(
             f"expected <scene>/dense*/aligned/img_cam.txt in {root}, found none; data_path is the folder of the scenes "
             "(often called train) of MegaDepth as CAPS distributes it"
         )
-    return [SceneFolder(path.parent.relative_to(root).as_posix(), path) for path in found]
+    names = [path.parent.relative_to(root) for path in found]
+    return [SceneFolder(name.as_posix(), path, name.parts[0]) for name, path in zip(names, found, strict=True)]
 
 
 def read_scene(folder: SceneFolder) -> tuple[PosedScene, np.ndarray | None]:

@@ -25,10 +25,18 @@ FEW_SCENES = 5
 
 @dataclass(frozen=True)
 class SceneFolder:
-    """Where a scene lies; name: its path below the data folder, or the folder's own name."""
+    """Where a scene lies; name: its path below the data folder, or the folder's own name.
+
+    group: what it shares with other reconstructions of the same place, which are held back with it; empty: its name.
+    """
 
     name: str
     path: Path
+    group: str = ""
+
+    @property
+    def place(self) -> str:
+        return self.group or self.name
 
 
 def open_scenes(
@@ -45,6 +53,7 @@ def open_scenes(
     """
     problems: Counter[str] = Counter()
     scenes = []
+    by_pairs = _few(_kept(folders, config), config)
     for folder in choose_scenes(folders, config, held_back=held_back):
         try:
             scene = prepare_scene(*read(folder), config, problems)
@@ -53,7 +62,7 @@ def open_scenes(
             problems["damaged scene"] += 1
             continue
         scenes.append(scene)
-    if _few(folders, config):
+    if by_pairs:
         scenes = [_split_pairs(scene, held_back=held_back) for scene in scenes]
     if not any(len(scene.pairs) for scene in scenes):
         kind = "held-back pairs" if held_back else "pairs"
@@ -72,14 +81,32 @@ def open_scenes(
 
 
 def choose_scenes(folders: Sequence[SceneFolder], config: PosedConfig, *, held_back: bool) -> list[SceneFolder]:
-    """Without the excluded ones, and without the held-back ones (or only those)."""
-    kept = [folder for folder in folders if not _is_named(folder, config.excluded_scenes)]
-    if _few(folders, config):
+    """Without the excluded ones, and without the held-back ones (or only those); of few scenes, pairs are held back."""
+    kept = _kept(folders, config)
+    if _few(kept, config):
         return kept
-    named = _held_back_names(kept, config)
-    if named:
-        return [folder for folder in kept if _is_named(folder, named) == held_back]
-    return [folder for i, folder in enumerate(kept) if (i % HELD_BACK_SCENES == 0) == held_back]
+    apart = {folder.place for folder in whole_scenes_held_back(folders, config)}
+    return [folder for folder in kept if (folder.place in apart) == held_back]
+
+
+def whole_scenes_held_back(folders: Sequence[SceneFolder], config: PosedConfig) -> list[SceneFolder]:
+    """The scenes that no pair is trained on: those of the split, or every 10th place; none of few."""
+    kept = _kept(folders, config)
+    if _few(kept, config):
+        return []
+    if named := _held_back_names(kept, config):
+        places = {folder.place for folder in kept if _is_named(folder, named)}
+    else:
+        places = set(_places(kept)[::HELD_BACK_SCENES])
+    return [folder for folder in kept if folder.place in places]
+
+
+def _kept(folders: Sequence[SceneFolder], config: PosedConfig) -> list[SceneFolder]:
+    return [folder for folder in folders if not _is_named(folder, config.excluded_scenes)]
+
+
+def _places(folders: Sequence[SceneFolder]) -> list[str]:
+    return list(dict.fromkeys(folder.place for folder in folders))
 
 
 def _held_back_names(folders: Sequence[SceneFolder], config: PosedConfig) -> tuple[str, ...]:
@@ -90,8 +117,8 @@ def _held_back_names(folders: Sequence[SceneFolder], config: PosedConfig) -> tup
     return split.scenes
 
 
-def _few(folders: Sequence[SceneFolder], config: PosedConfig) -> bool:
-    return len(folders) < FEW_SCENES and not _held_back_names(folders, config)
+def _few(kept: Sequence[SceneFolder], config: PosedConfig) -> bool:
+    return len(_places(kept)) < FEW_SCENES and not _held_back_names(kept, config)
 
 
 def _is_named(folder: SceneFolder, names: Sequence[str]) -> bool:

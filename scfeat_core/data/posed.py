@@ -62,8 +62,10 @@ class PosedConfig:
     """What pairs are taken from a folder of scenes, and how they are shown to the network.
 
     data_path: one scene, or a folder of scenes. split: YAML file whose ``scenes`` are held back for validation; without
-    it (or where it names none of them), every 10th scene is, and of fewer than 5 scenes every 20th pair.
-    excluded_scenes: names that are left out altogether.
+    it (or where it names none of them), every 10th scene is, and of fewer than 5 scenes every 20th pair. Several
+    reconstructions of one place (MegaDepth's dense0, dense1) are held back together.
+    excluded_scenes: names that are left out altogether; of MegaDepth, where the Image Matching Challenge is the test,
+    "0008", "0021", "0024", "0063" and "1589", which it shows as well.
 
     size: (width, height) of the views. Images are scaled (area filter) until they just cover it, and cropped where
     common tracks are seen. zoom: further factor on that scale, drawn for each view (log-uniform); 1 shows as much as
@@ -354,8 +356,3 @@ def augment(image: np.ndarray, config: PosedConfig, rng: np.random.Generator) ->
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         tensor = distort_photometry(tensor[None], config.photometric, generator)[0]
     return tensor
-
-
-def collate(samples: Sequence[PosedBatch]) -> PosedBatch:
-    """One batch of many."""
-    return PosedBatch(*(torch.cat(parts) for parts in zip(*samples, strict=True)))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from scfeat_core.data import megadepth, posed_images
+from scfeat_core.data.pairing import whole_scenes_held_back
 from scfeat_core.data.photos import find_photos, load_photos, matching_split, read_split
 from scfeat_core.data.posed import PosedPairs
 from scfeat_core.errors import ConfigError, DataError
@@ -39,33 +40,44 @@ def open_data(config: TrainConfig, *, validate: bool = True) -> DataSets:
     """validate: also open what is held back. Raises DataError, ConfigError."""
     if config.data == "photos":
         return _open_photos(config, validate)
-    training, held_back = open_posed(config.data, config.data_config_train)
+    data = config.data_config_train
+    training = open_posed(config.data, data)
     summary = f"{len(training)} pairs of {len(training.scenes)} scenes"
     if config.track_weight > 0 and not any(scene.tracks for scene in training.scenes):
         raise ConfigError(
-            f"track_weight: expected true correspondences with the scenes of {config.data_config_train.data_path}, "
-            "found none; set track_weight: 0, or add tracks.npz (see docs of posed images)"
+            f"track_weight: expected true correspondences with the scenes of {data.data_path}, found none; set "
+            "track_weight: 0, or add tracks.npz to them (scfeat_core/data/posed_images.py has the layout; README, "
+            "'Train your own')"
         )
     objective: Objective = PosedObjective(training, config)
     sources: tuple[Source, ...] = (training,)
-    validations: list[Validation] = []
-    if validate:
-        validations.append(PosedValidation(held_back, config.validation_pairs))
     if config.warp_share > 0:
-        photos = load_photo_set(_outside(config.data_config_train, held_back), config.data_config_train)
-        sources = (training, WarpSource(photos, config.data_config_train.warps))
+        photos, problems = load_photo_set(_outside_held_back(config), data)
+        sources = (training, WarpSource(photos, data.warps, problems))
         objective = AlternatingObjective(objective, WarpObjective(sources[1], config), config.warp_share)
         summary += f", {len(photos)} photographs to warp"
-    return DataSets(objective, sources, tuple(validations), summary)
+    return DataSets(objective, sources, _posed_validations(config) if validate else (), summary)
 
 
-def open_posed(layout: str, config: DataConfig) -> tuple[PosedPairs, PosedPairs]:
-    """Pairs to train on, and pairs that are held back. layout: ``auto``, ``megadepth`` or ``posed_images``."""
-    if layout == "auto":
-        layout = detect_layout(config.data_path)
-    reader = READERS[layout]
-    opener = reader.open_megadepth if layout == "megadepth" else reader.open_posed_images
-    return opener(config, held_back=False), opener(config, held_back=True)
+def _posed_validations(config: TrainConfig) -> tuple[Validation, ...]:
+    """None where nothing is held back, as of a single pair: it is trained on."""
+    try:
+        held_back = open_posed(config.data, config.data_config_train, held_back=True)
+    except DataError as error:
+        log.warning("no validation: %s", error)
+        return ()
+    return (PosedValidation(held_back, config.validation_pairs),)
+
+
+def open_posed(layout: str, config: DataConfig, *, held_back: bool = False) -> PosedPairs:
+    """Pairs to train on, or those that are held back. layout: ``auto``, ``megadepth`` or ``posed_images``."""
+    layout = _resolve_layout(layout, config)
+    opener = megadepth.open_megadepth if layout == "megadepth" else posed_images.open_posed_images
+    return opener(config, held_back=held_back)
+
+
+def _resolve_layout(layout: str, config: DataConfig) -> str:
+    return detect_layout(config.data_path) if layout == "auto" else layout
 
 
 def detect_layout(folder: Path) -> str:
@@ -88,12 +100,12 @@ def detect_layout(folder: Path) -> str:
 
 def _open_photos(config: TrainConfig, validate: bool) -> DataSets:
     data = config.data_config_train
-    photos = load_photo_set(photo_paths(data, held_back=False), data)
+    photos, problems = load_photo_set(photo_paths(data, held_back=False), data)
     validations: tuple[Validation, ...] = ()
     if validate:
-        held_back = load_photo_set(photo_paths(data, held_back=True), data)
+        held_back, _ = load_photo_set(photo_paths(data, held_back=True), data)
         validations = (WarpValidation(held_back, config.validation_pairs, data.warps),)
-    source = WarpSource(photos, data.warps)
+    source = WarpSource(photos, data.warps, problems)
     return DataSets(WarpObjective(source, config), (source,), validations, f"{len(photos)} photographs")
 
 
@@ -107,20 +119,26 @@ def photo_paths(config: DataConfig, *, held_back: bool) -> list[Path]:
     return find_photos(root, split, held_back=held_back)
 
 
-def _outside(config: DataConfig, held_back: PosedPairs) -> list[Path]:
-    """The photographs that are not held back, neither as such nor with their scene."""
-    folders = {scene.folder for scene in held_back.scenes}
-    paths = photo_paths(config, held_back=False)
-    apart = [path for path in paths if folders.isdisjoint(path.parents)]
-    return apart or paths  # of few scenes, pairs are held back, not scenes
+def _outside_held_back(config: TrainConfig) -> list[Path]:
+    """The photographs that are not held back, neither as such nor with their scene.
+
+    Every process of a run has the same ones, whether it validates or not: scenes are not opened for it.
+    """
+    data = config.data_config_train
+    found = READERS[_resolve_layout(config.data, data)].find_scenes(data.data_path)
+    folders = {folder.path for folder in whole_scenes_held_back(found, data)}
+    return [path for path in photo_paths(data, held_back=False) if folders.isdisjoint(path.parents)]
 
 
-def load_photo_set(paths: Sequence[Path], config: DataConfig) -> Photos:
-    """Pyramids of at most ``max_photos`` of the photographs; those that cannot be read are named in the log."""
+def load_photo_set(paths: Sequence[Path], config: DataConfig) -> tuple[Photos, dict[str, int]]:
+    """Pyramids of at most ``max_photos`` of the photographs, and how many could not be read, by what was wrong.
+
+    Those are named in the log.
+    """
     if len(paths) > config.max_photos:
         chosen = np.linspace(0, len(paths) - 1, config.max_photos).round().astype(int)
         paths = [paths[i] for i in chosen]
     photos, problems = load_photos(paths, config.max_edge)
     for problem in problems:
         log.warning("%s", problem)
-    return photos
+    return photos, {"damaged photograph": len(problems)} if problems else {}

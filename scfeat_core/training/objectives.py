@@ -7,7 +7,7 @@ are joined in that proportion, which makes them the mean over all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -114,12 +114,17 @@ def propose_pair(scores: Tensor, config: KeypointLossConfig, generators: Generat
 
 
 class WarpSource:
-    """Warped pairs of photographs in memory (pyramids, see :mod:`scfeat_core.data.photos`)."""
+    """Warped pairs of photographs in memory (pyramids, see :mod:`scfeat_core.data.photos`).
 
-    def __init__(self, photos: Sequence[Sequence[np.ndarray]], config: WarpConfig) -> None:
+    problems: how often what went wrong while they were read.
+    """
+
+    def __init__(
+        self, photos: Sequence[Sequence[np.ndarray]], config: WarpConfig, problems: Mapping[str, int] | None = None
+    ) -> None:
         self._photos = photos
         self._config = config
-        self.problems: dict[str, int] = {}
+        self.problems: dict[str, int] = dict(problems or {})
 
     def sample(self, rng: np.random.Generator) -> WarpPairs:
         return draw_pairs(self._photos, 1, self._config, rng)

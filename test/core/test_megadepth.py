@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scfeat_core.data.megadepth import IMC_SCENES, find_scenes, open_megadepth
+from scfeat_core.data.megadepth import find_scenes, open_megadepth
 from scfeat_core.data.posed import PosedConfig
 from scfeat_core.data.posed_images import open_posed_images
 from scfeat_core.errors import DataError
@@ -55,10 +55,26 @@ def test_scenes_are_sorted_and_can_be_excluded(tmp_path, write_scene) -> None:
     assert [scene.name for scene in find_scenes(tmp_path / "train")] == sorted(names)
     split = tmp_path / "split.yaml"
     split.write_text("scenes: ['0022']")
-    config = plain(tmp_path / "train", split=split, excluded_scenes=IMC_SCENES)
+    config = plain(tmp_path / "train", split=split, excluded_scenes=("0008", "1589"))
     trained, held_back = (open_megadepth(config, held_back=h) for h in (False, True))
     assert [scene.name for scene in trained.scenes] == ["0103/dense2", "5018/dense0"]
     assert [scene.name for scene in held_back.scenes] == ["0022/dense0", "0022/dense1"]
+
+
+def test_reconstructions_of_one_place_are_on_the_same_side(tmp_path, write_scene) -> None:
+    source = write_scene(tmp_path / "s", images=(0, 1, 2))
+    for name in ("0001/dense0", "0001/dense1", *(f"{i:04d}/dense0" for i in range(2, 7))):
+        convert(source, tmp_path / "train", name)
+
+    def places(split: Path | None) -> list[set[str]]:
+        config = plain(tmp_path / "train", split=split)
+        return [{s.name for s in open_megadepth(config, held_back=h).scenes} for h in (False, True)]
+
+    trained, held_back = places(None)
+    assert held_back == {"0001/dense0", "0001/dense1"} and len(trained) == 5
+    split = tmp_path / "split.yaml"
+    split.write_text("scenes: [0001/dense1]")
+    assert places(split) == [trained, held_back]
 
 
 def test_without_a_list_pairs_are_made_by_view_angle(tmp_path, write_scene) -> None:

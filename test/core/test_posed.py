@@ -16,11 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scfeat_core.data.colour import LEGACY_JITTER, JitterConfig, jitter, turn_hue
-from scfeat_core.data.posed import PosedBatch, PosedConfig, PosedPairs, collate, scene_shares
+from scfeat_core.data.posed import PosedBatch, PosedConfig, PosedPairs, scene_shares
 from scfeat_core.data.posed_images import open_posed_images
 from scfeat_core.data.windows import Window, choose_windows, covering_size
 from scfeat_core.errors import DataError
 from scfeat_core.geometry import epipolar_distance, sample_map, scale_points
+from scfeat_core.training.loading import collate
 
 LANDSCAPE, PORTRAIT = (0, 240, 0, 320), (0, 240, 90, 230)
 

@@ -67,6 +67,8 @@ def test_split_and_exclusion_separate_scenes(tmp_path, write_scene) -> None:
     assert opened() == (["b", "c", "d", "e", "f"], ["a"])
     split.write_text("scenes: [elsewhere]")
     assert opened(split=split) == opened()
+    left = ["a", "d", "e", "f"]  # too few to lose one: pairs of each are held back
+    assert opened(excluded_scenes=("b", "c")) == (left, left)
 
 
 def test_few_scenes_hold_back_pairs(tmp_path, write_scene) -> None:
