@@ -14,8 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     camera = _camera(args)
     _clear(args.output)
     print(f"camera: {camera.description}")
-    with _orderly_end(), tempfile.TemporaryDirectory(prefix="scfeat-demo-") as scratch:
-        seen, played = _watch(args, camera, Path(scratch))
+    with _OrderlyEnd() as end, tempfile.TemporaryDirectory(prefix="scfeat-demo-") as scratch:
+        seen, played = _watch(args, camera, Path(scratch), end)
     figures = figures_of(seen, played, camera)
     facts = facts_of(args, camera, seen, played)
     write_report(args.output, figures, facts, seen, camera)
@@ -125,21 +124,40 @@ def _bag_camera(args: argparse.Namespace) -> PlayedCamera:
 # ---------------------------------------------------------------------------------------------------------------- watch
 
 
-@contextmanager
-def _orderly_end() -> Iterator[None]:
-    """SIGTERM ends like Ctrl-C, so that the children are stopped and nothing stays behind."""
+class _OrderlyEnd:
+    """SIGTERM ends like Ctrl-C, so that the children are stopped and nothing stays behind.
 
-    def interrupt(*_: object) -> None:
+    An exception that is raised while Python runs a finaliser is printed and lost, and so would be the signal; hence it
+    is noted as well, and :meth:`check` raises it again.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: list[Any] = []
+
+    def __enter__(self) -> _OrderlyEnd:
+        self._previous = [signal.signal(number, self._interrupt) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in zip(self.SIGNALS, self._previous, strict=True):
+            signal.signal(number, handler)
+
+    def _interrupt(self, *_: object) -> None:
+        self._asked = True
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where a signal has come."""
+        if self._asked:
+            raise KeyboardInterrupt
 
 
-def _watch(args: argparse.Namespace, camera: PlayedCamera, scratch: Path) -> tuple[Observations, Played]:
+def _watch(
+    args: argparse.Namespace, camera: PlayedCamera, scratch: Path, end: _OrderlyEnd
+) -> tuple[Observations, Played]:
     """Start node and player, watch until all is done. Raises ScfeatError with the end of a child's log."""
     with ExitStack() as stack:
         domain = stack.enter_context(free_domain())
@@ -153,8 +171,8 @@ def _watch(args: argparse.Namespace, camera: PlayedCamera, scratch: Path) -> tup
         player = stack.enter_context(
             Child("player", _player_command(args, camera, summary), scratch / "player.log", os.environ)
         )
-        _follow(monitor, node, player, camera)
-        _drain(monitor, node)
+        _follow(monitor, node, player, camera, end)
+        _drain(monitor, node, end)
         code = player.exit_code
         if code != 0 or not summary.exists():
             raise _died(player)
@@ -218,12 +236,13 @@ def _died(child: Child) -> ScfeatError:
     )
 
 
-def _follow(monitor: Monitor, node: Child, player: Child, camera: PlayedCamera) -> None:
+def _follow(monitor: Monitor, node: Child, player: Child, camera: PlayedCamera, end: _OrderlyEnd) -> None:
     """Until the player has ended, saying how far it is. Raises ScfeatError where the node dies or all stands still."""
     seen = monitor.seen
     activity, since = (0, 0), time.monotonic()
     with _Progress(camera.frames) as progress:
         while player.exit_code is None:
+            end.check()
             _check_alive(node)
             monitor.spin(0.1)
             progress.show(seen, player)
@@ -275,7 +294,7 @@ def _bar(frames: int, interactive: bool) -> Any:
     return tqdm(total=frames, unit=" frames", mininterval=interval, desc="playing", leave=False, ascii=not interactive)
 
 
-def _drain(monitor: Monitor, node: Child) -> None:
+def _drain(monitor: Monitor, node: Child, asked: _OrderlyEnd) -> None:
     """Until the node has finished every frame that it received and its counts have come to rest."""
     from .monitor import waiting
 
@@ -283,6 +302,7 @@ def _drain(monitor: Monitor, node: Child) -> None:
     rest = time.monotonic()
     received = -1
     while time.monotonic() < end:
+        asked.check()
         _check_alive(node)
         monitor.spin(0.1)
         status = monitor.seen.status

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from scfeat_core.demo_scene import intrinsics, look_at
 from scfeat_core.rendering import TEXEL, Face, Renderer
@@ -33,6 +34,14 @@ class RenderedViews:
     points: np.ndarray
     xy: np.ndarray
     seen: np.ndarray
+
+
+@pytest.fixture(autouse=True)
+def same_number_of_threads() -> Iterator[None]:
+    """Commands set the number of torch's threads, on which the last bits of sums depend."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
