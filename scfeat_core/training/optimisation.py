@@ -12,6 +12,8 @@ from scfeat_core.errors import ConfigError
 from scfeat_core.network.model import SCFeat
 from scfeat_core.training.config import PARTS, TrainConfig
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def network_parts(model: SCFeat) -> tuple[nn.Module, nn.Module]:
     """The parts whose gradients are clipped for themselves: backbone and detector."""
@@ -80,7 +82,7 @@ def create_average(model: nn.Module, config: TrainConfig) -> AveragedModel:
     """Exponential average of weights and buffers; the first update copies."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], news: list[Tensor], updates: Tensor | int) -> None:
+    def update(averages: Tensors, news: Tensors, updates: Tensor | int) -> None:
         decay = average_decay(int(updates), config)
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, news, 1 - decay)

@@ -20,10 +20,11 @@ from scfeat_core.errors import ConfigError, DataError, WeightsError
 from scfeat_core.network.encoders import ResNetEncoder
 from scfeat_core.network.model import VARIANTS, SCFeat
 from scfeat_core.network.weights import load_model, save_model
-from scfeat_core.training.config import DataConfig, TrainConfig, model_config
+from scfeat_core.training.config import DataConfig, TrainConfig, model_config, takes_turn
 from scfeat_core.training.data_sets import detect_layout, open_data
 from scfeat_core.training.epipolar_loss import EpipolarLossConfig
 from scfeat_core.training.loading import Share, batches
+from scfeat_core.training.objectives import AlternatingObjective
 from scfeat_core.training.optimisation import (
     average_decay,
     create_average,
@@ -244,6 +245,14 @@ def test_a_detector_that_never_sees_a_kind_of_step_is_refused(share: float, ever
 @pytest.mark.parametrize(("share", "every", "data"), [(0.6, 2, "auto"), (0.5, 3, "auto"), (0.5, 2, "photos")])
 def test_other_shares_of_warps_are_taken(share: float, every: int, data: Any) -> None:
     TrainConfig("", warp_share=share, keypoint_every=every, data=data, **BOTH)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.6])
+def test_the_turns_that_are_checked_are_those_that_are_taken(share: float) -> None:
+    main, other = Dying(), Dying()
+    objective = AlternatingObjective(main, other, share)  # type: ignore[arg-type]
+    taken = [objective.source(step) is other for step in range(300)]
+    assert taken == [takes_turn(step, share) for step in range(300)]
 
 
 def test_a_step_without_a_loss_is_refused() -> None:
