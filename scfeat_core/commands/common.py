@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,21 @@ if TYPE_CHECKING:
     import numpy as np
 
     from scfeat_core.extraction import Extractor
+
+
+def count_from(minimum: int) -> Callable[[str], int]:
+    """The ``type`` of an argument that takes whole numbers from ``minimum`` on."""
+
+    def count(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, found '{text}'")
+        return value
+
+    return count
 
 
 def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from scfeat_core.commands.common import add_extractor_arguments
+from scfeat_core.commands.common import add_extractor_arguments, count_from
 from scfeat_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,8 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="take all of the above from a YAML file")
     parser.add_argument("--data", type=Path, metavar="DIR", help="with --config: other images than it says")
     run = parser.add_argument_group("run")
-    run.add_argument("--workers", type=int, metavar="N", help="threads that decode images, or actors of --ray (2)")
-    run.add_argument("--batch-size", type=int, metavar="N", help="images of one size at once (8 on a GPU, 1 on a CPU)")
+    run.add_argument(
+        "--workers", type=count_from(1), metavar="N", help="threads that decode images, or actors of --ray (2)"
+    )
+    run.add_argument(
+        "--batch-size", type=count_from(1), metavar="N", help="images of one size at once (8 on a GPU, 1 on a CPU)"
+    )
     run.add_argument("--ray", action="store_true", help="on a Ray cluster (RAY_ADDRESS), or a Ray of this machine")
     run.add_argument("--overwrite", action="store_true", help="extract again what is there already")
     run.add_argument("--dry-run", action="store_true", help="say what there is to do, and do nothing")

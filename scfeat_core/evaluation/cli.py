@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import yaml
 
+from scfeat_core.commands.common import count_from
 from scfeat_core.config import dump_config, read_config
 from scfeat_core.errors import ConfigError
 from scfeat_core.evaluation import datasets
@@ -31,6 +32,7 @@ HOMOGRAPHY_COLUMNS = (
 POSE_COLUMNS = ("pairs", "keypoints", "matches", "AUC@5", "AUC@10", "AUC@20", "epipolar@1", "epipolar@3")
 LABELLED_COLUMNS = ("pairs", "keypoints", "matches", "recall@1", "recall@3", "recall@5", "recall@10", "recall@20")
 HPATCHES_COLUMNS = ("pairs", "keypoints", "matches", *(f"MMA@{t}" for t in range(1, 11)), "MMAscore")
+HPATCHES_MEASURED = (*HPATCHES_COLUMNS, *HOMOGRAPHY_COLUMNS[-5:])  # which the files of others do not hold
 HPATCHES_KEYPOINTS = 8192  # what the published figures of SCFeat and PoSFeat were extracted with
 HPATCHES_DECIMALS = 2  # as many as those have
 
@@ -66,10 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--validation-split", type=Path, metavar="FILE", help="only the scenes that this file holds back from training"
     )
-    which.add_argument("--limit", type=int, default=0, metavar="N", help="at most N pairs of each set (all)")
+    which.add_argument(
+        "--limit", type=count_from(0), default=0, metavar="N", help="at most N pairs of each set, 0: all (%(default)s)"
+    )
     which.add_argument("--apart", action="store_true", help=f"with all: {' and '.join(APART)} as well, on their own")
     parser.add_argument("-o", "--output", type=Path, help="folder for results.json and the pictures (none written)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads (%(default)s)")
+    parser.add_argument("--workers", type=count_from(1), default=2, metavar="N", help="threads (%(default)s)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars (none without a terminal)")
 
 
@@ -109,7 +113,7 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     protocol.add_argument("--estimator", choices=["poselib", "magsac"], default=default.estimator, help="of poses")
     protocol.add_argument(
         "--runs",
-        type=int,
+        type=count_from(1),
         default=default.runs,
         metavar="N",
         help="average the estimates over N orders of the matches (%(default)s)",
@@ -325,7 +329,7 @@ def _hpatches_sections(
         write_cache(args.write_cache, hpatches.count_rows(by_protocol[0]))
     summarise = hpatches.summarise_hpatches
     return [
-        create_section("hpatches", HPATCHES_COLUMNS, rows, summarise, summarise, HPATCHES_DECIMALS)
+        create_section("hpatches", HPATCHES_MEASURED, rows, summarise, summarise, HPATCHES_DECIMALS)
         for rows in by_protocol
     ]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from scfeat_core.config import Range, check_config
 from scfeat_core.data.photos import read_rgb
+from scfeat_core.errors import DataError
 from scfeat_core.evaluation.datasets import ImagePair, shrink_image
 from scfeat_core.evaluation.methods import Method, check_features, match_features
 from scfeat_core.types import Features
@@ -80,7 +81,16 @@ def extract_views(
 
 
 def truncate_views(views: Mapping[Path, View], max_keypoints: int) -> dict[Path, View]:
-    """The views with the first ``max_keypoints`` of their points, which are the best."""
+    """The views with the first ``max_keypoints`` of their points, which are the best.
+
+    Raises DataError where they do not come best first, as then others would have to be taken.
+    """
+    for path, view in views.items():
+        if len(view.features) > max_keypoints and not (np.diff(view.features.scores) <= 0).all():
+            raise DataError(
+                f"expected features best first, to take {max_keypoints} of the {len(view.features)} of {path}, found "
+                "scores that rise; sort them in the method by falling scores, or measure one budget at a time"
+            )
     return {path: replace(view, features=_first(view.features, max_keypoints)) for path, view in views.items()}
 
 

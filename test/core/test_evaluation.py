@@ -449,6 +449,30 @@ def test_options_go_to_the_methods_that_take_them(data, capsys):
     assert "no options" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--limit", "-1"], ["--limit", "x"], ["--workers", "0"], ["--runs", "0"]])
+def test_numbers_that_make_no_sense_are_refused(data, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "homography", str(data), "--method", "orb", *words])
+    assert stop.value.code == 2
+    assert f"argument {words[0]}: expected a whole number of at least" in capsys.readouterr().err
+
+
+def test_several_budgets_need_the_best_first(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "rising.py").write_text(
+        "import numpy as np\n"
+        "from scfeat_core.types import Features\n"
+        "def found(image, max_keypoints):\n"
+        "    points = 10 * np.arange(1, 9, dtype=np.float32)[:max_keypoints, None].repeat(2, 1)\n"
+        "    descriptors = np.eye(8, dtype=np.float32)[:max_keypoints]\n"
+        "    return Features(points, np.arange(len(points), dtype=np.float32), descriptors, image.shape[1::-1])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["evaluate", "homography", str(data), "--method", "rising:found", "--max-keypoints"]
+    assert main([*command, "8"]) == 0
+    assert main([*command, "4,8"]) == 2
+    assert "expected features best first, to take 4 of the 8" in capsys.readouterr().err
+
+
 def test_repeatability_of_many_points_needs_little_memory():
     """In blocks it is what it is in one piece."""
     rng = np.random.default_rng(4)

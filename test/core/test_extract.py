@@ -517,3 +517,12 @@ def test_two_workers_of_a_local_ray_write_what_one_process_writes(folder, tmp_pa
     assert not (tmp_path / "two.h5.parts").exists()
     record = [(tmp_path / name).read_text() for name in ("one.json", "two.json")]
     assert record[0] == record[1]
+
+
+@pytest.mark.parametrize("option", ["--workers", "--batch-size"])
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_numbers_that_make_no_sense_are_refused(folder, option, number, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["extract", str(folder), "--dry-run", option, number])
+    assert stop.value.code == 2
+    assert f"argument {option}: expected a whole number of at least 1, found '{number}'" in capsys.readouterr().err
