@@ -13,7 +13,7 @@ Layouts, one folder per set below the root:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -236,13 +236,12 @@ def _posed_pairs(folder: Path) -> Iterator[PosePair]:
             )
         image0, image1 = (scene.image(row) for row in rows)
         geometry = (image0.K, image1.K, *relative_pose(image0, image1))
-        yield _pose_pair(folder.name, image0.path, image1.path, *geometry, sizes=(image0.size, image1.size))
+        pair = _pose_pair(folder.name, image0.path, image1.path, *geometry)
+        yield replace(pair, sizes=(image0.size, image1.size))
 
 
-def _pose_pair(
-    split: str, path0: Path, path1: Path, *geometry: np.ndarray, sizes: tuple[Size, Size] | None = None
-) -> PosePair:
-    return PosePair(split, f"{path0.stem}-{path1.stem}", path0, path1, *geometry, sizes=sizes)
+def _pose_pair(split: str, path0: Path, path1: Path, *geometry: np.ndarray) -> PosePair:
+    return PosePair(split, f"{path0.stem}-{path1.stem}", path0, path1, *geometry)
 
 
 def _labelled_set(folder: Path) -> Iterator[LabelledPair]:
