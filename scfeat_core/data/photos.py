@@ -61,7 +61,7 @@ def read_rgb(path: Path, *, upright: bool = True) -> np.ndarray:
     try:
         code = path.read_bytes()
     except FileNotFoundError:
-        raise _unreadable(path, "no file") from None
+        raise DataError(f"expected an image, found no file at {path}; check the path") from None
     except OSError as error:
         raise _unreadable(path, str(error.strerror)) from error
     if is_cut_jpeg(code):

@@ -20,7 +20,7 @@ from scfeat_core.geometry import Alignment, seen, warp_points
 from scfeat_core.network.backbone import BackboneOutput
 from scfeat_core.network.model import SCFeat
 from scfeat_core.preprocessing import normalise
-from scfeat_core.training.config import TrainConfig
+from scfeat_core.training.config import TrainConfig, takes_turn
 from scfeat_core.training.descriptor_loss import descriptor_loss
 from scfeat_core.training.keypoint_loss import (
     KeypointLossConfig,
@@ -233,4 +233,4 @@ class AlternatingObjective:
         return self._of(step).losses(network, batch, step, generators)
 
     def _of(self, step: int) -> Objective:
-        return self._other if int((step + 1) * self._share) > int(step * self._share) else self._main
+        return self._other if takes_turn(step, self._share) else self._main
