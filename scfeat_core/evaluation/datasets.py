@@ -235,13 +235,14 @@ def _posed_pairs(folder: Path) -> Iterator[PosePair]:
                 f"one in {folder}; correct it, or take the pair out"
             )
         image0, image1 = (scene.image(row) for row in rows)
-        geometry = (image0.K, image1.K, *relative_pose(image0, image1))
-        pair = _pose_pair(folder.name, image0.path, image1.path, *geometry)
+        pair = _pose_pair(folder.name, image0.path, image1.path, image0.K, image1.K, *relative_pose(image0, image1))
         yield replace(pair, sizes=(image0.size, image1.size))
 
 
-def _pose_pair(split: str, path0: Path, path1: Path, *geometry: np.ndarray) -> PosePair:
-    return PosePair(split, f"{path0.stem}-{path1.stem}", path0, path1, *geometry)
+def _pose_pair(
+    split: str, path0: Path, path1: Path, k0: np.ndarray, k1: np.ndarray, rotation: np.ndarray, translation: np.ndarray
+) -> PosePair:
+    return PosePair(split, f"{path0.stem}-{path1.stem}", path0, path1, k0, k1, rotation, translation)
 
 
 def _labelled_set(folder: Path) -> Iterator[LabelledPair]:
