@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,3 +49,17 @@ def read_upright(path: Path) -> np.ndarray:
     from scfeat_core.bulk.images import read_image
 
     return read_image(path, turned=True)
+
+
+def add_options_argument(parser: argparse._ActionsContainer, help: str) -> None:
+    """``--set KEY=VALUE``, any number of times, as the list ``options`` of key and value; the value is read as YAML."""
+    parser.add_argument(
+        "--set", action="append", type=_option, default=[], dest="options", metavar="KEY=VALUE", help=help
+    )
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found '{text}'")
+    return key, yaml.safe_load(value)

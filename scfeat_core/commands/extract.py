@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from scfeat_core.commands.common import add_extractor_arguments, count_from
+from scfeat_core.commands.common import add_extractor_arguments, add_options_argument, count_from
 from scfeat_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,15 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=["npz", "h5"], help="(npz)")
     parser.add_argument("--half", action="store_true", help="descriptors as float16")
     add_extractor_arguments(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        type=_option,
-        default=[],
-        dest="options",
-        metavar="KEY=VALUE",
-        help="option of the Extractor, such as max_edge=1600; may be repeated",
-    )
+    add_options_argument(parser, "option of the Extractor, such as max_edge=1600; may be repeated")
     parser.add_argument("--config", type=Path, metavar="FILE", help="take all of the above from a YAML file")
     parser.add_argument("--data", type=Path, metavar="DIR", help="with --config: other images than it says")
     run = parser.add_argument_group("run")
@@ -74,13 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--overwrite", action="store_true", help="extract again what is there already")
     run.add_argument("--dry-run", action="store_true", help="say what there is to do, and do nothing")
     run.add_argument("--no-progress", action="store_true", help="no progress bar (none without a terminal)")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found '{text}'")
-    return key, yaml.safe_load(value)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import yaml
 
-from scfeat_core.commands.common import count_from
+from scfeat_core.commands.common import add_options_argument, count_from
 from scfeat_core.config import dump_config, read_config
 from scfeat_core.errors import ConfigError
 from scfeat_core.evaluation import datasets
@@ -90,15 +89,7 @@ def _add_method_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=_names, default=["lite"], metavar="A,B", help="of scfeat: names, or .safetensors files (lite)"
     )
     method.add_argument("--device", default="cpu", help="of scfeat: e.g. cpu, cuda (%(default)s)")
-    method.add_argument(
-        "--set",
-        action="append",
-        type=_option,
-        default=[],
-        dest="options",
-        metavar="KEY=VALUE",
-        help="option of the Extractor, or of your callable; may be repeated",
-    )
+    add_options_argument(method, "option of the Extractor, or of your callable; may be repeated")
 
 
 def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,13 +125,6 @@ def _add_hpatches_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
-
-
-def _option(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found '{text}'")
-    return key, yaml.safe_load(value)
 
 
 def _counts(text: str) -> list[int]:
