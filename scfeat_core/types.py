@@ -7,7 +7,7 @@ Between two views, view 0 is the older (or left) one and ``x1' M x0 = 0``; ``F``
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any
 
 import numpy as np
@@ -101,20 +101,32 @@ class Camera:
     """Pinhole intrinsics with a ROS distortion model (sensor_msgs/CameraInfo).
 
     K: (3, 3) float64, pixels. D: (n,) float64. size: (width, height) pixels.
+    R: (3, 3) float64, rotates rays of the camera into its rectified frame, and P: (3, 4) float64, projects those to
+    rectified pixels; both as in CameraInfo, None where they are not known.
     """
 
     K: np.ndarray
     D: np.ndarray
     size: tuple[int, int]
     distortion_model: str = "plumb_bob"
+    R: np.ndarray | None = None
+    P: np.ndarray | None = None
+
+
+class MatchKind(IntEnum):
+    """The values of ``Matches.kind`` on the wire."""
+
+    TEMPORAL = 0
+    STEREO = 1
+    KEYFRAME = 2
 
 
 @dataclass(frozen=True, eq=False)
 class PairResult:
-    """Matches of a frame (view 1) to the previous frame of the same camera (view 0).
+    """Matches of a frame (view 1) to the previous frame of the same camera, or to the left one (view 0).
 
     keypoints0, keypoints1: (M, 2) float32 pixels, the matched points themselves.
-    geometry is None where verification is switched off.
+    geometry is None where verification is switched off. camera0: name of the camera of view 0.
     """
 
     sequence0: int
@@ -123,6 +135,73 @@ class PairResult:
     keypoints0: np.ndarray
     keypoints1: np.ndarray
     geometry: TwoViewGeometry | None
+    kind: MatchKind = MatchKind.TEMPORAL
+    camera0: str = ""
+
+
+class TrackFlag(IntFlag):
+    """The bits of ``Tracks.flags`` on the wire."""
+
+    NEW = 1
+    REIDENTIFIED = 2
+    FLOW = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """Points followed over frames, those seen in one frame (T of them), in the order of ``ids``.
+
+    ids: (T,) uint32, from 1, never reused within a run. ages: (T,) uint32, frames in which the track was observed.
+    indices: (T,) int64, into the features of the frame. keypoints: (T, 2) float32, pixels.
+    rays: (T, 2) float32, undistorted, normalised (z = 1); None without calibration.
+    velocities: (T, 2) float32, of the rays, per second, 0 where the track is new; None without calibration and on the
+    first frame of a camera. flags: (T,) uint8, of TrackFlag. lost_ids: (L,) uint32, tracks that ended with this frame.
+    """
+
+    ids: np.ndarray
+    ages: np.ndarray
+    indices: np.ndarray
+    keypoints: np.ndarray
+    rays: np.ndarray | None
+    velocities: np.ndarray | None
+    flags: np.ndarray
+    lost_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class ImageQuality:
+    """Whether an image can have good features at all.
+
+    mean: 0 to 1. dark, saturated: shares of the pixels at the ends of the range. sharpness: see quality.py.
+    """
+
+    mean: float
+    dark: float
+    saturated: float
+    sharpness: float
+
+
+@dataclass(frozen=True, eq=False)
+class FrameInput:
+    """One image on its way into the front end.
+
+    image, mask: as Extractor takes them. stamp: nanoseconds. calibration: None where the camera is not calibrated.
+    rotation: (3, 3) float64, takes rays of the camera at its previous processed frame to rays at this one (from a
+    gyroscope); None where that is not known. match, track, assess: False spares work that nobody asks for.
+    """
+
+    image: Array
+    stamp: int
+    camera: str = "camera"
+    calibration: Camera | None = None
+    mask: Array | None = None
+    rotation: np.ndarray | None = None
+    match: bool = True
+    track: bool = True
+    assess: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +209,9 @@ class FrameResult:
     """Everything the front end has to say about one image.
 
     sequence: counter of processed frames of this camera, from 0 and over resets. stamp: nanoseconds, of the image.
-    pair: None on the first frame of a camera, after a reset, and where matching was not asked for.
-    timings: stage name -> milliseconds (preprocess, network, select, match, verify).
+    pair: None on the first frame of a camera, after a reset, and where matching was not asked for. tracks, quality:
+    None where they were not asked for. timings: stage name -> milliseconds (preprocess, network, select, match, verify,
+    track, assess); of a batch, each frame has its share of what was done for all at once.
     reset_reason: why the previous frame was forgotten, where this one could have had a predecessor; else empty.
     """
 
@@ -142,3 +222,5 @@ class FrameResult:
     pair: PairResult | None
     timings: dict[str, float] = field(default_factory=dict)
     reset_reason: str = ""
+    tracks: Tracks | None = None
+    quality: ImageQuality | None = None
