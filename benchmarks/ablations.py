@@ -1,9 +1,9 @@
 """What each part of SCFeat is worth: short runs of `lite` that differ in one thing, measured on held-back data.
 
-    python benchmarks/ablations.py --data DIR [--steps 1500] [--only bridge] [--output runs/ablations]
+    python benchmarks/ablations.py --data DIR [--steps 700] [--only bridge] [--output runs/ablations]
 
 DIR holds posed scenes with tracks (and any photographs). Runs that are done are not repeated, one that was interrupted
-goes on. The scores are means over held-back warped photographs and AUC@5 of the pose on held-back scenes.
+goes on. The scores are means over held-back warped photographs and over pairs of held-back scenes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+from scfeat_core.data.photos import find_photos, load_photos, read_split
+from scfeat_core.data.warps import WarpConfig
+from scfeat_core.network.model import SCFeat
+from scfeat_core.training.validation import WarpValidation
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BRIDGE = "model_config.backbone.cn_parts"
@@ -42,13 +47,15 @@ RUNS: dict[str, tuple[str, str | None, dict[str, object]]] = {
 }
 COMMON = {"device": "cpu", "epoch": 1, "data_config_train.batch_size": 4, "data_config_train.workers": 0}
 COMMON |= {"save_freq": 100, "validate_freq": 1_000_000}
-SMALL_VIEWS = {"data_config_train.warps.view_size": 160, "data_config_train.size": "[192,192]"}
+SMALL_VIEWS = {"data_config_train.warps.view_size": 128, "data_config_train.size": "[160,160]"}
+SPLIT = REPOSITORY / "config/validation_split.yaml"
+WARPED_PAIRS = 96
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500, help="of each run (%(default)s)")
+    parser.add_argument("--steps", type=int, default=700, help="of each run (%(default)s)")
     parser.add_argument("--only", default="", help="runs whose name contains this, and what they start from")
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"))
     args = parser.parse_args()
@@ -57,7 +64,9 @@ def main() -> None:
     for name in RUNS:
         if name in chosen or name in started_from:
             train(name, args)
-    print(table([name for name in RUNS if scores_of(name, args)], args))
+    done = [name for name in RUNS if scores_of(name, args)]
+    measure_warps(done, args)
+    print(table(done, args))
 
 
 def folder_of(name: str, args: argparse.Namespace) -> Path:
@@ -86,12 +95,23 @@ def train(name: str, args: argparse.Namespace) -> None:
         *resume,
         *words,
     )
-    split = REPOSITORY / "config/validation_split.yaml"
     weights = folder / "lite.safetensors"
     size_mode = ["--set", "size_mode=pad16"] if "legacy" in name and "alignment" in name else []
-    common = ("--weights", weights, "--validation-split", split, "--limit", 20, *size_mode)
+    common = ("--weights", weights, "--validation-split", SPLIT, "--limit", 20, *size_mode)
     scenes = args.data / "multiview" if (args.data / "multiview").is_dir() else args.data
     scfeat("evaluate", "pose", scenes, *common, "--runs", 3, "-o", folder)
+
+
+def measure_warps(names: list[str], args: argparse.Namespace) -> None:
+    """The same warped photographs for all, whatever they were trained on; kept in warps.json beside the weights."""
+    missing = [name for name in names if not (folder_of(name, args) / "warps.json").is_file()]
+    if not missing:
+        return
+    photos, _ = load_photos(find_photos(args.data, read_split(SPLIT), held_back=True), 640)
+    validation = WarpValidation(photos, WARPED_PAIRS, WarpConfig())
+    for name in missing:
+        model = SCFeat.from_pretrained(folder_of(name, args) / "lite.safetensors")
+        (folder_of(name, args) / "warps.json").write_text(json.dumps(validation.measure(model, "cpu")))
 
 
 def scfeat(*words: object) -> None:
@@ -104,22 +124,19 @@ def scores_of(name: str, args: argparse.Namespace) -> dict[str, float]:
     if not (folder / "results.json").is_file():
         return {}
     pose = json.loads((folder / "results.json").read_text())["sections"]["pose"]["all"]
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    last = next((row for row in reversed(rows) if any(key.startswith("validation") for key in row)), {})
-    return {**last, **pose}
+    warps = folder / "warps.json"
+    return {**pose, **(json.loads(warps.read_text()) if warps.is_file() else {})}
 
 
 def table(names: list[str], args: argparse.Namespace) -> str:
-    head = "| run | MMA@3, warps | repeatability@3, warps | matches | epipolar@3, scenes | pose AUC@5/10/20 |"
-    rows = [head, "|---|--:|--:|--:|--:|---|"]
+    head = "| run | warps: MMA@3 | repeatability@3 | matches | scenes: matches | epipolar@3 | pose AUC@5/10/20 |"
+    rows = [head, "|---|--:|--:|--:|--:|--:|---|"]
     for name in names:
         scores = scores_of(name, args)
-        warps = [scores.get(f"validation_{key}") for key in ("mma3", "repeatability3")]
-        numbers = ["–" if value is None else f"{100 * value:.1f}" for value in warps]
+        warps = [100 * scores[f"validation_{key}"] for key in ("mma3", "repeatability3")]
+        numbers = [*warps, scores["validation_matches"], scores["matches"], scores["epipolar@3"]]
         pose = " / ".join(f"{scores[f'AUC@{t}']:.1f}" for t in (5, 10, 20))
-        rows.append(
-            f"| {name} | {' | '.join(numbers)} | {scores['matches']:.0f} | {scores['epipolar@3']:.1f} | {pose} |"
-        )
+        rows.append(f"| {name} | {' | '.join(f'{number:.1f}' for number in numbers)} | {pose} |")
     return "\n".join(rows)
 
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from scfeat_core.config import Range, check_config, load_config
+from scfeat_core.config import Range, check_config, dump_config, load_config
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.geometry import sample_map, scale_points
 from scfeat_core.network.model import SCFeat
-from scfeat_core.preprocessing import NetworkInput, SizeMode, network_input, stack_images, stack_masks
+from scfeat_core.preprocessing import NetworkInput, SizeMode, equalise, network_input, stack_images, stack_masks
 from scfeat_core.selection import Keypoints, Refinement, ThresholdMode, select_keypoints
 from scfeat_core.types import Array, Features
 
@@ -32,7 +32,9 @@ class ExtractionOptions:
     """What :class:`Extractor` takes besides weights and device; the selection is that of ``select_keypoints``.
 
     score_threshold: 0 keeps all. nms_radius: 2 keeps points 3 pixels apart, within one cell of the stride 4 map.
-    border: 4 pixels, one cell, within which the network sees mostly padding. precision: arithmetic of the network;
+    border: 4 pixels, one cell, within which the network sees mostly padding. grid: cells along each axis that get an
+    equal share of the keypoints first; 0 takes the best wherever they are. clahe: clip limit of a local equalisation
+    of brightness before the network, see ``equalise``; 0 is off. precision: arithmetic of the network;
     ``auto`` is bfloat16 on CUDA devices that have it, else float32. size_mode, max_edge: see ``network_input``.
     synchronise: wait for the device between the stages, so that ``timings`` tells them apart there.
     """
@@ -43,6 +45,8 @@ class ExtractionOptions:
     nms_radius: Annotated[int, Range(minimum=0, maximum=64)] = 2
     border: Annotated[int, Range(minimum=0)] = 4
     refinement: Refinement = "quadratic"
+    grid: Annotated[int, Range(minimum=0, maximum=64)] = 0
+    clahe: Annotated[float, Range(minimum=0.0, maximum=100.0)] = 0.0
     precision: Precision = "float32"
     size_mode: SizeMode = "native"
     max_edge: Annotated[int, Range(minimum=0)] = 0
@@ -75,7 +79,25 @@ class Extractor:
         self.model = _network(weights).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.timings: dict[str, float] = {}
         self._precision = _resolve_precision(self.options.precision, self.device)
-        if self.model.config.backbone.alignment == "legacy" and self.options.size_mode == "native":
+        self._check_size_mode(self.options)
+
+    def update(self, **options: Any) -> None:
+        """Change options between two images, without loading anything again: all that are given, or none.
+
+        options: fields of :class:`ExtractionOptions` except ``precision``. Descriptors remain comparable with those
+        made before. Raises ConfigError.
+        """
+        changed = load_config(ExtractionOptions, {**dump_config(self.options), **options}, "Extractor")
+        if changed.precision != self.options.precision:
+            raise ConfigError(
+                f"Extractor: precision cannot change from '{self.options.precision}' to '{changed.precision}' while it "
+                "runs; make a new one"
+            )
+        self._check_size_mode(changed)
+        self.options = changed
+
+    def _check_size_mode(self, options: ExtractionOptions) -> None:
+        if self.model.config.backbone.alignment == "legacy" and options.size_mode == "native":
             raise ConfigError(
                 "expected size_mode 'crop16' or 'pad16' for a network with legacy alignment, found 'native'"
             )
@@ -107,25 +129,28 @@ class Extractor:
         self,
         images: Sequence[Array] | Array,
         masks: Sequence[Array | None] | Array | None = None,
+        max_keypoints: Sequence[int] | None = None,
         *,
         to_numpy: bool = True,
     ) -> list[Features]:
         """Features of several images of one size and kind in one pass; the same as one by one.
 
-        masks: one (H, W) for all, or one for each, None for those without.
+        masks: one (H, W) for all, or one for each, None for those without. max_keypoints: one for each image, 0 keeps
+        all; None: that of the options for all. Raises ImageError, DeviceError, and ConfigError for budgets that do not
+        fit.
         """
         self.timings = {}
         with self._timed("preprocess"):
             stacked = stack_images(images)
             height, width = stacked.shape[1:3]
+            budgets = self._budgets(max_keypoints, len(stacked))
             mask = stack_masks(masks, (width, height), len(stacked))
-            stacked = self._upload(stacked)
             mask = None if mask is None else self._upload(mask)
-            given = network_input(stacked, mask, self.options.size_mode, self.options.max_edge)
+            given = self._network_input(stacked, mask)
         with self._timed("network"):
             score_map, descriptor_map = self._run_network(given.image)
         with self._timed("select"):
-            keypoints = self._select(score_map, given)
+            keypoints = self._select(score_map, given, budgets)
             descriptors = self._describe(descriptor_map, keypoints)
             results = [
                 Features(given.to_image(xy), scores, rows, (width, height), self.descriptor_space)
@@ -139,7 +164,7 @@ class Extractor:
 
         Numpy where the keypoints are, else torch on the device. Raises ImageError, DeviceError.
         """
-        given = network_input(self._upload(stack_images([image])), None, self.options.size_mode, self.options.max_edge)
+        given = self._network_input(stack_images([image]), None)
         _, descriptor_map = self._run_network(given.image)
         points = torch.as_tensor(keypoints, dtype=torch.float32).to(self.device)
         points = points if given.scale_xy == (1, 1) else scale_points(points, given.scale_xy)
@@ -149,6 +174,22 @@ class Extractor:
     def warm_up(self, size: tuple[int, int] = (640, 480)) -> None:
         """Run once on a gray image of (width, height), so that the first real one does not pay for initialisation."""
         self(torch.full((size[1], size[0]), 127, dtype=torch.uint8))
+
+    def _budgets(self, max_keypoints: Sequence[int] | None, count: int) -> int | list[int]:
+        if max_keypoints is None:
+            return self.options.max_keypoints
+        budgets = list(max_keypoints)
+        if len(budgets) != count or not all(type(budget) is int and budget >= 0 for budget in budgets):
+            raise ConfigError(
+                f"max_keypoints: expected a whole number >= 0 for each of {count} images, found {budgets}"
+            )
+        return budgets
+
+    def _network_input(self, images: Tensor, mask: Tensor | None) -> NetworkInput:
+        options = self.options
+        if options.clahe > 0:
+            images = equalise(images, options.clahe)
+        return network_input(self._upload(images), mask, options.size_mode, options.max_edge)
 
     def _upload(self, tensor: Tensor) -> Tensor:
         # Towards the host nothing would wait for the copy.
@@ -169,11 +210,11 @@ class Extractor:
             ) from error
         return output.score_map, self.model.descriptor_map(output)
 
-    def _select(self, score_map: Tensor, given: NetworkInput) -> list[Keypoints]:
+    def _select(self, score_map: Tensor, given: NetworkInput, max_keypoints: int | list[int]) -> list[Keypoints]:
         options = self.options
         return select_keypoints(
             score_map,
-            max_keypoints=options.max_keypoints,
+            max_keypoints=max_keypoints,
             nms_radius=options.nms_radius,
             border=options.border,
             threshold=options.score_threshold or None,
@@ -181,6 +222,7 @@ class Extractor:
             refinement=options.refinement,
             mask=given.mask,
             valid_size=given.valid_size,
+            grid=options.grid,
         )
 
     def _describe(self, descriptor_map: Tensor, keypoints: list[Keypoints]) -> list[Tensor]:

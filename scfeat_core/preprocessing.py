@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from scfeat_core.types import Array
 
 SizeMode = Literal["native", "pad16", "crop16"]
 
+CLAHE_TILES = (8, 8)
 _RANGE_SLACK = 1e-3  # what resampling may add to float images in [0, 1]
 
 
@@ -141,6 +143,34 @@ def _mask_tensor(mask: Array, size: tuple[int, int]) -> Tensor:
             "resize it with nearest neighbours"
         )
     return torch.as_tensor(mask != 0)
+
+
+def equalise(images: Tensor, clip_limit: float) -> Tensor:
+    """Contrast-limited adaptive histogram equalisation of the brightness: OpenCV's, on the CPU, in 8 x 8 tiles.
+
+    images: (B, H, W, 1 or 3) uint8 or float32 in [0, 1]; those on another device are copied to the host. Colours keep
+    their chroma (YCrCb). clip_limit: as in ``cv2.createCLAHE``; 2 to 4 is usual. Returns (B, H, W, 1 or 3) uint8 on
+    the CPU. Floats (and 16-bit images, which arrive as such) are first multiplied by the power of two that just keeps
+    them within 8 bits, so that 12 bits in 16 lose none of the upper 8.
+    """
+    clahe = cv2.createCLAHE(clip_limit, CLAHE_TILES)
+    return torch.stack([torch.from_numpy(_equalised(_eight_bits(image), clahe)) for image in images.cpu()])
+
+
+def _eight_bits(image: Tensor) -> np.ndarray:
+    if image.dtype == torch.uint8:
+        return image.numpy()
+    gain = 2.0 ** max(0, -int(np.ceil(np.log2(max(float(image.max()), 2**-8)))))
+    return (image * (255 * gain)).round_().clamp_(0, 255).byte().numpy()
+
+
+def _equalised(image: np.ndarray, clahe: Any) -> np.ndarray:
+    """(H, W, 1 or 3) uint8."""
+    if image.shape[2] == 1:
+        return clahe.apply(image[..., 0])[..., None]
+    planes = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb)
+    planes[..., 0] = clahe.apply(planes[..., 0])
+    return cv2.cvtColor(planes, cv2.COLOR_YCrCb2RGB)
 
 
 def network_input(images: Tensor, mask: Tensor | None, size_mode: SizeMode, max_edge: int) -> NetworkInput:

@@ -6,11 +6,14 @@ deterministic: descending score, then ascending pixel index.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from scfeat_core.errors import ConfigError
 
 ThresholdMode = Literal["abs", "mean", "max"]
 Refinement = Literal["quadratic", "centroid3", "softargmax", "none"]
@@ -28,7 +31,7 @@ class Keypoints(NamedTuple):
 def select_keypoints(
     score_map: Tensor,
     *,
-    max_keypoints: int = 1024,
+    max_keypoints: int | Sequence[int] = 1024,
     nms_radius: int = 2,
     border: int = 4,
     threshold: float | None = None,
@@ -36,14 +39,17 @@ def select_keypoints(
     refinement: Refinement = "quadratic",
     mask: Tensor | None = None,
     valid_size: tuple[int, int] | None = None,
+    grid: int = 0,
 ) -> list[Keypoints]:
     """The best local maxima of each image of a batch; as few as survive.
 
-    score_map: (B, 1, H, W). max_keypoints: 0 keeps all. nms_radius: a point is the maximum of the (2 r + 1)^2 pixels
+    score_map: (B, 1, H, W). max_keypoints: one number, or one for each image; 0 keeps all. nms_radius: a point is the maximum of the (2 r + 1)^2 pixels
     around it, of equal ones the first in reading order; 0 keeps every pixel. border: pixels along the edges without
     points. threshold: keep scores above it (``abs``), or above its product with the image's mean or maximum score.
     mask: (H, W) or (B, H, W), non-zero = keep. It removes points after suppression, so that its outline makes none.
     valid_size: (width, height) of the image where the map's right and bottom are padding, which then never counts.
+    grid: each of grid x grid cells of the image first gets its equal share of ``max_keypoints``, its best points; what
+    cells leave over goes to the best others. The order stays that of the scores. 0 takes the best of the image.
     """
     scores = _valid_scores(score_map[:, 0].float(), valid_size)
     width, height = valid_size or (scores.shape[-1], scores.shape[-2])
@@ -53,7 +59,11 @@ def select_keypoints(
         keep &= scores > threshold * _threshold_reference(scores, threshold_mode, width * height)
     if mask is not None:
         keep &= mask != 0
-    image, index, counts = _best_first(scores, keep, max_keypoints)
+    image, index = _best_first(scores, keep)
+    cells = _cells(index, scores.shape[-1], (width, height), grid)
+    chosen = _within_budget(image, cells, _budgets(max_keypoints, scores), grid)
+    image, index = image[chosen], index[chosen]
+    counts = torch.bincount(image, minlength=len(scores)).tolist()
     xy = refined_positions(scores, image, index, refinement)
     xy = torch.minimum(xy.clamp_min(0), xy.new_tensor([width - 1, height - 1]))
     values = scores.flatten(1)[image, index]
@@ -113,19 +123,60 @@ def _threshold_reference(scores: Tensor, mode: ThresholdMode, pixels: int) -> Te
     return scores.masked_fill(scores == -torch.inf, 0).sum((-2, -1), keepdim=True) / pixels
 
 
-def _best_first(scores: Tensor, keep: Tensor, max_keypoints: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Image (n,) and pixel index (n,) of the chosen pixels, image by image and best first, and how many each has."""
+def _best_first(scores: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Image (n,) and pixel index (n,) of all kept pixels, image by image and best first."""
     image, index = keep.flatten(1).nonzero(as_tuple=True)
     order = scores.flatten(1)[image, index].argsort(descending=True, stable=True)
     if len(scores) > 1:
         order = order[image[order].argsort(stable=True)]
-    image, index = image[order], index[order]
-    counts = torch.bincount(image, minlength=len(scores))
-    if max_keypoints > 0:
-        rank = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
-        chosen = rank < max_keypoints
-        image, index, counts = image[chosen], index[chosen], counts.clamp_max(max_keypoints)
-    return image, index, counts.tolist()
+    return image[order], index[order]
+
+
+def _budgets(max_keypoints: int | Sequence[int], scores: Tensor) -> Tensor:
+    """How many points each image may have, (B,) int64; 0 becomes more than there are pixels."""
+    if isinstance(max_keypoints, int):
+        budgets = torch.full((len(scores),), max_keypoints, device=scores.device)
+    else:
+        budgets = torch.tensor(list(max_keypoints), dtype=torch.int64, device=scores.device)
+    if budgets.shape != (len(scores),):
+        raise ConfigError(
+            f"max_keypoints: expected one number, or one for each of {len(scores)} images, found {len(budgets)}"
+        )
+    return torch.where(budgets > 0, budgets, scores[0].numel())
+
+
+def _cells(index: Tensor, stride: int, size: tuple[int, int], grid: int) -> Tensor:
+    """Which of the grid x grid cells of the image each pixel is in, (n,) int64; all 0 without a grid."""
+    if grid <= 1:
+        return torch.zeros_like(index)
+    return index // stride * grid // size[1] * grid + index % stride * grid // size[0]
+
+
+def _within_budget(image: Tensor, cells: Tensor, budgets: Tensor, grid: int) -> Tensor:
+    """Which of the points, given best first, are kept, (n,) bool: those within the share of their cell go first."""
+    if grid <= 1:
+        return _rank_grouped(image, len(budgets)) < budgets[image]
+    number = grid * grid
+    share = (budgets // number).clamp_min(1)  # of fewer points than cells, the best cells get one each
+    beyond = (_rank(image * number + cells, len(budgets) * number) >= share[image]).long()
+    order = (image * 2 + beyond).argsort(stable=True)
+    chosen = torch.empty_like(image, dtype=torch.bool)
+    chosen[order] = _rank_grouped(image[order], len(budgets)) < budgets[image[order]]
+    return chosen
+
+
+def _rank(groups: Tensor, number: int) -> Tensor:
+    """For each element how many of its group (0 to number - 1) come before it, (n,) int64."""
+    order = groups.argsort(stable=True)
+    rank = torch.empty_like(groups)
+    rank[order] = _rank_grouped(groups[order], number)
+    return rank
+
+
+def _rank_grouped(groups: Tensor, number: int) -> Tensor:
+    """:func:`_rank` of groups that are in ascending order."""
+    counts = torch.bincount(groups, minlength=number)
+    return torch.arange(len(groups), device=groups.device) - (counts.cumsum(0) - counts)[groups]
 
 
 def refined_positions(scores: Tensor, image: Tensor, index: Tensor, refinement: Refinement) -> Tensor:

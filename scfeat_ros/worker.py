@@ -1,6 +1,6 @@
 """One inference thread behind newest-frame slots: whoever submits never waits, and every frame that is lost is counted.
 
-Nothing here knows ROS or images, so the same worker serves any ``process(frame)``.
+Nothing here knows ROS or images, so the same worker serves any ``process(frames)``.
 """
 
 from __future__ import annotations
@@ -38,20 +38,28 @@ class _Ledger:
 
 
 class Worker(Generic[Frame]):
-    """Processes the newest frame of each source, sources in turn, in one thread.
+    """Processes the newest frames of all groups in one thread; what waits when it is free is taken at once.
 
-    process(frame): runs in the thread; an exception drops the frame.
+    A source is a camera. A group is what has to be processed together, such as the cameras of a stereo pair; a camera
+    alone is a group of one, and has a slot of its own.
+
+    process(frames) -> errors: runs in the thread. frames: source -> frame, of all groups that wait. errors: source ->
+    exception for those that failed, the others count as processed; an exception that it raises is that of all of them.
     failed(frame, exception) -> reason: runs in the thread, logs as it likes, and names the reason to count.
 
-    A frame that is replaced by a newer one of its source before the thread is free is dropped as "busy". The counts
-    outlive ``stop`` and ``start``.
+    A set of frames that is replaced by a newer one of its group before the thread is free is dropped as "busy". The
+    counts outlive ``stop`` and ``start``.
     """
 
-    def __init__(self, process: Callable[[Frame], None], failed: Callable[[Frame, Exception], str]) -> None:
+    def __init__(
+        self,
+        process: Callable[[Mapping[str, Frame]], Mapping[str, Exception]],
+        failed: Callable[[Frame, Exception], str],
+    ) -> None:
         self._process = process
         self._failed = failed
-        self._slots: dict[Hashable, Frame] = {}  # in the order in which the sources became ready
-        self._ledgers: dict[Hashable, _Ledger] = {}
+        self._slots: dict[Hashable, Mapping[str, Frame]] = {}  # in the order in which the groups became ready
+        self._ledgers: dict[str, _Ledger] = {}
         self._changed = threading.Condition()
         self._closing = True
         self._thread: threading.Thread | None = None
@@ -66,27 +74,35 @@ class Worker(Generic[Frame]):
         self._thread = threading.Thread(target=self._run, name="scfeat-inference", daemon=True)
         self._thread.start()
 
-    def submit(self, source: Hashable, frame: Frame) -> None:
-        """Hand over a frame and return at once."""
+    def receive(self, source: str) -> None:
+        """Count a frame that arrived; until it is submitted and done, or dropped, it counts as waiting."""
         with self._changed:
-            ledger = self._ledgers.setdefault(source, _Ledger())
-            ledger.received += 1
-            if self._closing or source in self._slots:
-                ledger.dropped["busy"] += 1
+            self._ledger(source).received += 1
+
+    def drop(self, source: str, reason: str) -> None:
+        """Count a frame that was received and will not be submitted."""
+        with self._changed:
+            self._ledger(source).dropped[reason] += 1
+
+    def submit(self, group: Hashable, frames: Mapping[str, Frame]) -> None:
+        """Hand over received frames, by source, that belong together, and return at once."""
+        with self._changed:
+            lost = frames if self._closing else self._slots.get(group, {})
+            self._drop(lost)
             if not self._closing:
-                self._slots[source] = frame
+                self._slots[group] = frames
                 self._changed.notify()
 
-    def counts(self, source: Hashable) -> Counts:
+    def counts(self, source: str) -> Counts:
         with self._changed:
-            return self._ledgers.setdefault(source, _Ledger()).counts()
+            return self._ledger(source).counts()
 
     def stop(self, timeout: float) -> bool:
-        """Drop what waits and let the frame in work finish. False where that takes longer than ``timeout`` seconds."""
+        """Drop what waits and let the frames in work finish. False where that takes longer than ``timeout`` seconds."""
         with self._changed:
             self._closing = True
-            for source in self._slots:
-                self._ledgers[source].dropped["busy"] += 1
+            for frames in self._slots.values():
+                self._drop(frames)
             self._slots.clear()
             self._changed.notify()
         if self._thread is not None:
@@ -96,33 +112,41 @@ class Worker(Generic[Frame]):
             self._thread = None
         return True
 
-    def _run(self) -> None:
-        while (taken := self._take()) is not None:
-            source, frame = taken
-            reason = self._attempt(frame)
-            with self._changed:
-                ledger = self._ledgers[source]
-                if reason is None:
-                    ledger.processed += 1
-                else:
-                    ledger.dropped[reason] += 1
-            del taken, frame  # not to keep an image alive while waiting for the next
+    def _ledger(self, source: str) -> _Ledger:
+        return self._ledgers.setdefault(source, _Ledger())
 
-    def _take(self) -> tuple[Hashable, Frame] | None:
+    def _drop(self, frames: Mapping[str, Frame]) -> None:
+        for source in frames:
+            self._ledger(source).dropped["busy"] += 1
+
+    def _run(self) -> None:
+        while (frames := self._take()) is not None:
+            reasons = self._attempt(frames)
+            with self._changed:
+                for source in frames:
+                    ledger = self._ledger(source)
+                    if source in reasons:
+                        ledger.dropped[reasons[source]] += 1
+                    else:
+                        ledger.processed += 1
+            del frames  # not to keep images alive while waiting for the next
+
+    def _take(self) -> dict[str, Frame] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._slots or self._closing)
             if self._closing:
                 return None
-            source = next(iter(self._slots))
-            return source, self._slots.pop(source)
+            frames = {source: frame for slot in self._slots.values() for source, frame in slot.items()}
+            self._slots.clear()
+            return frames
 
-    def _attempt(self, frame: Frame) -> str | None:
-        """None, or the reason for which the frame was dropped."""
+    def _attempt(self, frames: Mapping[str, Frame]) -> dict[str, str]:
+        """The reasons for which frames were dropped, by source."""
         try:
-            self._process(frame)
-            return None
+            errors = self._process(frames)
         except Exception as error:
-            return self._reason(frame, error)
+            errors = dict.fromkeys(frames, error)
+        return {source: self._reason(frames[source], error) for source, error in errors.items()}
 
     def _reason(self, frame: Frame, error: Exception) -> str:
         try:

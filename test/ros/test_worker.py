@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,30 @@ import pytest
 from scfeat_ros.worker import Counts, Worker
 
 
+def each(process: Callable[[Any], None]) -> Callable[[Mapping[str, Any]], dict[str, Exception]]:
+    """What a worker calls, from what is done with one frame."""
+
+    def run(frames: Mapping[str, Any]) -> dict[str, Exception]:
+        errors: dict[str, Exception] = {}
+        for source, frame in frames.items():
+            try:
+                process(frame)
+            except Exception as error:
+                errors[source] = error
+        return errors
+
+    return run
+
+
+def send(worker: Worker, source: str, frame: Any) -> None:
+    """A frame of a camera on its own arrives."""
+    worker.receive(source)
+    worker.submit(source, {source: frame})
+
+
 @contextmanager
 def running(process: Callable[[Any], None], failed: Callable[[Any, Exception], str] | None = None) -> Iterator[Worker]:
-    worker: Worker = Worker(process, failed or (lambda frame, error: "error"))
+    worker: Worker = Worker(each(process), failed or (lambda frame, error: "error"))
     worker.start()
     try:
         yield worker
@@ -42,11 +63,11 @@ def test_a_slow_process_gets_the_newest_frame_and_the_rest_is_counted() -> None:
         assert go_on.wait(5.0)
 
     with running(process) as worker:
-        worker.submit("camera", 0)
+        send(worker, "camera", 0)
         assert entered.wait(5.0)
         start = time.perf_counter()
         for frame in range(1, 1000):
-            worker.submit("camera", frame)
+            send(worker, "camera", frame)
         assert time.perf_counter() - start < 1.0, "submit waited for the process"
         assert worker.counts("camera") == Counts(received=1000, processed=0, dropped={"busy": 998}, waiting=2)
         go_on.set()
@@ -63,7 +84,7 @@ def test_a_burst_at_high_rate_adds_up() -> None:
 
     with running(process) as worker:
         for frame in range(500):
-            worker.submit("camera", frame)
+            send(worker, "camera", frame)
             time.sleep(0.0002)
             assert 0 <= worker.counts("camera").waiting <= 2
         (counts,) = settle(worker, "camera")
@@ -82,11 +103,11 @@ def test_sources_take_turns_and_are_counted_apart() -> None:
         assert go_on.wait(5.0)
 
     with running(process) as worker:
-        worker.submit("left", "left 0")
+        send(worker, "left", "left 0")
         assert entered.wait(5.0)
         for number in range(1, 4):
-            worker.submit("left", f"left {number}")
-            worker.submit("right", f"right {number}")
+            send(worker, "left", f"left {number}")
+            send(worker, "right", f"right {number}")
         go_on.set()
         left, right = settle(worker, "left", "right")
     assert taken == ["left 0", "left 3", "right 3"]
@@ -109,7 +130,7 @@ def test_errors_are_counted_by_reason_and_the_thread_goes_on() -> None:
 
     with running(process, failed) as worker:
         for frame in ("decode", "error", "handler", "decode", "good"):
-            worker.submit("camera", frame)
+            send(worker, "camera", frame)
             settle(worker, "camera")
         assert worker.counts("camera") == Counts(received=5, processed=1, dropped={"decode": 2, "error": 2})
     assert seen[0] == ("decode", "decode")
@@ -124,18 +145,18 @@ def test_stop_finishes_the_frame_in_work_drops_the_waiting_one_and_start_goes_on
         time.sleep(0.1)
         finished.append(frame)
 
-    worker: Worker[int] = Worker(process, lambda frame, error: "error")
+    worker: Worker[int] = Worker(each(process), lambda frame, error: "error")
     worker.start()
-    worker.submit("camera", 0)
+    send(worker, "camera", 0)
     assert entered.wait(5.0)
-    worker.submit("camera", 1)
+    send(worker, "camera", 1)
     assert worker.stop(5.0)
     assert finished == [0]
     assert worker.counts("camera") == Counts(received=2, processed=1, dropped={"busy": 1})
-    worker.submit("camera", 2)  # nobody is there to take it
+    send(worker, "camera", 2)  # nobody is there to take it
     assert worker.counts("camera") == Counts(received=3, processed=1, dropped={"busy": 2})
     worker.start()
-    worker.submit("camera", 3)
+    send(worker, "camera", 3)
     settle(worker, "camera")
     assert worker.stop(5.0) and finished == [0, 3]
     assert worker.stop(5.0), "a second stop has nothing to do"
@@ -148,9 +169,9 @@ def test_a_frame_that_hangs_is_reported_and_blocks_a_second_start() -> None:
         entered.set()
         go_on.wait(10.0)
 
-    worker: Worker[int] = Worker(process, lambda frame, error: "error")
+    worker: Worker[int] = Worker(each(process), lambda frame, error: "error")
     worker.start()
-    worker.submit("camera", 0)
+    send(worker, "camera", 0)
     assert entered.wait(5.0)
     assert not worker.stop(0.05)
     with pytest.raises(RuntimeError, match="at work"):
@@ -169,10 +190,57 @@ def test_a_processed_frame_is_not_kept_alive() -> None:
     with running(lambda frame: None) as worker:
         frame = Frame()
         reference = weakref.ref(frame)
-        worker.submit("camera", frame)
+        send(worker, "camera", frame)
         settle(worker, "camera")
         del frame
         end = time.monotonic() + 2.0
         while reference() is not None and time.monotonic() < end:
             time.sleep(0.001)
         assert reference() is None
+
+
+def test_what_waits_is_taken_at_once_and_a_group_is_replaced_as_a_whole() -> None:
+    taken: list[dict[str, int]] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def process(frames: Mapping[str, int]) -> dict[str, Exception]:
+        taken.append(dict(frames))
+        entered.set()
+        assert go_on.wait(5.0)
+        return {"right": ValueError()} if 2 in frames.values() else {}
+
+    worker: Worker[int] = Worker(process, lambda frame, error: "decode")
+    worker.start()
+    for number in range(3):
+        for source in ("left", "right", "rear"):
+            worker.receive(source)
+        worker.submit("stereo", {"left": number, "right": number})
+        assert entered.wait(5.0)
+        if number:
+            worker.submit("rear", {"rear": number})
+        else:
+            worker.drop("rear", "sync")
+    go_on.set()
+    left, right, rear = settle(worker, "left", "right", "rear")
+    assert worker.stop(5.0)
+    assert taken == [{"left": 0, "right": 0}, {"left": 2, "right": 2, "rear": 2}]
+    assert left == Counts(3, 2, {"busy": 1})
+    assert right == Counts(3, 1, {"busy": 1, "decode": 1})
+    assert rear == Counts(3, 1, {"sync": 1, "busy": 1})
+
+
+def test_an_error_of_all_is_counted_for_each_and_what_was_received_waits() -> None:
+    def process(frames: Mapping[str, int]) -> dict[str, Exception]:
+        raise MemoryError
+
+    worker: Worker[int] = Worker(process, lambda frame, error: type(error).__name__)
+    worker.start()
+    worker.receive("left")
+    worker.receive("right")
+    worker.receive("right")
+    assert worker.counts("right") == Counts(received=2, waiting=2)
+    worker.submit("stereo", {"left": 0, "right": 0})
+    settle(worker, "left")
+    assert worker.stop(5.0)
+    assert worker.counts("left") == Counts(1, 0, {"MemoryError": 1})
+    assert worker.counts("right") == Counts(2, 0, {"MemoryError": 1}, waiting=1)
