@@ -28,6 +28,7 @@ class Features:
     descriptors: (N, D) float32, unit rows.
     image_size: (width, height) of that image.
     descriptor_space: descriptors are comparable only where this is equal (weights and preprocessing).
+    score_map: (h, w) float32, detector scores all over the image, of any size; None unless it was asked for.
     """
 
     keypoints: Array
@@ -35,6 +36,7 @@ class Features:
     descriptors: Array
     image_size: tuple[int, int]
     descriptor_space: str = ""
+    score_map: Array | None = None
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -46,6 +48,7 @@ class Features:
             keypoints=_to_numpy(self.keypoints),
             scores=_to_numpy(self.scores),
             descriptors=_to_numpy(self.descriptors),
+            score_map=None if self.score_map is None else _to_numpy(self.score_map),
         )
 
 
@@ -191,6 +194,7 @@ class FrameInput:
     image, mask: as Extractor takes them. stamp: nanoseconds. calibration: None where the camera is not calibrated.
     rotation: (3, 3) float64, takes rays of the camera at its previous processed frame to rays at this one (from a
     gyroscope); None where that is not known. match, track, assess: False spares work that nobody asks for.
+    score_map: True keeps the scores of the detector in ``FrameResult.features``.
     """
 
     image: Array
@@ -202,6 +206,7 @@ class FrameInput:
     match: bool = True
     track: bool = True
     assess: bool = True
+    score_map: bool = False
 
 
 @dataclass(frozen=True, eq=False)
