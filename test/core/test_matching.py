@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from scfeat_core import matching
 from scfeat_core.errors import FeatureError
-from scfeat_core.matching import match, match_descriptors
+from scfeat_core.matching import match, match_descriptors, window
 from scfeat_core.types import Features
 
 
@@ -20,12 +20,14 @@ def features(descriptors, space: str = "scfeat:test") -> Features:
     return Features(np.zeros((count, 2), np.float32), np.ones(count, np.float32), descriptors, (640, 480), space)
 
 
-def by_definition(d0: np.ndarray, d1: np.ndarray, min_cosine: float = -1, max_ratio: float | None = None) -> list:
-    cosine = d0 @ d1.T
+def by_definition(
+    d0: np.ndarray, d1: np.ndarray, min_cosine: float = -1, max_ratio: float | None = None, allowed: object = True
+) -> list:
+    cosine = np.where(allowed, d0 @ d1.T, -np.inf)
     pairs = []
     for i, row in enumerate(cosine):
         j = int(row.argmax())
-        if int(cosine[:, j].argmax()) != i or row[j] < min_cosine:
+        if int(cosine[:, j].argmax()) != i or row[j] < min_cosine or row[j] == -np.inf:
             continue
         distance = np.sqrt(np.maximum(2 - 2 * cosine, 0))
         others = [np.delete(distance[i], j), np.delete(distance[:, j], i)]
@@ -104,3 +106,37 @@ def test_runs_agree_to_the_bit():
     d0, d1 = unit_rows(300), unit_rows(300, seed=1)
     first, second = match_descriptors(d0, d1), match_descriptors(d0, d1)
     assert torch.equal(first.indices1, second.indices1) and torch.equal(first.scores, second.scores)
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_cosine": 0.5}, {"max_ratio": 0.9}])
+@pytest.mark.parametrize("block", [1 << 24, 700, 1])
+def test_gated_matches_by_definition(monkeypatch, settings, block):
+    monkeypatch.setattr(matching, "_MAX_SIMILARITIES", block)
+    d0, d1 = unit_rows(90), unit_rows(70, seed=1)
+    d1[:40] = F.normalize(d0[20:60] + 0.15 * unit_rows(40, seed=2) * 32**0.5, dim=1)
+    allowed = torch.rand(90, 70, generator=torch.Generator().manual_seed(3)) < 0.6
+    allowed[3], allowed[:, 5] = False, False
+    matches = match_descriptors(d0, d1, gate=lambda rows: allowed[rows], **settings)
+    expected = by_definition(d0.numpy(), d1.numpy(), **settings, allowed=allowed.numpy())
+    assert pairs_of(matches) == expected and len(expected) > 10
+    assert expected != by_definition(d0.numpy(), d1.numpy(), **settings)
+    from_numpy = match_descriptors(d0.numpy(), d1.numpy(), gate=lambda rows: allowed.numpy()[rows], **settings)
+    assert pairs_of(from_numpy) == expected
+
+
+def test_a_gate_that_allows_nothing_gives_nothing():
+    d = unit_rows(5)
+    matches = match_descriptors(d, d, gate=lambda rows: torch.zeros(5, 5, dtype=torch.bool)[rows], min_cosine=-2.0)
+    assert len(matches) == len(matches.scores) == 0
+    with pytest.raises(FeatureError, match=r"mask of \(5, 5\) bool for the rows 0 to 5, found \(5, 4\) torch.bool"):
+        match_descriptors(d, d, gate=lambda rows: torch.ones(5, 4, dtype=torch.bool)[rows])
+
+
+@pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray])
+def test_a_window_looks_for_points_where_they_are_expected(kind):
+    same = np.eye(32, dtype=np.float32)[[0, 0, 0, 0]]  # only the position tells them apart
+    predicted = np.array([[10, 10], [30, 10], [np.nan, 10], [90, 10]], np.float32)
+    positions = np.array([[34, 13], [11, 6], [50, 50], [84.9, 10]], np.float32)
+    gate = window(kind(predicted), kind(positions), 5)
+    assert pairs_of(match_descriptors(kind(same), kind(same), gate=gate)) == [(0, 1), (1, 0)]
+    assert np.array_equal(np.asarray(gate(slice(1, 3))), [[True, False, False, False], [False] * 4])
