@@ -1,0 +1,202 @@
+"""Publishers and subscriptions: their QoS, what the user overrides of it, and what is said where two do not fit.
+
+Every endpoint takes ``qos_overrides.<topic>.<publisher|subscription>.<policy>``. Inputs start as sensor data, which any
+publisher can serve, and follow the publishers from then on: where all of them send reliably, large images are asked
+for again when a part is lost; where all of them keep their last message for late joiners, as latched calibrations and
+static masks do, it is asked for. A policy that the user has set is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rclpy.exceptions import ParameterException
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    InvalidQoSProfileException,
+    QoSCompatibility,
+    QoSPolicyKind,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+    qos_policy_name_from_kind,
+)
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from scfeat_core.errors import ConfigError
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+except ModuleNotFoundError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
+
+POLICIES = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+LATCHED, VOLATILE = DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE
+Complain = Callable[[str], None]
+
+
+def qos(depth: int, reliability: Any, durability: Any = VOLATILE) -> QoSProfile:
+    """A new profile each time: rclpy writes the overrides of one endpoint into the profile that it is given."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=reliability, durability=durability)
+
+
+def following(offers: Iterable[QoSProfile], depth: int, latched: bool) -> QoSProfile:
+    """What to ask for so that all publishers can serve it, and none serves it worse than it could.
+
+    latched: an old message is worth having (a calibration, a mask; not an image).
+    """
+    offers = list(offers)
+    reliable = bool(offers) and all(offer.reliability == RELIABLE for offer in offers)
+    kept = latched and bool(offers) and all(offer.durability == LATCHED for offer in offers)
+    return qos(depth, RELIABLE if reliable else BEST_EFFORT, LATCHED if kept else VOLATILE)
+
+
+@dataclass(eq=False)
+class Input:
+    """A subscription with all that is needed to make it again."""
+
+    kind: Any
+    topic: str  # resolved
+    callback: Callable[[Any], None]
+    depth: int
+    latched: bool
+    complain: Complain
+    subscription: Any = None
+
+    @property
+    def profile(self) -> QoSProfile:
+        return self.subscription.qos_profile
+
+
+class Endpoints:
+    """The publishers and subscriptions of a lifecycle node; belongs to the thread of its executor."""
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        self.inputs: list[Input] = []
+        self.outputs: list[Any] = []
+
+    def publish(self, kind: Any, topic: str, complain: Complain, *, always: bool = False) -> Any:
+        """A publisher, silent while the node is inactive unless ``always``. Raises ConfigError for a bad override."""
+        create = self._node.create_publisher if always else self._node.create_lifecycle_publisher
+        topic = self._node.resolve_topic_name(topic)
+        events = PublisherEventCallbacks(incompatible_qos=lambda event: complain(self._refused(publisher, event)))
+        publisher = self._create(create, topic, kind, topic, qos(5, RELIABLE), event_callbacks=events)
+        self.outputs.append(publisher)
+        return publisher
+
+    def subscribe(
+        self,
+        kind: Any,
+        topic: str,
+        callback: Callable[[Any], None],
+        complain: Complain,
+        *,
+        depth: int = 1,
+        latched: bool = False,
+    ) -> Input:
+        """A subscription that follows its publishers. Raises ConfigError for a bad override."""
+        added = Input(kind, self._node.resolve_topic_name(topic), callback, depth, latched, complain)
+        self._connect(added, following(self._offers(added), depth, latched), declare=True)
+        self.inputs.append(added)
+        return added
+
+    def follow(self) -> None:
+        """Make the subscriptions again whose publishers allow, or need, another QoS by now."""
+        for item in self.inputs:
+            offers = self._offers(item)
+            if not offers:
+                continue
+            wanted = self._overridden(item.topic, following(offers, item.depth, item.latched))
+            if (wanted.reliability, wanted.durability) != (item.profile.reliability, item.profile.durability):
+                self._node.destroy_subscription(item.subscription)
+                self._connect(item, wanted, declare=False)
+
+    def close_inputs(self) -> None:
+        while self.inputs:
+            self._node.destroy_subscription(self.inputs.pop().subscription)
+
+    def close_outputs(self) -> None:
+        while self.outputs:
+            self._node.destroy_lifecycle_publisher(self.outputs.pop())  # takes plain publishers, too
+
+    def _connect(self, item: Input, profile: QoSProfile, declare: bool) -> None:
+        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._unserved(item, event))
+        create = self._node.create_subscription
+        arguments = (item.kind, item.topic, item.callback, profile)
+        if declare:
+            item.subscription = self._create(create, item.topic, *arguments, event_callbacks=events)
+        else:  # the parameters hold the values of the first time, which are not to be applied again
+            item.subscription = create(*arguments, event_callbacks=events)
+
+    def _create(self, create: Any, topic: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            return create(*arguments, qos_overriding_options=QoSOverridingOptions(POLICIES), **options)
+        except (RuntimeError, ParameterException, InvalidQoSProfileException) as error:
+            raise ConfigError(
+                f"expected a usable QoS for {topic}, found: {error}; check the parameters qos_overrides.{topic}.*"
+            ) from error
+
+    def _overridden(self, topic: str, profile: QoSProfile) -> QoSProfile:
+        """The profile with what the user has set. rclpy has no public way to see what that is."""
+        for policy, values in (("reliability", ReliabilityPolicy), ("durability", DurabilityPolicy)):
+            override = self._node._parameter_overrides.get(f"qos_overrides.{topic}.subscription.{policy}")
+            if override is not None:
+                setattr(profile, policy, values[override.value.upper()])
+        return profile
+
+    def _offers(self, item: Input) -> list[QoSProfile]:
+        return [info.qos_profile for info in self._node.get_publishers_info_by_topic(item.topic)]
+
+    def _unserved(self, item: Input, event: Any) -> None:
+        """A publisher does not offer what is asked for: follow it, or say why that cannot be done."""
+        policy = _policy(event)
+        name = f"qos_overrides.{item.topic}.subscription.{policy}"
+        infos = self._node.get_publishers_info_by_topic(item.topic)
+        refused = [info for info in infos if _conflict(info.qos_profile, item.profile)]
+        if name not in self._node._parameter_overrides and policy in ("reliability", "durability"):
+            return  # follow() asks for less in a moment
+        item.complain(
+            f"nothing arrives on {item.topic} from {_names(refused, 'a publisher')}: it offers "
+            f"{_value(refused, policy)}, and {policy} {_word(getattr(item.profile, policy, '?'))} is asked for by the "
+            f"parameter {name}: remove that, or let the publisher offer it"
+        )
+
+    def _refused(self, publisher: Any, event: Any) -> str:
+        """A subscriber asks for more than a publisher offers."""
+        policy, topic = _policy(event), publisher.topic_name
+        infos = self._node.get_subscriptions_info_by_topic(topic)
+        refused = [info for info in infos if _conflict(publisher.qos_profile, info.qos_profile)]
+        return (
+            f"nothing of {topic} reaches {_names(refused, 'a subscriber')}: it asks for {_value(refused, policy)}, and "
+            f"{_word(getattr(publisher.qos_profile, policy, '?'))} is offered: change the subscriber, or set the "
+            f"parameter qos_overrides.{topic}.publisher.{policy}"
+        )
+
+
+def _policy(event: Any) -> str:
+    """The name of the policy that does not fit, as parameters have it."""
+    return qos_policy_name_from_kind(event.last_policy_kind).lower()
+
+
+def _conflict(offered: QoSProfile, asked: QoSProfile) -> bool:
+    return qos_check_compatible(offered, asked)[0] == QoSCompatibility.ERROR
+
+
+def _names(infos: list[Any], otherwise: str) -> str:
+    """The nodes of these endpoints; discovery may not know them yet."""
+    names = {f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos}
+    return ", ".join(sorted(names)) or otherwise
+
+
+def _value(infos: list[Any], policy: str) -> str:
+    values = {_word(getattr(info.qos_profile, policy, "?")) for info in infos}
+    return f"{policy} {' or '.join(sorted(values))}" if values else f"another {policy}"
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "name", value)).lower()
