@@ -12,16 +12,21 @@ import numpy as np
 from scfeat.msg import FrontendStatus
 from std_msgs.msg import Header
 
-from scfeat_core.types import FrameResult
+from scfeat_core.types import FrameResult, ImageQuality
 
 from .worker import Counts
 
+_STATUS_FIELDS = frozenset(FrontendStatus.get_fields_and_field_types())
 _GRID = 8  # cells per axis, as FrontendStatus.coverage is defined
 
 
 @dataclass(frozen=True)
 class FrameHealth:
-    """Times (milliseconds, NaN = not run) and quality of one frame, named as in FrontendStatus."""
+    """Times (milliseconds, NaN = not run) and quality of one frame, named as in FrontendStatus.
+
+    Only in the diagnostics: quality, of the image, None where it was not assessed; masked, the share of the image that
+    the mask hides, NaN without one.
+    """
 
     header: Header
     ms_queue: float = math.nan
@@ -42,24 +47,30 @@ class FrameHealth:
     device: str = ""
     precision: str = ""
     descriptor_space: str = ""
+    quality: ImageQuality | None = None
+    masked: float = math.nan
 
 
 def frame_health(header: Header, result: FrameResult, **measured: Any) -> FrameHealth:
-    """header: of the image. measured: fields that the result does not know (queue, decode, publish, device, …)."""
+    """header: of the image. measured: fields that the result does not know (queue, decode, publish, device, masked, …)."""
     geometry = result.pair.geometry if result.pair else None
     matches = len(result.pair.matches) if result.pair else 0
+    ages = result.tracks.ages if result.tracks else ()
     timings = result.timings
     return FrameHealth(
         header,
-        ms_preprocess=_total(timings, "preprocess"),
+        ms_preprocess=_total(timings, "preprocess", "assess"),
         ms_network=_total(timings, "network", "select"),
-        ms_match=_total(timings, "match", "verify"),
+        ms_match=_total(timings, "match", "verify", "track"),
         keypoints=len(result.features),
         matches=matches,
         inliers=geometry.num_inliers if geometry else 0,
+        tracks=len(ages),
+        median_track_age=float(np.median(ages)) if len(ages) else math.nan,
         inlier_ratio=geometry.num_inliers / matches if geometry and matches else math.nan,
         coverage=coverage(result.features.keypoints, result.features.image_size),
         descriptor_space=result.features.descriptor_space,
+        quality=result.quality,
         **measured,
     )
 
@@ -70,7 +81,8 @@ def status_to_message(camera: str, counts: Counts, frame: FrameHealth | None, la
     for reason, count in counts.dropped.items():
         setattr(message, f"dropped_{reason}", count)
     for name, value in vars(frame or FrameHealth(Header())).items():
-        setattr(message, name, value)
+        if name in _STATUS_FIELDS:
+            setattr(message, name, value)
     return message
 
 

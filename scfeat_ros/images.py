@@ -1,7 +1,8 @@
 """sensor_msgs/Image and sensor_msgs/CompressedImage to numpy, gray or RGB, without a copy where the layout allows.
 
 Works on anything with the fields of these messages (rclpy messages, messages that ``rosbags`` read from a bag), so
-nothing of ROS is imported here. Encodings are those of sensor_msgs/image_encodings.hpp.
+nothing of ROS is imported here. Encodings are those of sensor_msgs/image_encodings.hpp; the conversions are the ones
+that cv_bridge asks of OpenCV, without its binaries (a test holds both to the same pixels).
 """
 
 from __future__ import annotations
@@ -52,7 +53,30 @@ _ENCODINGS = {
     **dict.fromkeys(("yuv422", "uyvy"), Encoding(channels=2, conversion=cv2.COLOR_YUV2RGB_UYVY)),
     **dict.fromkeys(("yuv422_yuy2", "yuyv"), Encoding(channels=2, conversion=cv2.COLOR_YUV2RGB_YUYV)),
 }
-ENCODINGS = tuple(_ENCODINGS)
+
+
+@dataclass(frozen=True)
+class SemiPlanar:
+    """A plane of luma, then one of interleaved chroma, both with rows of ``step`` bytes per ``width`` bytes of content.
+
+    subsampling: pixels per chroma value, along x and y alike. conversion: of OpenCV; None: by the matrix.
+    """
+
+    subsampling: int
+    conversion: int | None = None
+
+
+# height is that of the image, as sensor_msgs defines it, not that of both planes on top of each other.
+_SEMI_PLANAR = {
+    "nv12": SemiPlanar(2, cv2.COLOR_YUV2RGB_NV12),
+    "nv21": SemiPlanar(2, cv2.COLOR_YUV2RGB_NV21),
+    "nv24": SemiPlanar(1),
+}
+# Y, Cb, Cr of 8 bits, studio swing, to RGB (ITU-R BT.601), as OpenCV has it for the subsampled ones.
+_BT601 = np.array([[1.164, 0.0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0.0]])
+_BT601 = np.hstack([_BT601, -_BT601 @ [[16], [128], [128]]]).astype(np.float32)
+
+ENCODINGS = (*_ENCODINGS, *_SEMI_PLANAR)
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,8 @@ def image_to_array(message: Any) -> np.ndarray:
     A view of ``message.data`` for gray, RGB and RGBA in the byte order of this machine, whatever the row step; a
     converted copy for the rest. Raises ImageError where the encoding is unknown or the fields contradict each other.
     """
+    if message.encoding in _SEMI_PLANAR:
+        return _convert_planes(message, _SEMI_PLANAR[message.encoding])
     encoding = _lookup(message.encoding)
     pixels = _view(message, encoding)
     if encoding.conversion is not None:
@@ -110,11 +136,32 @@ def _convert(pixels: np.ndarray, conversion: int, encoding: str) -> np.ndarray:
     try:
         return cv2.cvtColor(pixels, conversion)
     except cv2.error as error:
-        height, width = pixels.shape[:2]
-        raise ImageError(
-            f"expected {encoding} pixels that can be made RGB, found {width}x{height} that OpenCV cannot convert "
-            f"({error.err or error}); YUV 4:2:2 needs an even width: let the camera driver send mono8, rgb8 or bgr8"
-        ) from error
+        raise _not_convertible(encoding, pixels.shape[1], pixels.shape[0], error) from error
+
+
+def _convert_planes(message: Any, encoding: SemiPlanar) -> np.ndarray:
+    """(H, W, 3) RGB of a plane of luma and one of interleaved chroma."""
+    height, width, step = message.height, message.width, message.step
+    _check_fields(message, width)
+    rows, columns = -(-height // encoding.subsampling), -(-width // encoding.subsampling)
+    chroma_step = 2 * step // encoding.subsampling
+    data = _bytes(message, height * step + (rows - 1) * chroma_step + 2 * columns)
+    luma = np.ndarray((height, width), np.uint8, data, strides=(step, 1))
+    chroma = np.ndarray((rows, columns, 2), np.uint8, data, height * step, (chroma_step, 2, 1))
+    try:
+        if encoding.conversion is None:
+            return cv2.transform(np.dstack([luma, chroma]), _BT601)
+        return cv2.cvtColorTwoPlane(luma, chroma, encoding.conversion)
+    except cv2.error as error:
+        raise _not_convertible(message.encoding, width, height, error) from error
+
+
+def _not_convertible(encoding: str, width: int, height: int, error: cv2.error) -> ImageError:
+    return ImageError(
+        f"expected {encoding} pixels that can be made RGB, found {width}x{height} that OpenCV cannot convert "
+        f"({error.err or error}); YUV 4:2:2 needs an even width, 4:2:0 an even height, too: let the camera driver "
+        "send mono8, rgb8 or bgr8"
+    )
 
 
 def _lookup(name: str) -> Encoding:
@@ -131,20 +178,8 @@ def _view(message: Any, encoding: Encoding) -> np.ndarray:
     """(H, W) or (H, W, C) view of the data; a copy only for the other byte order and for odd steps of 16-bit rows."""
     height, width, step = message.height, message.width, message.step
     row = width * encoding.pixel_bytes
-    if height == 0 or width == 0:
-        raise ImageError(f"expected an image with pixels, found {width}x{height}: check the camera driver")
-    if step < row:
-        raise ImageError(
-            f"expected a step of at least {row} bytes for {width} pixels of {message.encoding}, found {step}: "
-            "the publisher sets step, width or encoding wrongly"
-        )
-    data = np.frombuffer(message.data, np.uint8)
-    # The padding of the last row may be missing: some drivers cut it off.
-    if len(data) < (height - 1) * step + row:
-        raise ImageError(
-            f"truncated image: expected {height * step} bytes for {height} rows of {step} bytes, found {len(data)}; "
-            "check the driver that publishes it"
-        )
+    _check_fields(message, row)
+    data = _bytes(message, (height - 1) * step + row)
     dtype = np.dtype(encoding.dtype).newbyteorder(">" if message.is_bigendian else "<")
     strides: tuple[int, ...] = (step, encoding.pixel_bytes, dtype.itemsize)
     shape: tuple[int, ...] = (height, width, encoding.channels)
@@ -153,3 +188,27 @@ def _view(message: Any, encoding: Encoding) -> np.ndarray:
     pixels = np.ndarray(shape, dtype, data, strides=strides)
     native = pixels.astype(encoding.dtype, copy=False)
     return native if native.flags.aligned and step % dtype.itemsize == 0 else native.copy()
+
+
+def _check_fields(message: Any, row: int) -> None:
+    """row: bytes of the pixels of one row."""
+    if message.height == 0 or message.width == 0:
+        raise ImageError(
+            f"expected an image with pixels, found {message.width}x{message.height}: check the camera driver"
+        )
+    if message.step < row:
+        raise ImageError(
+            f"expected a step of at least {row} bytes for {message.width} pixels of {message.encoding}, found "
+            f"{message.step}: the publisher sets step, width or encoding wrongly"
+        )
+
+
+def _bytes(message: Any, needed: int) -> np.ndarray:
+    """The data, at least ``needed`` bytes: the padding of the last row may be missing, as some drivers cut it off."""
+    data = np.frombuffer(message.data, np.uint8)
+    if len(data) < needed:
+        raise ImageError(
+            f"truncated image: expected {needed} bytes for {message.height} rows of {message.step} bytes of "
+            f"{message.encoding}, found {len(data)}; check the driver that publishes it"
+        )
+    return data

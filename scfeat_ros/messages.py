@@ -7,26 +7,39 @@ The way back gives views of the message's memory. Headers are passed on as they 
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from enum import IntEnum
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from builtin_interfaces.msg import Time
 from scfeat.msg import Features as FeaturesMessage
 from scfeat.msg import Matches as MatchesMessage
+from scfeat.msg import Tracks as TracksMessage
 from scfeat.msg import TwoViewGeometry as GeometryMessage
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from scfeat_core.errors import CalibrationError, ConfigError, DataError
 from scfeat_core.geometry import check_camera
-from scfeat_core.types import Camera, Features, FrameResult, GeometryModel, Matches, PairResult, TwoViewGeometry
+from scfeat_core.types import (
+    Camera,
+    Features,
+    FrameResult,
+    GeometryModel,
+    Matches,
+    MatchKind,
+    PairResult,
+    Tracks,
+    TwoViewGeometry,
+)
 
 DESCRIPTOR_TYPES = {
     "float32": FeaturesMessage.FLOAT32,
     "float16": FeaturesMessage.FLOAT16,
     "int8": FeaturesMessage.INT8,
 }
+Member = TypeVar("Member", bound=IntEnum)
 _WIRE_DTYPES: dict[int, np.dtype[Any]] = {
     FeaturesMessage.FLOAT32: np.dtype("<f4"),
     FeaturesMessage.FLOAT16: np.dtype("<f2"),
@@ -37,12 +50,17 @@ _WIRE_DTYPES: dict[int, np.dtype[Any]] = {
 def features_to_message(
     result: FrameResult, header: Header, descriptor_type: str = "float16", rectified: bool = False
 ) -> FeaturesMessage:
-    """The features of a frame. header: of its image. descriptor_type: float32, float16, int8, or none (not sent)."""
+    """The features of a frame. header: of its image. descriptor_type: float32, float16, int8, or none (not sent).
+
+    With tracks in the result, ``track_ids`` says which keypoint belongs to which; without, it stays empty.
+    """
     features = result.features.numpy()
     message = FeaturesMessage(header=header, camera=result.camera, sequence=result.sequence, rectified=rectified)
     message.image_width, message.image_height = features.image_size
     message.keypoints = _pack("f", features.keypoints, np.float32)
     message.scores = _pack("f", features.scores, np.float32)
+    if result.tracks is not None:
+        message.track_ids = _pack("I", _track_ids(result.tracks, len(features)), np.uint32)
     message.descriptor_scale = 1.0
     if descriptor_type != "none":
         _set_descriptors(message, features, descriptor_type)
@@ -50,27 +68,30 @@ def features_to_message(
 
 
 def features_from_message(message: FeaturesMessage) -> Features:
-    """Views of the message where its type is float32; descriptors (N, D) float32, (N, 0) where they were not sent."""
-    keypoints = _unpack(message.keypoints, np.float32).reshape(-1, 2)
+    """Views of the message where its type is float32; descriptors (N, D) float32, (N, 0) where they were not sent.
+
+    Scores are 0 where they were not sent. Raises DataError where the arrays do not fit together.
+    """
+    count = len(message.keypoints) // 2
+    _check_lengths("coordinates", 2 * count, message.keypoints)
+    _check_lengths("scores, or none,", count, *filter(len, (message.scores,)))
     return Features(
-        keypoints=keypoints,
-        scores=_unpack(message.scores, np.float32),
-        descriptors=_descriptors(message, len(keypoints)),
+        keypoints=_points(message.keypoints),
+        scores=_unpack(message.scores, np.float32) if len(message.scores) else np.zeros(count, np.float32),
+        descriptors=_descriptors(message, count),
         image_size=(message.image_width, message.image_height),
         descriptor_space=message.descriptor_space,
     )
 
 
-def matches_to_message(result: FrameResult, header: Header, frame_id0: str) -> MatchesMessage:
-    """The matches to the previous frame of the same camera, and their geometry.
+def matches_to_message(pair: PairResult, result: FrameResult, header: Header, frame_id0: str) -> MatchesMessage:
+    """Matches to the previous frame of the same camera or to that of another camera, and their geometry.
 
-    header: of the image of ``result``, which is view 1. frame_id0: optical frame of view 0. Needs ``result.pair``.
+    pair: its view 1 is the frame of ``result``, whose image has this header. frame_id0: optical frame of view 0.
     """
-    pair = result.pair
-    assert pair is not None, "a frame without a pair has no matches to send"
     message = MatchesMessage(header=header, stamp0=stamp_from_nanoseconds(pair.stamp0), frame_id0=frame_id0)
-    message.kind = MatchesMessage.TEMPORAL
-    message.camera0 = message.camera1 = result.camera
+    message.kind = int(pair.kind)
+    message.camera0, message.camera1 = pair.camera0 or result.camera, result.camera
     message.sequence0, message.sequence1 = pair.sequence0, result.sequence
     message.indices0 = _pack("I", pair.matches.indices0, np.uint32)
     message.indices1 = _pack("I", pair.matches.indices1, np.uint32)
@@ -84,7 +105,13 @@ def matches_to_message(result: FrameResult, header: Header, frame_id0: str) -> M
 
 
 def matches_from_message(message: MatchesMessage) -> PairResult:
-    """What ``matches_to_message`` was given; ``geometry`` is None where nothing was verified."""
+    """What ``matches_to_message`` was given; ``geometry`` is None where nothing was verified.
+
+    Raises DataError where the arrays differ in length, or name what this version does not know.
+    """
+    _check_lengths("matches", len(message.indices0), message.indices1, message.scores)
+    _check_lengths("coordinates", 2 * len(message.indices0), message.keypoints0, message.keypoints1)
+    _check_lengths("inliers, or none,", len(message.indices0), *filter(len, (message.inliers,)))
     verified = len(message.inliers) > 0 or message.geometry.model != GeometryMessage.NONE
     return PairResult(
         sequence0=message.sequence0,
@@ -94,9 +121,51 @@ def matches_from_message(message: MatchesMessage) -> PairResult:
             _unpack(message.indices1, np.uint32).astype(np.int64),
             _unpack(message.scores, np.float32),
         ),
-        keypoints0=_unpack(message.keypoints0, np.float32).reshape(-1, 2),
-        keypoints1=_unpack(message.keypoints1, np.float32).reshape(-1, 2),
+        keypoints0=_points(message.keypoints0),
+        keypoints1=_points(message.keypoints1),
         geometry=geometry_from_message(message.geometry, message.inliers) if verified else None,
+        kind=_member(MatchKind, message.kind),
+        camera0=message.camera0,
+    )
+
+
+def tracks_to_message(result: FrameResult, header: Header, session: str) -> TracksMessage:
+    """The tracks of a frame. header: of its image. session: another one on each start. Needs ``result.tracks``."""
+    tracks = result.tracks
+    assert tracks is not None, "a frame without tracks has none to send"
+    message = TracksMessage(header=header, camera=result.camera, sequence=result.sequence, session=session)
+    message.ids = _pack("I", tracks.ids, np.uint32)
+    message.ages = _pack("I", tracks.ages, np.uint32)
+    message.keypoints = _pack("f", tracks.keypoints, np.float32)
+    if tracks.rays is not None:
+        message.rays = _pack("f", tracks.rays, np.float32)
+    if tracks.velocities is not None:
+        message.velocities = _pack("f", tracks.velocities, np.float32)
+    message.flags = _pack("B", tracks.flags, np.uint8)
+    message.lost_ids = _pack("I", tracks.lost_ids, np.uint32)
+    return message
+
+
+def tracks_from_message(message: TracksMessage) -> Tracks:
+    """What ``tracks_to_message`` was given, as views of the message.
+
+    Except for ``indices``, which are -1: they are not sent, ``Features.track_ids`` of the same stamp says the same.
+    rays and velocities are None where they were not sent, and where there are no tracks at all. Raises DataError where
+    the arrays differ in length.
+    """
+    count = len(message.ids)
+    _check_lengths("tracks", count, message.ages, message.flags)
+    _check_lengths("coordinates", 2 * count, message.keypoints)
+    _check_lengths("coordinates, or none,", 2 * count, *filter(len, (message.rays, message.velocities)))
+    return Tracks(
+        ids=_unpack(message.ids, np.uint32),
+        ages=_unpack(message.ages, np.uint32),
+        indices=np.full(count, -1, np.int64),
+        keypoints=_points(message.keypoints),
+        rays=_points(message.rays) if len(message.rays) else None,
+        velocities=_points(message.velocities) if len(message.velocities) else None,
+        flags=_unpack(message.flags, np.uint8),
+        lost_ids=_unpack(message.lost_ids, np.uint32),
     )
 
 
@@ -113,14 +182,16 @@ def geometry_from_message(message: GeometryMessage, inliers: Any) -> TwoViewGeom
     """inliers: the field of that name of the Matches message."""
     matrix = np.array(message.matrix, np.float64).reshape(3, 3)
     mask = _unpack(inliers, np.uint8).astype(bool)
-    return TwoViewGeometry(GeometryModel(message.model), matrix, mask, message.threshold)
+    return TwoViewGeometry(_member(GeometryModel, message.model), matrix, mask, message.threshold)
 
 
 def camera_from_message(message: CameraInfo, image_size: tuple[int, int], rectified: bool = False) -> Camera:
     """The intrinsics of a camera: K and D, or for rectified images P and no distortion.
 
-    image_size: (width, height) of the images that it is meant for. Raises CalibrationError where the camera is not
-    calibrated (zeros, by the convention of sensor_msgs), where a value is not finite, or where the size is another one.
+    R and P go with them, for stereo; R of rectified images is the identity. Both are None where R or P is all zeros,
+    as drivers of single cameras leave them. image_size: (width, height) of the images that it is meant for.
+    Raises CalibrationError where the camera is not calibrated (zeros, by the convention of sensor_msgs), where a value
+    is not finite, or where the size is another one.
     """
     size = (message.width, message.height)
     if size not in (image_size, (0, 0)):
@@ -128,11 +199,14 @@ def camera_from_message(message: CameraInfo, image_size: tuple[int, int], rectif
             f"expected the calibration of images of {image_size[0]}x{image_size[1]}, found one for "
             f"{size[0]}x{size[1]}: remap camera_info to the topic that belongs to the image"
         )
+    rotation, projection = np.array(message.r, np.float64).reshape(3, 3), np.array(message.p, np.float64).reshape(3, 4)
     if rectified:
-        camera = Camera(np.array(message.p, np.float64).reshape(3, 4)[:, :3], np.zeros(0), image_size, "plumb_bob")
+        intrinsics, distortion, model, rotation = projection[:, :3], np.zeros(0), "plumb_bob", np.eye(3)
     else:
         intrinsics = np.array(message.k, np.float64).reshape(3, 3)
-        camera = Camera(intrinsics, np.array(message.d, np.float64), image_size, message.distortion_model)
+        distortion, model = np.array(message.d, np.float64), message.distortion_model
+    stereo = (rotation, projection) if rotation.any() and projection.any() else (None, None)
+    camera = Camera(intrinsics, distortion, image_size, model, *stereo)
     check_camera(camera)
     return camera
 
@@ -151,8 +225,39 @@ def _pack(typecode: str, values: np.ndarray, dtype: type) -> array:
     return packed
 
 
+def _track_ids(tracks: Tracks, count: int) -> np.ndarray:
+    """(count,) uint32, one for each keypoint, 0 where it belongs to no track."""
+    ids = np.zeros(count, np.uint32)
+    ids[tracks.indices] = tracks.ids
+    return ids
+
+
+def _check_lengths(what: str, expected: int, *arrays: Any) -> None:
+    found = [len(values) for values in arrays]
+    if any(length != expected for length in found):
+        raise DataError(
+            f"expected parallel arrays of {expected} {what}, found {found}: the message was not made by scfeat"
+        )
+
+
+def _member(kind: type[Member], value: int) -> Member:
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(f"{int(member)} ({member.name})" for member in kind)
+        raise DataError(
+            f"expected a {kind.__name__} of {known}, found {value}: "
+            "sender and receiver use different versions of scfeat"
+        ) from None
+
+
 def _unpack(values: Any, dtype: Any) -> np.ndarray:
     return np.frombuffer(values, dtype) if len(values) else np.empty(0, dtype)
+
+
+def _points(values: Any) -> np.ndarray:
+    """(N, 2) float32 view."""
+    return _unpack(values, np.float32).reshape(-1, 2)
 
 
 def _set_descriptors(message: FeaturesMessage, features: Features, descriptor_type: str) -> None:
