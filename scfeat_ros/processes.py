@@ -43,6 +43,10 @@ class Child:
         self.stop()
 
     @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
     def exit_code(self) -> int | None:
         """None while it runs; minus the signal where one ended it."""
         return self._popen.poll()
