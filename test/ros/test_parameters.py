@@ -10,7 +10,7 @@ import yaml
 
 from scfeat_core.config import Range, type_hints
 from scfeat_core.errors import ConfigError
-from scfeat_ros.parameters import NodeParameters, load_parameters, parameters_markdown, parameters_yaml, rows
+from scfeat_ros.parameters import GROUPS, NodeParameters, load_parameters, parameters_markdown, parameters_yaml, rows
 
 
 def test_the_file_is_what_the_table_says(repository: Path) -> None:
@@ -21,8 +21,12 @@ def test_the_file_is_what_the_table_says(repository: Path) -> None:
 
 def test_the_file_holds_every_default_in_its_type() -> None:
     loaded = yaml.safe_load(parameters_yaml())["/**"]["ros__parameters"]
-    assert loaded == {field.name: field.default for field in dataclasses.fields(NodeParameters)}
-    assert {name: type(value) for name, value in loaded.items()} == {row.name: row.type for row in rows()}
+    table = {row.name: row for row in rows()}
+    assert list(loaded) == list(table) == [field.name for field in dataclasses.fields(NodeParameters)]
+    for name, value in loaded.items():
+        items = value if table[name].many else [value]
+        assert items and {type(item) for item in items} == {table[name].type}, name
+        assert table[name].from_ros(value) == table[name].default, name
     assert load_parameters(loaded) == NodeParameters()
 
 
@@ -35,8 +39,8 @@ def test_every_row_is_documented_and_every_number_limited() -> None:
 
 def test_the_markdown_table_has_a_line_for_each_parameter() -> None:
     lines = parameters_markdown().splitlines()
-    assert len(lines) == 2 + len(list(rows()))
-    assert all(line.replace("\\|", "").count("|") == 6 for line in lines)
+    assert len(lines) == 2 + len(list(rows())) + len(GROUPS)
+    assert all(line.count("|") == 7 for line in lines)
 
 
 def test_the_front_end_takes_all_of_its_settings_from_the_table() -> None:
@@ -84,7 +88,8 @@ def test_descriptors_carry_type_limits_and_meaning() -> None:
     hints = type_hints(NodeParameters)
     for row in rows():
         described = descriptor(row)
-        assert described.name == row.name and described.description == row.doc and described.read_only
+        assert described.name == row.name and described.description == row.doc
+        assert described.read_only == (not row.dynamic)
         has_range = any(isinstance(extra, Range) for extra in getattr(hints[row.name], "__metadata__", ()))
         assert bool(described.integer_range or described.floating_point_range) == has_range
     table = {row.name: descriptor(row) for row in rows()}
