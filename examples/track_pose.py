@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""The smallest SLAM front half that is one: ~/tracks in, a camera pose a frame out. No images, no descriptors.
+
+    python examples/track_pose.py --ros-args -r tracks:=/scfeat/tracks
+
+Two keyframes give the essential matrix, its pose and the first landmarks; from then on PnP locates every frame, and
+what is new since the last keyframe is triangulated. Nothing is refined and no loop is closed: the map drifts, and its
+unit is the distance of the first two keyframes.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import rclpy
+from rclpy.qos import QoSProfile
+from scfeat.msg import Tracks
+
+PIXEL = 1 / 500  # rays are normalised: about one pixel at a focal length of 500
+PARALLAX = 20 * PIXEL  # median motion of rays that makes two views a good base
+ENOUGH = 30  # points for a pose
+
+
+class Odometry:
+    """``update`` takes the tracks of one frame; pose is T_camera_world (3, 4), None before the second keyframe."""
+
+    def __init__(self) -> None:
+        self.pose: np.ndarray | None = None
+        self.map_ids = np.empty(0, np.int64)
+        self.map_points = np.empty((0, 3))
+        self.keyframe: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # ids, rays, pose
+
+    def update(self, ids: np.ndarray, rays: np.ndarray) -> np.ndarray | None:
+        """ids: (T,), each once. rays: (T, 2), undistorted, z = 1. Returns the pose of this frame, None where lost."""
+        if self.keyframe is None:
+            self.keyframe = ids, rays, np.eye(3, 4)
+            return None
+        _, old, new = np.intersect1d(self.keyframe[0], ids, assume_unique=True, return_indices=True)
+        if len(new) < ENOUGH and self._locate(ids, rays) is None:
+            self.__init__()  # lost: begin anew, with a map and a unit of its own
+            self.keyframe = ids, rays, np.eye(3, 4)
+            return None
+        far = len(new) > 0 and np.median(np.linalg.norm(rays[new] - self.keyframe[1][old], axis=1)) > PARALLAX
+        pose = self._first_pose(old, rays[new]) if self.pose is None and far else self._locate(ids, rays)
+        if pose is not None and far:
+            self._triangulate(pose, ids[new], self.keyframe[1][old], rays[new])
+            self.keyframe = ids, rays, pose
+        self.pose = pose if pose is not None else self.pose
+        return pose
+
+    def _first_pose(self, old: np.ndarray, rays: np.ndarray) -> np.ndarray | None:
+        before = self.keyframe[1][old].astype(float)
+        matrix, inliers = cv2.findEssentialMat(before, rays.astype(float), np.eye(3), cv2.RANSAC, 0.999, PIXEL)
+        if matrix is None or matrix.shape != (3, 3):
+            return None
+        count, rotation, translation, _ = cv2.recoverPose(matrix, before, rays.astype(float), np.eye(3), mask=inliers)
+        return np.hstack([rotation, translation]) if count >= ENOUGH else None
+
+    def _locate(self, ids: np.ndarray, rays: np.ndarray) -> np.ndarray | None:
+        _, known, seen = np.intersect1d(self.map_ids, ids, assume_unique=True, return_indices=True)
+        if len(seen) < ENOUGH:
+            return None
+        found, rotation, translation, inliers = cv2.solvePnPRansac(
+            self.map_points[known], rays[seen].astype(float), np.eye(3), None, reprojectionError=3 * PIXEL
+        )
+        if not found or len(inliers) < ENOUGH:
+            return None
+        return np.hstack([cv2.Rodrigues(rotation)[0], translation])
+
+    def _triangulate(self, pose: np.ndarray, ids: np.ndarray, before: np.ndarray, now: np.ndarray) -> None:
+        new = ~np.isin(ids, self.map_ids)
+        points = cv2.triangulatePoints(self.keyframe[2], pose, before[new].T.astype(float), now[new].T.astype(float))
+        points = (points[:3] / points[3]).T
+        good = np.ones(len(points), bool)
+        for view, seen in ((self.keyframe[2], before[new]), (pose, now[new])):
+            local = points @ view[:, :3].T + view[:, 3]
+            good &= (local[:, 2] > 0) & (np.linalg.norm(local[:, :2] / local[:, 2:] - seen, axis=1) < 2 * PIXEL)
+        self.map_ids = np.concatenate([self.map_ids, ids[new][good]])
+        self.map_points = np.concatenate([self.map_points, points[good]])
+
+
+def main() -> None:
+    rclpy.init()
+    node = rclpy.create_node("track_pose")
+    odometry = Odometry()
+
+    def on_tracks(message: Tracks) -> None:
+        ids, rays = np.array(message.ids, np.int64), np.array(message.rays, np.float32).reshape(-1, 2)
+        pose = odometry.update(ids, rays) if len(rays) == len(ids) else None
+        where = "no pose" if pose is None else "position %8.3f %8.3f %8.3f" % tuple(-pose[:, :3].T @ pose[:, 3])
+        print(f"{message.header.stamp.sec}.{message.header.stamp.nanosec:09d} {len(ids):5d} tracks  {where}", flush=True)
+
+    node.create_subscription(Tracks, "tracks", on_tracks, QoSProfile(depth=10))
+    rclpy.spin(node)
+
+
+if __name__ == "__main__":
+    main()
