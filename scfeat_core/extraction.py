@@ -131,12 +131,14 @@ class Extractor:
         masks: Sequence[Array | None] | Array | None = None,
         max_keypoints: Sequence[int] | None = None,
         *,
+        score_maps: bool | Sequence[bool] = False,
         to_numpy: bool = True,
     ) -> list[Features]:
         """Features of several images of one size and kind in one pass; the same as one by one.
 
         masks: one (H, W) for all, or one for each, None for those without. max_keypoints: one for each image, 0 keeps
-        all; None: that of the options for all. Raises ImageError, DeviceError, and ConfigError for budgets that do not
+        all; None: that of the options for all. score_maps: which results keep the scores of the detector all over the
+        image, as a view of those of the batch. Raises ImageError, DeviceError, and ConfigError for budgets that do not
         fit.
         """
         self.timings = {}
@@ -152,9 +154,19 @@ class Extractor:
         with self._timed("select"):
             keypoints = self._select(score_map, given, budgets)
             descriptors = self._describe(descriptor_map, keypoints)
+            wanted = [score_maps] * len(stacked) if isinstance(score_maps, bool) else score_maps
             results = [
-                Features(given.to_image(xy), scores, rows, (width, height), self.descriptor_space)
-                for (xy, scores), rows in zip(keypoints, descriptors, strict=True)
+                Features(
+                    given.to_image(xy),
+                    scores,
+                    rows,
+                    (width, height),
+                    self.descriptor_space,
+                    given.without_padding(scored).float() if keep else None,
+                )
+                for (xy, scores), rows, scored, keep in zip(
+                    keypoints, descriptors, score_map[:, 0], wanted, strict=True
+                )
             ]
             return [result.numpy() for result in results] if to_numpy else results
 

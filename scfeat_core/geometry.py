@@ -173,8 +173,11 @@ def sample_map(
 
 # -- cameras -----------------------------------------------------------------------------------------------------------
 
-_PINHOLE_MODELS = ("plumb_bob", "rational_polynomial")
-_FISHEYE_MODELS = ("equidistant", "fisheye")
+# Names of sensor_msgs/CameraInfo first, then those that calibration tools and drivers use for the same.
+_PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "radtan", "radial_tangential", "brown_conrady", "rational")
+_FISHEYE_MODELS = ("equidistant", "fisheye", "kannala_brandt", "kannala_brandt4")
+_PINHOLE_SIZES = (0, 4, 5, 8, 12, 14)  # k1 k2 p1 p2, k3, k4 to k6, thin prism s1 to s4, tilted sensor
+_REPROJECTION = 0.1  # pixels: a ray that projects further from its pixel is none; solved ones are within 1e-6
 _UNDISTORT_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)  # the default stops after 5 steps
 # OpenCV 4.5.4 (Ubuntu 22.04) iterates ten times and takes no criteria for fisheye cameras.
 _FISHEYE_OPTIONS: dict[str, Any] = (
@@ -185,19 +188,23 @@ _FISHEYE_OPTIONS: dict[str, Any] = (
 def undistort_points(points: np.ndarray, camera: Camera) -> np.ndarray:
     """Undistorted normalised rays (N, 2) float64, x/z and y/z, of pixels (N, 2).
 
-    Distortion models of sensor_msgs/CameraInfo: plumb_bob, rational_polynomial, equidistant, and none (""). Non-finite
-    where a pixel is outside of what the model can see. Raises CalibrationError for an unusable camera.
+    Distortion models of sensor_msgs/CameraInfo: plumb_bob, rational_polynomial (also with the coefficients of a thin
+    prism and of a tilted sensor, in the order of OpenCV), equidistant (Kannala and Brandt, PAMI 2006), and none ("").
+    NaN where a pixel is not finite or outside of what the model can see. Raises CalibrationError for an unusable camera.
     """
     check_camera(camera)
     pixels = np.ascontiguousarray(points, np.float64).reshape(-1, 1, 2)
     if len(pixels) == 0:
         return np.zeros((0, 2))
-    if camera.distortion_model in _FISHEYE_MODELS:
-        rays = cv2.fisheye.undistortPoints(pixels, camera.K, camera.D[:4], **_FISHEYE_OPTIONS)
-        rays = np.where(np.abs(rays) > 1e5, np.nan, rays)  # OpenCV's mark for "did not converge" is -1e6
-    else:
-        rays = _undistort_pinhole(pixels, camera)
-    return rays.reshape(-1, 2)
+    fisheye = _model_name(camera) in _FISHEYE_MODELS
+    rays = _undistort_fisheye(pixels, camera) if fisheye else _undistort_pinhole(pixels, camera)
+    # The iterations stop somewhere also where there is nothing to find, and OpenCV bends wide angles back to 90 degrees.
+    error = np.abs(_project(rays, camera, fisheye) - pixels).max(-1)
+    return np.where(error < _REPROJECTION, rays, np.nan).reshape(-1, 2)
+
+
+def _undistort_fisheye(pixels: np.ndarray, camera: Camera) -> np.ndarray:
+    return cv2.fisheye.undistortPoints(pixels, camera.K, camera.D[:4], **_FISHEYE_OPTIONS)
 
 
 def _undistort_pinhole(pixels: np.ndarray, camera: Camera) -> np.ndarray:
@@ -206,8 +213,16 @@ def _undistort_pinhole(pixels: np.ndarray, camera: Camera) -> np.ndarray:
     return cv2.undistortPoints(pixels, camera.K, camera.D, criteria=_UNDISTORT_CRITERIA)
 
 
+def _project(rays: np.ndarray, camera: Camera, fisheye: bool) -> np.ndarray:
+    """Pixels (N, 1, 2) of rays (N, 1, 2)."""
+    points = np.concatenate([rays, np.ones_like(rays[..., :1])], -1)
+    if fisheye:
+        return cv2.fisheye.projectPoints(points, np.zeros(3), np.zeros(3), camera.K, camera.D[:4])[0].reshape(-1, 1, 2)
+    return cv2.projectPoints(points, np.zeros(3), np.zeros(3), camera.K, camera.D)[0]
+
+
 def check_camera(camera: Camera) -> None:
-    """Raise CalibrationError where the intrinsics cannot be used."""
+    """Raise CalibrationError where the intrinsics, or a rectification that is given, cannot be used."""
     k, d = np.asarray(camera.K), np.asarray(camera.D)
     if k.shape != (3, 3) or not np.isfinite(k).all() or not (k[0, 0] > 0 and k[1, 1] > 0):
         raise CalibrationError(
@@ -218,18 +233,37 @@ def check_camera(camera: Camera) -> None:
         raise CalibrationError(
             f"expected finite distortion coefficients, found {d.tolist()}; calibrate the camera again"
         )
-    model = camera.distortion_model
-    if model in _FISHEYE_MODELS:
-        usable = d.size == 4
-    elif model in _PINHOLE_MODELS:
-        usable = d.size in (0, 4, 5, 8, 12, 14)
-    else:
-        usable = model in ("", "none") and not d.any()
-    if not usable:
+    if not _distortion_is_known(_model_name(camera), d):
         raise CalibrationError(
-            f"distortion model '{model}' with {d.size} coefficients is not supported; expected plumb_bob (4 or 5), "
-            "rational_polynomial (8), equidistant (4), or none"
+            f"distortion model '{camera.distortion_model}' with {d.size} coefficients is not supported; expected "
+            "plumb_bob (4 or 5), rational_polynomial (8, 12 or 14), equidistant (4), or none"
         )
+    _check_rectification(camera)
+
+
+def _model_name(camera: Camera) -> str:
+    return camera.distortion_model.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _distortion_is_known(model: str, coefficients: np.ndarray) -> bool:
+    if model in _FISHEYE_MODELS:  # some drivers append a zero
+        return coefficients.size >= 4 and not coefficients[4:].any()
+    if model in _PINHOLE_MODELS:
+        return coefficients.size in _PINHOLE_SIZES
+    return model in ("", "none") and not coefficients.any()
+
+
+def _check_rectification(camera: Camera) -> None:
+    if camera.R is not None:
+        r = np.asarray(camera.R)
+        if r.shape != (3, 3) or not np.allclose(r @ r.T, np.eye(3), atol=1e-3) or np.linalg.det(r) < 0:
+            raise CalibrationError(f"expected R to be a 3x3 rotation, found {r.tolist()}; calibrate the camera again")
+    if camera.P is not None:
+        p = np.asarray(camera.P)
+        if p.shape != (3, 4) or not np.isfinite(p).all() or not (p[0, 0] > 0 and p[1, 1] > 0):
+            raise CalibrationError(
+                f"expected a finite 3x4 P with positive focal lengths, found {p.tolist()}; calibrate the camera again"
+            )
 
 
 def _like(array: Any, reference: Array) -> Array:

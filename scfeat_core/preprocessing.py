@@ -37,6 +37,10 @@ class NetworkInput(NamedTuple):
         """Network pixels (..., 2) to pixels of the image that was given."""
         return points if self.scale_xy == (1, 1) else scale_points(points, [1 / scale for scale in self.scale_xy])
 
+    def without_padding(self, values: Tensor) -> Tensor:
+        """The part (..., h, w) of a map (..., H, W) that shows the image."""
+        return values[..., : self.valid_size[1], : self.valid_size[0]]
+
 
 def image_tensor(image: Array) -> Tensor:
     """(H, W, 1 or 3) uint8 or float32 in [0, 1], on the device where the image is; no copy where its layout allows.
