@@ -35,7 +35,13 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", default="lite", help="name of shipped weights, or a .safetensors file (%(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, or auto (%(default)s)")
-    parser.add_argument("--max-keypoints", type=int, default=1024, metavar="N", help="at most N an image (%(default)s)")
+    parser.add_argument(
+        "--max-keypoints",
+        type=count_from(0),
+        default=1024,
+        metavar="N",
+        help="at most N an image, 0: all (%(default)s)",
+    )
 
 
 def extractor_from(args: argparse.Namespace) -> Extractor:

@@ -14,6 +14,7 @@ from scfeat_core.config import Range
 from scfeat_core.geometry import Alignment, distances, sample_map, seen, warp_points
 from scfeat_core.training.epipolar_loss import usable_pairs
 from scfeat_core.training.rewards import (
+    MINIMAL,
     EpipolarRule,
     MatrixError,
     Rates,
@@ -31,7 +32,6 @@ from scfeat_core.training.sampling import Draws, Proposals, keypoint_probability
 
 Temperature = Annotated[float, Range(above=0.0)]
 
-_MINIMAL = 8  # correspondences that an estimate of F takes
 _LEGACY_SEED = 1234
 
 
@@ -374,7 +374,7 @@ def _matrix_error(
     else:
         value = fundamental_error(points0, points1, fundamental, size, config.fm_reduce)
         known = value.isfinite()
-    return MatrixError(value, known & usable & (count >= _MINIMAL))
+    return MatrixError(value, known & usable & (count >= MINIMAL))
 
 
 def _gather(points: Tensor, index: Tensor) -> Tensor:

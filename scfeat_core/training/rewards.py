@@ -22,7 +22,7 @@ from scfeat_core.training.sampling import Draws, draw_numbers
 RewardType = Literal["posfeat", "fmatrix_legacy", "fmatrix"]
 Pool = Literal["good", "matched", "matched_good"]
 
-_MINIMAL = 8  # correspondences that an estimate takes
+MINIMAL = 8  # correspondences that an estimate takes
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,12 @@ def draw_distinct(counts: Tensor, trials: int, generator: Draws) -> Tensor:
     The j-th is one of the ``count - j`` that are left, numbered in order: every choice of 8 is equally likely, whatever
     the count, without a list of all.
     """
-    shape = (len(counts), trials, _MINIMAL)
-    left = (counts[:, None, None] - torch.arange(_MINIMAL, device=counts.device)).clamp_min(1)
+    shape = (len(counts), trials, MINIMAL)
+    left = (counts[:, None, None] - torch.arange(MINIMAL, device=counts.device)).clamp_min(1)
     numbers = draw_numbers(shape, generator).to(counts.device, torch.float64)
     places = (numbers * left).long().minimum(left - 1)
     taken = places[..., :1]
-    for j in range(1, _MINIMAL):
+    for j in range(1, MINIMAL):
         place = places[..., j : j + 1]
         for before in taken.unbind(-1):
             place = place + (before[..., None] <= place)
@@ -173,7 +173,7 @@ def draw_matched(mask: Tensor, partner: Tensor, trials: int, generator: Draws) -
     ranks = draw_distinct(counts, trials, generator).flatten(1)
     first = order.gather(1, ranks)
     second = partner.gather(1, first)
-    return first.unflatten(1, (trials, _MINIMAL)), second.unflatten(1, (trials, _MINIMAL)), counts
+    return first.unflatten(1, (trials, MINIMAL)), second.unflatten(1, (trials, MINIMAL)), counts
 
 
 def draw_good(
@@ -187,7 +187,7 @@ def draw_good(
     second = torch.cat(
         [_nth(rule.chosen(f), n) for f, n in zip(first.split(chunk, 1), within.split(chunk, 1), strict=True)], 1
     )
-    return first.unflatten(1, (trials, _MINIMAL)), second.unflatten(1, (trials, _MINIMAL)), ends[:, -1]
+    return first.unflatten(1, (trials, MINIMAL)), second.unflatten(1, (trials, MINIMAL)), ends[:, -1]
 
 
 def _nth(marked: Tensor, rank: Tensor) -> Tensor:

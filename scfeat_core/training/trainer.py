@@ -101,7 +101,9 @@ class _Loop:
                 if self._is_due(config.log_freq):
                     bar.set_postfix(self._log(), refresh=False)
                 if self._is_due(config.validate_freq) and self._group.is_main:
-                    bar.write(f"step {state.step}: " + _text(self._validate()))
+                    scores = self._validate()
+                    if scores:
+                        bar.write(f"step {state.step}: " + _text(scores))
                 if self._is_due(config.save_freq):
                     self._run.save(state)
         if state.average.n_averaged == 0:
