@@ -92,9 +92,7 @@ def _as_tensor(descriptors: Array) -> Tensor:
     return torch.as_tensor(descriptors).float()
 
 
-def _mutual_nearest(
-    d0: Tensor, d1: Tensor, min_cosine: float, max_ratio: float | None, gate: Gate | None
-) -> Matches:
+def _mutual_nearest(d0: Tensor, d1: Tensor, min_cosine: float, max_ratio: float | None, gate: Gate | None) -> Matches:
     if len(d0) == 0 or len(d1) == 0:
         empty = d0.new_zeros(0, dtype=torch.int64)
         return Matches(empty, empty, d0.new_zeros(0))
