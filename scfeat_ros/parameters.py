@@ -152,7 +152,7 @@ class NodeParameters:
     ] = "raw"
     use_imu: Annotated[bool, "predict the turn of the camera with the gyroscope of sensor_msgs/Imu on 'imu'"] = False
     imu_rotation: Annotated[
-        tuple[float, ...],
+        tuple[Annotated[float, Range(minimum=-1.0, maximum=1.0)], ...],
         "rotation from the frame of the imu to that of the camera, row by row: 9 numbers, or 9 for each camera",
     ] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -427,8 +427,8 @@ def parameters_yaml() -> str:
     lines = [
         "# All parameters of the scfeat front end with their defaults.",
         "# Copy the file, keep the lines that you change, and pass it on as params_file:=... of frontend.launch.py.",
-        "# Those marked 'dynamic' may change while the node runs (ros2 param set /scfeat max_keypoints 512); others are",
-        "# read when it starts. A list cannot be empty in such a file: [''] and [0] stand for empty ones.",
+        "# 'dynamic': may change while the node runs (ros2 param set /scfeat max_keypoints 9); the others are read",
+        "# when it starts. A list cannot be empty in such a file: [''] and [0] stand for empty ones.",
         "/**:",
         "  ros__parameters:",
     ]
