@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from scfeat_core.types import Features, FrameResult, GeometryModel, Matches, PairResult, TwoViewGeometry
+from scfeat_core.types import (
+    Features,
+    FrameResult,
+    GeometryModel,
+    ImageQuality,
+    Matches,
+    PairResult,
+    Tracks,
+    TwoViewGeometry,
+)
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: run `make setup`, or source a ROS 2 installation")
 pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run `make setup`")
@@ -50,6 +61,29 @@ def test_a_status_says_what_the_frame_was_like() -> None:
     assert (status.device, status.precision, status.descriptor_space) == ("cpu", "float32", "scfeat:0a1b2c")
 
 
+def test_a_status_counts_tracks_and_their_ages_and_the_time_they_take() -> None:
+    ages = np.array([1, 9, 4, 2], np.uint32)
+    points = np.zeros((4, 2), np.float32)
+    tracks = Tracks(ages, ages, ages, points, None, None, np.zeros(4, np.uint8), np.zeros(0, np.uint32))
+    timings = {
+        "preprocess": 1.0,
+        "assess": 0.25,
+        "network": 50.0,
+        "select": 2.0,
+        "match": 3.0,
+        "verify": 4.0,
+        "track": 5.0,
+    }
+    quality = ImageQuality(mean=0.5, dark=0.0, saturated=0.0, sharpness=0.6)
+    health = frame_health(HEADER, replace(frame(), tracks=tracks, timings=timings, quality=quality), masked=0.25)
+    status = status_to_message("left", Counts(), health, "")
+    assert (status.tracks, status.median_track_age) == (4, 3.0)
+    assert (status.ms_preprocess, status.ms_match) == (1.25, 12.0)
+    assert health.quality is quality and health.masked == 0.25
+    none = frame_health(HEADER, replace(frame(), tracks=replace(tracks, ids=ages[:0], ages=ages[:0])))
+    assert none.tracks == 0 and np.isnan(none.median_track_age)
+
+
 def test_a_status_before_the_first_frame_and_without_matches_or_geometry() -> None:
     empty = status_to_message("left", Counts(), None, "")
     assert nanoseconds(empty.header.stamp) == 0 and np.isnan([empty.ms_network, empty.inlier_ratio]).all()
@@ -63,6 +97,9 @@ def test_every_reason_of_the_status_can_be_counted() -> None:
     counts = Counts(dropped={name.removeprefix("dropped_"): index for index, name in enumerate(reasons, 1)})
     status = status_to_message("left", counts, None, "")
     assert [getattr(status, name) for name in reasons] == list(range(1, len(reasons) + 1))
+    assert {"busy", "stale", "decode", "sync", "unwanted", "error"} <= {
+        name.removeprefix("dropped_") for name in reasons
+    }
 
 
 def test_coverage_counts_the_cells_of_the_grid() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -108,19 +112,61 @@ def test_bayer_patterns(rgb: np.ndarray, order: str, bits: int) -> None:
     np.testing.assert_array_equal(found[2:-2, 2:-2], np.broadcast_to(flat, (HEIGHT - 4, WIDTH - 4, 3)))
 
 
-@pytest.mark.parametrize(("encoding", "luma"), [("yuv422", 1), ("uyvy", 1), ("yuv422_yuy2", 0), ("yuyv", 0)])
-def test_yuv422(rgb: np.ndarray, encoding: str, luma: int) -> None:
+def yuv(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float Y, U, V of 8 bits: ITU-R BT.601, studio swing."""
     red, green, blue = (rgb[..., i].astype(float) for i in range(3))
-    # ITU-R BT.601, studio swing
     y = 16 + (65.738 * red + 129.057 * green + 25.064 * blue) / 256
     u = 128 + (-37.945 * red - 74.494 * green + 112.439 * blue) / 256
     v = 128 + (112.439 * red - 94.154 * green - 18.285 * blue) / 256
+    return np.stack([y, u, v], -1)
+
+
+@pytest.mark.parametrize(("encoding", "luma"), [("yuv422", 1), ("uyvy", 1), ("yuv422_yuy2", 0), ("yuyv", 0)])
+def test_yuv422(rgb: np.ndarray, encoding: str, luma: int) -> None:
+    y, u, v = np.moveaxis(yuv(rgb).round(), -1, 0)
     packed = np.empty((HEIGHT, WIDTH, 2), np.uint8)
-    packed[..., luma] = y.round()
-    packed[:, 0::2, 1 - luma] = u[:, 0::2].round()
-    packed[:, 1::2, 1 - luma] = v[:, 0::2].round()
+    packed[..., luma] = y
+    packed[:, 0::2, 1 - luma] = u[:, 0::2]
+    packed[:, 1::2, 1 - luma] = v[:, 0::2]
     found = image_to_array(message(packed, encoding, padding=8)).astype(int)
     assert abs(found - rgb).max() <= 8 and abs(found - rgb).mean() < 3  # two columns share their chroma
+
+
+def semi_planar(rgb: np.ndarray, encoding: str, padding: int) -> Image:
+    """The rows of both planes end with rubbish: of NV24 the rows of chroma are twice as long, padding included."""
+    y, u, v = np.moveaxis(yuv(rgb).round().astype(np.uint8), -1, 0)
+    step = 1 if encoding == "nv24" else 2
+    order = (v, u) if encoding == "nv21" else (u, v)
+    chroma = np.stack([plane[::step, ::step] for plane in order], -1).reshape(len(y[::step]), -1)
+    wide = 2 * padding if encoding == "nv24" else padding
+    planes = [
+        np.pad(plane, ((0, 0), (0, extra)), constant_values=0xA5) for plane, extra in ((y, padding), (chroma, wide))
+    ]
+    data = bytearray(b"".join(plane.tobytes() for plane in planes))
+    return Image(*y.shape, encoding, 0, y.shape[1] + padding, data)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5, 34])
+@pytest.mark.parametrize(("encoding", "limit"), [("nv12", 14), ("nv21", 14), ("nv24", 2)])
+def test_luma_and_chroma_in_planes(rgb: np.ndarray, encoding: str, limit: int, padding: int) -> None:
+    source = semi_planar(rgb, encoding, padding)
+    found = image_to_array(source)
+    assert found.dtype == np.uint8 and found.shape == rgb.shape
+    error = abs(found.astype(int) - rgb)
+    assert error[::2, ::2].max() <= 2 and error.max() <= limit  # of NV12 and NV21 four pixels share that of the first
+    if padding:
+        del source.data[-padding:]  # some drivers do not send the end of the last row
+        np.testing.assert_array_equal(image_to_array(source), found)
+    del source.data[-padding - 1 :]
+    with pytest.raises(ImageError, match=f"truncated image: expected .* of {encoding}"):
+        image_to_array(source)
+
+
+@pytest.mark.parametrize("encoding", ["nv12", "nv21"])
+@pytest.mark.parametrize(("width", "height"), [(31, 32), (32, 31)])
+def test_a_size_that_chroma_cannot_have_is_explained(encoding: str, width: int, height: int) -> None:
+    with pytest.raises(ImageError, match=f"{encoding} pixels.*found {width}x{height} .*4:2:0 an even height"):
+        image_to_array(Image(height, width, encoding, 0, width, bytes(64 * 64)))
 
 
 @pytest.mark.parametrize("encoding", ["yuv422", "yuyv"])
@@ -133,7 +179,7 @@ def test_every_encoding_is_decoded() -> None:
     """No entry of the table names a conversion that OpenCV refuses."""
     for encoding in ENCODINGS:
         size = 32 * 4 * 8
-        found = image_to_array(Image(32, 32, encoding, 0, size, bytes(32 * size)))
+        found = image_to_array(Image(32, 32, encoding, 0, size, bytes(3 * 32 * size)))
         assert found.shape[:2] == (32, 32) and found.ndim in (2, 3) and found.dtype in (np.uint8, np.uint16), encoding
 
 
@@ -207,3 +253,105 @@ def test_a_picture_that_claims_to_be_huge_is_explained() -> None:
 def test_a_bad_compressed_picture_is_explained(format: str, data: bytes, word: str) -> None:
     with pytest.raises(ImageError, match=word):
         compressed_to_array(CompressedImage(format, data))
+
+
+FUZZED = (*ENCODINGS, "32FC1", "NV12", "", "rgb8 ")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_comes_gives_an_image_of_the_right_size_or_an_image_error(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    fine = 0
+    for _ in range(400):
+        encoding = FUZZED[random.integers(len(FUZZED))]
+        height, width = (int(value) for value in random.integers(0, 40, 2))
+        step = width * int(random.integers(0, 9)) + int(random.integers(0, 4))
+        if random.random() < 0.1:  # what a damaged header may hold
+            height, width, step = (int(value) for value in random.integers(0, 2**32, 3))
+        size = min(height * step * int(random.integers(1, 4)), 1 << 14)
+        data = random.integers(0, 256, max(0, size - int(random.integers(0, 3))), dtype=np.uint8).tobytes()
+        try:
+            found = image_to_array(Image(height, width, encoding, int(random.integers(0, 256)), step, data))
+        except ImageError as error:
+            assert str(error)
+            continue
+        fine += 1
+        assert found.shape in ((height, width), (height, width, 3)) and encoding in ENCODINGS
+        assert found.dtype in (np.uint8, np.uint16) and found.dtype.isnative
+    assert fine > 50
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_picture_gives_an_image_or_an_image_error(rgb: np.ndarray, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for suffix in (".jpg", ".png"):
+        picture = np.frombuffer(cv2.imencode(suffix, rgb)[1], np.uint8)
+        for _ in range(40):
+            damaged = picture.copy()[: random.integers(1, len(picture) + 1)]
+            places = random.integers(0, len(damaged), random.integers(0, 4))
+            damaged[places] = random.integers(0, 256, len(places))
+            try:
+                found = compressed_to_array(CompressedImage("rgb8; jpeg compressed bgr8", damaged.tobytes()))
+            except ImageError:
+                continue
+            assert found.dtype in (np.uint8, np.uint16) and found.ndim in (2, 3) and found.size > 0
+
+
+# What cv_bridge is asked for, by what it converts: its colours to RGB, and the rest left as it is.
+BRIDGED = {
+    **dict.fromkeys(("mono8", "mono16", "8UC1", "16UC1", "rgb8", "rgb16"), "passthrough"),
+    **dict.fromkeys(
+        ("bgr8", "rgba8", "bgra8", "yuv422", "yuv422_yuy2", "uyvy", "yuyv", "nv21", "nv24", "nv12"), "rgb8"
+    ),
+    **{f"bayer_{order}8": "rgb8" for order in ("rggb", "bggr", "gbrg", "grbg")},
+    **{f"bayer_{order}16": "rgb16" for order in ("rggb", "bggr", "gbrg", "grbg")},
+    **dict.fromkeys(("bgr16", "rgba16", "bgra16"), "rgb16"),
+}
+BRIDGE = """
+import sys
+import numpy as np
+from cv_bridge import CvBridge, CvBridgeError
+from sensor_msgs.msg import Image
+folder, *pairs = sys.argv[1:]
+CvBridge().imgmsg_to_cv2(Image(height=1, width=1, encoding="bgr8", step=3, data=bytes(3)), "rgb8")
+for pair in pairs:
+    encoding, wanted = pair.split(":")
+    with np.load(f"{folder}/{encoding}.npz") as file:
+        fields = {name: int(file[name]) for name in ("height", "width", "step", "is_bigendian")}
+        image = Image(encoding=encoding, **fields)
+        image.data.frombytes(file["data"].tobytes())
+    try:
+        np.save(f"{folder}/{encoding}.npy", CvBridge().imgmsg_to_cv2(image, wanted))
+    except (CvBridgeError, KeyError, TypeError, ValueError) as error:
+        print(encoding, repr(error))
+"""
+
+
+def test_pixels_are_those_of_cv_bridge(rgb: np.ndarray, tmp_path: Path) -> None:
+    """In a process of its own: binaries of cv_bridge that were built for another numpy may end the process."""
+    if importlib.util.find_spec("cv_bridge") is None:
+        pytest.skip("cv_bridge is not installed (apt install ros-$ROS_DISTRO-cv-bridge)")
+    sources = {encoding: bridge_sample(rgb, encoding) for encoding in BRIDGED}
+    for encoding, source in sources.items():
+        np.savez(tmp_path / f"{encoding}.npz", **{**vars(source), "data": np.frombuffer(source.data, np.uint8)})
+    words = [f"{encoding}:{wanted}" for encoding, wanted in BRIDGED.items()]
+    done = subprocess.run([sys.executable, "-c", BRIDGE, tmp_path, *words], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"cv_bridge is installed and does not run here: {done.stderr[-300:]}")
+    compared = [encoding for encoding in sources if (tmp_path / f"{encoding}.npy").exists()]
+    for encoding in compared:
+        bridged = np.load(tmp_path / f"{encoding}.npy").squeeze()
+        np.testing.assert_array_equal(image_to_array(sources[encoding]), bridged, err_msg=encoding)
+    assert {"mono8", "bgr8", "bgra8", "bayer_rggb8", "yuv422"} <= set(compared), done.stdout
+
+
+def bridge_sample(rgb: np.ndarray, encoding: str) -> Image:
+    """Random bytes, in the layout that cv_bridge takes: whole rows, the byte order of this machine."""
+    if encoding.startswith("nv"):
+        return semi_planar(rgb, encoding, padding=0)
+    wide = 2 if "16" in encoding else 1
+    four, two = "a8" in encoding or "a16" in encoding, encoding.startswith(("yu", "uy"))
+    channels = 4 if four else 2 if two else 3 if encoding.startswith(("rgb", "bgr")) else 1
+    shape = (HEIGHT, WIDTH * channels * wide)
+    data = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8).tobytes()
+    return Image(HEIGHT, WIDTH, encoding, int(sys.byteorder == "big"), shape[1], data)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from scfeat_core.errors import CalibrationError, ConfigError, DataError
-from scfeat_core.types import Features, FrameResult, GeometryModel, Matches, PairResult, TwoViewGeometry
+from scfeat_core.types import (
+    Features,
+    FrameResult,
+    GeometryModel,
+    Matches,
+    MatchKind,
+    PairResult,
+    TrackFlag,
+    Tracks,
+    TwoViewGeometry,
+)
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: run `make setup`, or source a ROS 2 installation")
 pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run `make setup`")
@@ -17,12 +28,25 @@ from builtin_interfaces.msg import Time
 from rclpy.serialization import deserialize_message, serialize_message
 from scfeat.msg import Features as FeaturesMessage
 from scfeat.msg import Matches as MatchesMessage
+from scfeat.msg import Tracks as TracksMessage
+from scfeat.msg import TwoViewGeometry as GeometryMessage
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from scfeat_ros import messages
 
 STAMP = 1_720_000_000_123_456_789
+# CDR that another implementation (rosbags) wrote from the .msg files; the content is in the test that reads them.
+FEATURES_BYTES = bytes.fromhex(
+    "00010000001e856615cd5b070f00000063616d6572615f6f70746963616c0000050000006c6566740000000007000000"
+    "80020000e001000000000000040000000000c03f0000004000c01f440000803e020000000000003f0000803e00000000"
+    "020000000900000007000000010002000000803f0a0000007363666561743a306100000008000000003c00000000003c"
+)
+TRACKS_BYTES = bytes.fromhex(
+    "00010000001e856615cd5b070f00000063616d6572615f6f70746963616c0000050000006c6566740000000007000000"
+    "0200000007000000090000000200000001000000020000000400000000c01f440000803e0000c03f0000004004000000"
+    "0000003f000000bf0000803e0000803f000000000000000002000000010000000100000004000000020000007300"
+)
 
 
 def header() -> Header:
@@ -48,6 +72,27 @@ def frame(count: int = 100, dim: int = 64, matches: int = 40, verified: bool = T
     )
     timings = {"preprocess": 1.0, "network": 50.0, "select": 2.0, "match": 3.0, "verify": 4.0}
     return FrameResult("left", 7, STAMP, features, pair, timings)
+
+
+def tracked(count: int = 100, tracks: int = 30, calibrated: bool = True) -> FrameResult:
+    """A frame in which some of the keypoints are tracked, in no order of their ids."""
+    random = np.random.default_rng(3)
+    result = frame(count)
+    indices = random.permutation(count)[:tracks]
+    rays = random.normal(size=(tracks, 2)).astype(np.float32) if calibrated else None
+    return replace(
+        result,
+        tracks=Tracks(
+            ids=(random.permutation(1000)[:tracks] + 2**32 - 1000).astype(np.uint32),
+            ages=random.integers(1, 50, tracks).astype(np.uint32),
+            indices=indices,
+            keypoints=result.features.keypoints[indices],
+            rays=rays,
+            velocities=None if rays is None else -rays,
+            flags=np.where(np.arange(tracks) % 2, TrackFlag.NEW, TrackFlag.REIDENTIFIED).astype(np.uint8),
+            lost_ids=np.array([3, 2**32 - 1], np.uint32),
+        ),
+    )
 
 
 def over_the_wire(message: object) -> object:
@@ -100,16 +145,73 @@ def test_wrong_descriptor_types_and_sizes_are_explained() -> None:
     with pytest.raises(ConfigError, match="float32, float16, int8 or none; found 'double'"):
         messages.features_to_message(frame(), header(), "double")
     message = messages.features_to_message(frame(), header())
+    message.scores.pop()
+    with pytest.raises(DataError, match="expected parallel arrays of 100 scores, or none, found \\[99\\]"):
+        messages.features_from_message(message)
+    message.scores = array("f")
+    assert not messages.features_from_message(message).scores.any()  # not provided
     message.descriptors = array("B", bytes(10))
     with pytest.raises(DataError, match="expected 100 descriptors of 64 values, found 10 bytes"):
         messages.features_from_message(message)
 
 
+def test_track_ids_say_which_keypoint_belongs_to_which_track() -> None:
+    result = tracked()
+    message = over_the_wire(messages.features_to_message(result, header()))
+    ids = np.frombuffer(message.track_ids, np.uint32)
+    assert len(ids) == 100 and np.count_nonzero(ids) == 30 and result.tracks is not None
+    np.testing.assert_array_equal(ids[result.tracks.indices], result.tracks.ids)
+    keypoints = np.frombuffer(message.keypoints, np.float32).reshape(-1, 2)
+    sent = over_the_wire(messages.tracks_to_message(result, header(), ""))
+    by_id = dict(zip(sent.ids, np.frombuffer(sent.keypoints, np.float32).reshape(-1, 2).tolist(), strict=True))
+    assert [by_id[i] for i in ids[ids > 0]] == keypoints[ids > 0].tolist()
+    assert len(messages.features_to_message(frame(), header()).track_ids) == 0  # nothing is tracked
+    none = messages.features_to_message(tracked(tracks=0), header())
+    assert list(none.track_ids) == [0] * 100
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_tracks_there_and_back(calibrated: bool) -> None:
+    result = tracked(calibrated=calibrated)
+    message = over_the_wire(messages.tracks_to_message(result, header(), "1f3a"))
+    assert isinstance(message, TracksMessage)
+    assert message.header == header()
+    assert (message.camera, message.sequence, message.session) == ("left", 7, "1f3a")
+    back, tracks = messages.tracks_from_message(message), result.tracks
+    assert tracks is not None
+    for name in ("ids", "ages", "keypoints", "flags", "lost_ids"):
+        found, expected = getattr(back, name), getattr(tracks, name)
+        assert found.dtype == expected.dtype, name
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+    assert (back.indices == -1).all() and back.indices.shape == (30,)
+    if not calibrated:
+        assert back.rays is None and back.velocities is None
+        return
+    np.testing.assert_array_equal(back.rays, tracks.rays)
+    np.testing.assert_array_equal(back.velocities, tracks.velocities)
+
+
+def test_a_frame_without_tracks_still_says_which_were_lost() -> None:
+    back = messages.tracks_from_message(over_the_wire(messages.tracks_to_message(tracked(tracks=0), header(), "a")))
+    assert len(back) == 0 and back.keypoints.shape == (0, 2) and back.rays is None
+    assert back.lost_ids.tolist() == [3, 2**32 - 1]
+
+
+@pytest.mark.parametrize("field", ["ages", "keypoints", "rays", "velocities", "flags"])
+def test_tracks_of_different_lengths_are_refused(field: str) -> None:
+    message = messages.tracks_to_message(tracked(), header(), "")
+    getattr(message, field).pop()
+    with pytest.raises(DataError, match="expected parallel arrays of"):
+        messages.tracks_from_message(message)
+
+
 @pytest.mark.parametrize("verified", [True, False])
 def test_matches_there_and_back(verified: bool) -> None:
     result = frame(verified=verified)
-    message = over_the_wire(messages.matches_to_message(result, header(), "older_optical"))
+    assert result.pair is not None
+    message = over_the_wire(messages.matches_to_message(result.pair, result, header(), "older_optical"))
     assert isinstance(message, MatchesMessage)
+    assert message.kind == message.TEMPORAL
     assert message.header == header() and message.frame_id0 == "older_optical"
     assert messages.nanoseconds(message.stamp0) == STAMP - 33_333_333
     assert (message.camera0, message.camera1, message.sequence0, message.sequence1) == ("left", "left", 6, 7)
@@ -129,6 +231,67 @@ def test_matches_there_and_back(verified: bool) -> None:
     assert message.geometry.num_inliers == pair.geometry.num_inliers
 
 
+def test_stereo_matches_name_both_cameras() -> None:
+    result = frame()
+    assert result.pair is not None
+    pair = replace(result.pair, kind=MatchKind.STEREO, camera0="right", stamp0=STAMP)
+    message = over_the_wire(messages.matches_to_message(pair, result, header(), "right_optical"))
+    assert (message.kind, message.camera0, message.camera1) == (message.STEREO, "right", "left")
+    assert messages.nanoseconds(message.stamp0) == messages.nanoseconds(message.header.stamp) == STAMP
+    back = messages.matches_from_message(message)
+    assert back.kind is MatchKind.STEREO and back.camera0 == "right"
+
+
+@pytest.mark.parametrize("field", ["indices1", "keypoints0", "keypoints1", "scores", "inliers"])
+def test_matches_of_different_lengths_are_refused(field: str) -> None:
+    result = frame()
+    assert result.pair is not None
+    message = messages.matches_to_message(result.pair, result, header(), "")
+    getattr(message, field).pop()
+    with pytest.raises(DataError, match="expected parallel arrays of"):
+        messages.matches_from_message(message)
+
+
+def test_a_kind_or_model_of_another_version_is_refused() -> None:
+    result = frame()
+    assert result.pair is not None
+    message = messages.matches_to_message(result.pair, result, header(), "")
+    message.kind = 9
+    with pytest.raises(DataError, match=r"expected a MatchKind of 0 \(TEMPORAL\), .* found 9"):
+        messages.matches_from_message(message)
+    message.kind, message.geometry.model = 0, 7
+    with pytest.raises(DataError, match="expected a GeometryModel of .* found 7"):
+        messages.matches_from_message(message)
+
+
+def test_constants_are_those_of_the_core() -> None:
+    for core, kind in ((MatchKind, MatchesMessage), (GeometryModel, GeometryMessage), (TrackFlag, TracksMessage)):
+        assert {member.name: member.value for member in core} == {m.name: getattr(kind, m.name) for m in core}
+
+
+def test_the_wire_stays_as_it_is() -> None:
+    """A change of layout breaks the bags that people have. Padding is compared by nobody."""
+    points = np.array([[1.5, 2.0], [639.0, 0.25]], np.float32)
+    features = Features(points, np.array([0.5, 0.25], np.float32), np.eye(2, dtype=np.float32), (640, 480), "scfeat:0a")
+    tracks = Tracks(
+        ids=np.array([7, 9], np.uint32),
+        ages=np.array([1, 2], np.uint32),
+        indices=np.array([1, 0]),
+        keypoints=points[::-1],
+        rays=np.array([[0.5, -0.5], [0.25, 1.0]], np.float32),
+        velocities=None,
+        flags=np.array([1, 0], np.uint8),
+        lost_ids=np.array([4], np.uint32),
+    )
+    result = FrameResult("left", 7, STAMP, features, None, {}, tracks=tracks)
+    for message, golden in (
+        (messages.features_to_message(result, header()), FEATURES_BYTES),
+        (messages.tracks_to_message(result, header(), "s"), TRACKS_BYTES),
+    ):
+        assert deserialize_message(golden, type(message)) == message
+        assert len(serialize_message(message)) == len(golden)
+
+
 @pytest.mark.parametrize("value", [0, 1, 999_999_999, 1_000_000_000, STAMP, (2**31 - 1) * 10**9 + 999_999_999])
 def test_stamps_are_exact(value: int) -> None:
     assert messages.nanoseconds(messages.stamp_from_nanoseconds(value)) == value
@@ -138,6 +301,7 @@ def test_stamps_are_exact(value: int) -> None:
 def calibration(**changes: object) -> CameraInfo:
     info = CameraInfo(width=640, height=480, distortion_model="plumb_bob", d=[0.1, -0.2, 0.0, 0.0, 0.0])
     info.k = [400.0, 0.0, 320.0, 0.0, 410.0, 240.0, 0.0, 0.0, 1.0]
+    info.r = [0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     info.p = [390.0, 0.0, 315.0, -40.0, 0.0, 395.0, 235.0, 0.0, 0.0, 0.0, 1.0, 0.0]
     for name, value in changes.items():
         setattr(info, name, value)
@@ -149,9 +313,20 @@ def test_camera_info_raw_and_rectified() -> None:
     np.testing.assert_array_equal(camera.K, [[400, 0, 320], [0, 410, 240], [0, 0, 1]])
     np.testing.assert_array_equal(camera.D, [0.1, -0.2, 0, 0, 0])
     assert camera.size == (640, 480) and camera.distortion_model == "plumb_bob"
+    np.testing.assert_array_equal(camera.R, [[0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(camera.P, [[390, 0, 315, -40], [0, 395, 235, 0], [0, 0, 1, 0]])
     rectified = messages.camera_from_message(calibration(), (640, 480), rectified=True)
     np.testing.assert_array_equal(rectified.K, [[390, 0, 315], [0, 395, 235], [0, 0, 1]])
     assert not rectified.D.any()
+    np.testing.assert_array_equal(rectified.R, np.eye(3))  # its rays are those of the rectified frame already
+    np.testing.assert_array_equal(rectified.P, camera.P)
+
+
+@pytest.mark.parametrize("missing", ["r", "p"])
+def test_a_single_camera_without_rectification_has_neither_r_nor_p(missing: str) -> None:
+    zeros = {"r": [0.0] * 9, "p": [0.0] * 12}
+    camera = messages.camera_from_message(calibration(**{missing: zeros[missing]}), (640, 480))
+    assert camera.R is None and camera.P is None and camera.K[0, 0] == 400
 
 
 @pytest.mark.parametrize(
@@ -174,9 +349,12 @@ def test_an_unusable_camera_info_is_explained(changes: dict[str, object], word: 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
 def test_arrays_cross_as_arrays(kind: str) -> None:
     """Lists, or numpy assigned as it is, would take 100 times as long (benchmarks/messages.py)."""
+    result = tracked()
+    assert result.pair is not None
     for message in (
-        messages.features_to_message(frame(), header(), kind),
-        messages.matches_to_message(frame(), header(), ""),
+        messages.features_to_message(result, header(), kind),
+        messages.matches_to_message(result.pair, result, header(), ""),
+        messages.tracks_to_message(result, header(), ""),
     ):
         for name, field_type in message.get_fields_and_field_types().items():
             if field_type.startswith("sequence"):
