@@ -3,8 +3,9 @@
 python benchmarks/soak.py [--duration 3600] [--fps 15] [--bag my_bag] [--device cuda] [--output build/soak]
 
 The node runs in a process of its own with somebody listening to all that it computes; the camera is rendered, or a
-rosbag2 that begins again when it ends (its clock then jumps back, which resets the tracks). Writes soak.json and, where matplotlib is there, soak.png. Exits with 1 where memory
-grows: where even the lower end of the 95 % interval of its slope after the warm-up is above --limit.
+rosbag2 that begins again when it ends (its clock then jumps back, which resets the tracks). Writes soak.json and, where
+matplotlib is there, soak.png. Exits with 1 where memory grows: where even the lower end of the 95 % interval of its
+slope after the warm-up is above --limit.
 """
 
 from __future__ import annotations
@@ -262,7 +263,7 @@ def table(summary: Mapping[str, Any]) -> str:
         "frames processed": f"{summary['frames'].get('processed', 0)} ({summary['rate_hz']:.1f} Hz)",
         "frames dropped": ", ".join(f"{count} {name.removeprefix('dropped_')}" for name, count in drops.items()) or "0",
         "latency, ms": ", ".join(f"{name} {value:.0f}" for name, value in summary["latency_ms"].items()),
-        "memory, MB": f"{memory['start']:.0f} at the start, {memory['settled']:.0f} settled, {memory['end']:.0f} at the end",
+        "memory, MB": ", ".join(f"{name} {value:.0f}" for name, value in memory.items()),
         "slope, MB an hour": f"{growth['value']:.1f} (95 %: {growth['low']:.1f} to {growth['high']:.1f})",
         "memory": "GROWS" if summary["grows"] else "flat",
     }

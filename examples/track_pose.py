@@ -87,8 +87,8 @@ def main() -> None:
     def on_tracks(message: Tracks) -> None:
         ids, rays = np.array(message.ids, np.int64), np.array(message.rays, np.float32).reshape(-1, 2)
         pose = odometry.update(ids, rays) if len(rays) == len(ids) else None
-        where = "no pose" if pose is None else "position %8.3f %8.3f %8.3f" % tuple(-pose[:, :3].T @ pose[:, 3])
-        print(f"{message.header.stamp.sec}.{message.header.stamp.nanosec:09d} {len(ids):5d} tracks  {where}", flush=True)
+        where = "no pose" if pose is None else f"position {np.round(-pose[:, :3].T @ pose[:, 3], 3)}"
+        print(f"{message.header.stamp.sec}.{message.header.stamp.nanosec:09d} {len(ids)} tracks, {where}", flush=True)
 
     node.create_subscription(Tracks, "tracks", on_tracks, QoSProfile(depth=10))
     rclpy.spin(node)

@@ -1,7 +1,7 @@
 """Features for rtabmap: fills the local features of ``rtabmap_msgs/RGBDImage``.
 
-rtabmap wants colour, depth (or the right image) and features in one message. Its own rgbd_sync or stereo_sync brings the
-images together; this node adds what scfeat found in the colour (left) image of the same stamp. rtabmap takes such
+rtabmap wants colour, depth (or the right image) and features in one message. Its own rgbd_sync or stereo_sync brings
+the images together; this node adds what scfeat found in the colour (left) image of the same stamp. rtabmap takes such
 features for its map and for loop closures; its odometry nodes extract their own whatever the message holds.
 
 rtabmap_msgs is needed by the node only.
@@ -36,8 +36,9 @@ _TRAILER = struct.Struct("<3i")  # rows, columns, type; rtabmap writes the byte 
 def compress(matrix: np.ndarray, level: int = 0) -> bytes:
     """A matrix (rows, columns) as rtabmap packs a cv::Mat: zlib, then int32 rows, columns and OpenCV type.
 
-    level: of zlib, 0 to 9. 0 only packs: descriptors hardly compress (1024 x 128 that were float16: 0.2 ms, against 11 ms
-    of level 1 for 37 % less), and an RGBDImage is megabytes anyway. Raises FeatureError for a type that OpenCV has not.
+    level: of zlib, 0 to 9. 0 only packs: descriptors hardly compress (1024 x 128 that were float16: 0.2 ms, against
+    11 ms of level 1 for 37 % less), and an RGBDImage is megabytes anyway. Raises FeatureError for a type that OpenCV
+    has not.
     """
     if matrix.ndim != 2 or matrix.dtype.name not in CV_TYPES:
         raise FeatureError(
@@ -55,8 +56,8 @@ def uncompress(data: bytes) -> np.ndarray:
         return np.frombuffer(zlib.decompress(data[: -_TRAILER.size]), names[kind]).reshape(rows, columns)
     except (struct.error, zlib.error, KeyError, ValueError) as error:
         raise DataError(
-            f"expected zlib data and 3 int32 (rows, columns, OpenCV type), found {len(data)} bytes: {error}; check that "
-            "they come from rtabmap's compression and are whole"
+            f"expected zlib data and 3 int32 (rows, columns, OpenCV type), found {len(data)} bytes: {error}; check "
+            "that they come from rtabmap's compression and are whole"
         ) from error
 
 
@@ -106,7 +107,7 @@ def check_size(image: Any, features: Features) -> None:
     size = image.rgb.width, image.rgb.height
     if size not in ((0, 0), tuple(features.image_size)):  # a compressed image does not say its size
         raise FeatureError(
-            f"expected features of images of {size[0]}x{size[1]}, as in {image.header.frame_id or 'the RGBDImage'}, found "
+            f"expected features of images of {size[0]}x{size[1]}, as in the RGBDImage, found "
             f"those of {features.image_size[0]}x{features.image_size[1]}: give scfeat the colour image that rgbd_sync "
             "takes, and leave its parameter 'decimation' at 1"
         )

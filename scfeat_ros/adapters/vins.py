@@ -24,7 +24,7 @@ from scfeat.msg import Tracks as TracksMessage
 from sensor_msgs.msg import ChannelFloat32, PointCloud
 from std_msgs.msg import Bool, Header
 
-from scfeat_core.errors import ConfigError
+from scfeat_core.errors import ConfigError, DataError
 from scfeat_core.types import PairResult, Tracks
 
 from ..messages import matches_from_message, nanoseconds, tracks_from_message
@@ -75,7 +75,8 @@ class WireIds:
         ids = np.full(len(tracks), -1, np.int64)
         _, here, before = np.intersect1d(tracks, self._tracks, assume_unique=True, return_indices=True)
         ids[here] = self._ids[before]
-        ids[ids < 0] = self._take(len(tracks) - len(here), self._ids[before])
+        new = ids < 0
+        ids[new] = self._take(int(new.sum()), self._ids[before])
         self._tracks, self._ids = tracks.copy(), ids
         return ids
 
@@ -170,7 +171,7 @@ def _floats(column: np.ndarray) -> array[float]:
 
 @dataclass(frozen=True)
 class Options:
-    """flavour: fusion or mono. max_tracks, min_age: see ``choose``. max_gap: seconds. num_of_cam: see ``mono_cloud``."""
+    """flavour: fusion or mono. max_tracks, min_age: of ``choose``. max_gap: seconds. num_of_cam: of ``mono_cloud``."""
 
     flavour: str = "fusion"
     max_tracks: int = MAX_TRACKS
@@ -299,7 +300,11 @@ class VinsAdapter(Node):
         if why:
             self.get_logger().warning(f"VINS is told to start anew: {why}")
             self._restarts.publish(Bool(data=True))
-        cloud = self._feed.cloud(message, right)
+        try:
+            cloud = self._feed.cloud(message, right)
+        except DataError as error:
+            self.get_logger().warning(f"frame dropped: {error}", throttle_duration_sec=5.0)
+            return
         if cloud is None:
             self._complain(message.camera)
         else:
@@ -308,8 +313,8 @@ class VinsAdapter(Node):
     def _complain(self, camera: str) -> None:
         self.get_logger().warning(
             f"expected tracks with rays, found those of camera '{camera}' without: nothing is sent to VINS. The front "
-            "end has no usable calibration of it: publish sensor_msgs/CameraInfo beside the image, or remap camera_info "
-            "to it; last_error of its status topic says what is wrong with one that it got",
+            "end has no usable calibration of it: publish sensor_msgs/CameraInfo beside the image, or remap "
+            "camera_info to it; last_error of its status topic says what is wrong with one that it got",
             throttle_duration_sec=5.0,
         )
 
