@@ -190,7 +190,8 @@ def undistort_points(points: np.ndarray, camera: Camera) -> np.ndarray:
 
     Distortion models of sensor_msgs/CameraInfo: plumb_bob, rational_polynomial (also with the coefficients of a thin
     prism and of a tilted sensor, in the order of OpenCV), equidistant (Kannala and Brandt, PAMI 2006), and none ("").
-    NaN where a pixel is not finite or outside of what the model can see. Raises CalibrationError for an unusable camera.
+    NaN where a pixel is not finite, or outside of what the model can see. Raises CalibrationError for an unusable
+    camera.
     """
     check_camera(camera)
     pixels = np.ascontiguousarray(points, np.float64).reshape(-1, 1, 2)
@@ -198,8 +199,8 @@ def undistort_points(points: np.ndarray, camera: Camera) -> np.ndarray:
         return np.zeros((0, 2))
     fisheye = _model_name(camera) in _FISHEYE_MODELS
     rays = _undistort_fisheye(pixels, camera) if fisheye else _undistort_pinhole(pixels, camera)
-    # The iterations stop somewhere also where there is nothing to find, and OpenCV bends wide angles back to 90 degrees.
-    error = np.abs(_project(rays, camera, fisheye) - pixels).max(-1)
+    # The iterations stop somewhere where there is nothing to find, and OpenCV bends wide angles back to 90 degrees.
+    error = np.abs(_project(rays, camera, fisheye) - pixels).max(-1, keepdims=True)
     return np.where(error < _REPROJECTION, rays, np.nan).reshape(-1, 2)
 
 

@@ -43,13 +43,15 @@ def select_keypoints(
 ) -> list[Keypoints]:
     """The best local maxima of each image of a batch; as few as survive.
 
-    score_map: (B, 1, H, W). max_keypoints: one number, or one for each image; 0 keeps all. nms_radius: a point is the maximum of the (2 r + 1)^2 pixels
-    around it, of equal ones the first in reading order; 0 keeps every pixel. border: pixels along the edges without
-    points. threshold: keep scores above it (``abs``), or above its product with the image's mean or maximum score.
-    mask: (H, W) or (B, H, W), non-zero = keep. It removes points after suppression, so that its outline makes none.
-    valid_size: (width, height) of the image where the map's right and bottom are padding, which then never counts.
+    score_map: (B, 1, H, W). max_keypoints: one number, or one for each image; 0 keeps all. nms_radius: a point is the
+    maximum of the (2 r + 1)^2 pixels around it, of equal ones the first in reading order; 0 keeps every pixel. border:
+    pixels along the edges without points. threshold: keep scores above it (``abs``), or above its product with the
+    image's mean or maximum score. mask: (H, W) or (B, H, W), non-zero = keep. It removes points after suppression, so
+    that its outline makes none. valid_size: (width, height) of the image where the map's right and bottom are padding,
+    which then never counts.
     grid: each of grid x grid cells of the image first gets its equal share of ``max_keypoints``, its best points; what
     cells leave over goes to the best others. The order stays that of the scores. 0 takes the best of the image.
+    Raises ConfigError where there are not as many budgets as images.
     """
     scores = _valid_scores(score_map[:, 0].float(), valid_size)
     width, height = valid_size or (scores.shape[-1], scores.shape[-2])

@@ -29,7 +29,7 @@ def match_stereo(
     calibration gives them; raw images with any distortion model of :func:`undistort_points`, or rectified ones (then K
     is the left part of P, without distortion, and R = I). No image is warped. gate: pixels of the rectified left image;
     a pair is allowed where its rows differ by no more, and the point in the right image lies no further than this to
-    the right of the one in the left (0 is the disparity of points at infinity). The rest is as in ``match_descriptors``.
+    the right of the one in the left (points at infinity have disparity 0). The rest as in ``match_descriptors``.
 
     Raises CalibrationError where the cameras are no horizontal stereo rig, left first, and FeatureError for descriptors
     that are not comparable.
@@ -90,8 +90,8 @@ def check_rig(camera0: Camera, camera1: Camera) -> None:
         if camera.R is None or camera.P is None:
             missing = " and ".join(key for key in ("R", "P") if getattr(camera, key) is None)
             raise CalibrationError(
-                f"expected R and P of the {name} camera for stereo matching, found no {missing}: calibrate both cameras "
-                "together (camera_calibration with --approximate or two images), or match without stereo"
+                f"expected R and P of the {name} camera for stereo matching, found no {missing}: calibrate both "
+                "cameras together and publish what comes out, or name no stereo pair"
             )
     distance = baseline(camera0, camera1)
     vertical = abs(_vertical_offset(camera1) - _vertical_offset(camera0))
@@ -107,7 +107,8 @@ def check_rig(camera0: Camera, camera1: Camera) -> None:
         )
     if distance < 0:
         raise CalibrationError(
-            f"expected the left camera first, found the second one {-distance:.3g} to the left of it (P[0, 3]); swap them"
+            f"expected the left camera first, found the second one {-distance:.3g} to the left of it (P[0, 3]); "
+            "swap them"
         )
 
 

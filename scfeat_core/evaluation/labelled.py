@@ -31,7 +31,7 @@ class LabelledRow:
 
 def evaluate_labelled_pair(pair: LabelledPair, views: Mapping[Path, View]) -> LabelledRow:
     matched = match_views(pair, views)
-    geometry = verify(matched.points0, matched.points1)
+    geometry = verify(matched.points0, matched.points1, model="fundamental")
     errors = np.full(len(pair.points0), np.inf)
     if geometry.model == GeometryModel.FUNDAMENTAL:
         points0 = warp_points(pair.points0, matched.view0.scale)

@@ -12,7 +12,9 @@ import torch
 from scfeat_core import geometry
 from scfeat_core.errors import ConfigError, DeviceError, ImageError, WeightsError
 from scfeat_core.extraction import Extractor
+from scfeat_core.matching import match
 from scfeat_core.network.model import VARIANTS, SCFeat
+from scfeat_core.preprocessing import equalise
 from scfeat_core.types import Features
 
 
@@ -364,3 +366,80 @@ def test_a_network_with_legacy_alignment_insists_on_multiples_of_16():
         replace(lite, backbone=replace(lite.backbone, alignment="legacy"))
     features = Extractor(SCFeat(legacy), size_mode="crop16")(np.zeros((100, 75), np.uint8))
     assert features.image_size == (75, 100)
+
+
+def test_options_change_between_images_without_loading(extractor):
+    image = textured(96, 112)
+    changing = random_extractor()
+    model = changing.model
+    changing.update(max_keypoints=50, nms_radius=4, grid=3)
+    assert_same(changing(image), random_extractor(max_keypoints=50, nms_radius=4, grid=3)(image))
+    before = changing.options
+    for wrong, message in (
+        ({"grid": -1}, "grid: expected a value >= 0"),
+        ({"border": 2, "nms_radius": "wide"}, "nms_radius: expected int"),
+        ({"max_keypoint": 5}, "did you mean 'max_keypoints'"),
+        ({"precision": "bfloat16"}, "precision cannot change from 'float32' to 'bfloat16'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            changing.update(**wrong)
+    assert changing.options is before and changing.model is model
+    changing.update(max_keypoints=200, nms_radius=2, grid=0)
+    assert_same(changing(image), extractor(image))
+
+
+def test_budgets_and_score_maps_of_each_image(extractor):
+    images = [textured(80, 96, seed) for seed in range(3)]
+    features = extractor.extract_batch(images, max_keypoints=[20, 0, 60], score_maps=[False, True, False])
+    assert [len(f) for f in features][::2] == [20, 60] and len(features[1]) > 60
+    assert features[0].score_map is None and features[2].score_map is None
+    score_map = features[1].score_map
+    assert score_map.shape == (80, 96) and score_map.dtype == np.float32
+    x, y = np.rint(features[1].keypoints[0]).astype(int)
+    assert score_map[y, x] == features[1].scores[0]
+    padded = random_extractor(size_mode="pad16").extract_batch([textured(50, 70)], score_maps=True)
+    assert padded[0].score_map.shape == (50, 70)
+    for wrong in ([20, 0], [20, 0, -1], [20, 0, 1.5]):
+        with pytest.raises(ConfigError, match="for each of 3 images, found"):
+            extractor.extract_batch(images, max_keypoints=wrong)
+
+
+def test_equalise_is_opencvs_on_the_brightness():
+    image = textured(96, 128) // 4
+    gray = image[..., :1]
+    clahe = cv2.createCLAHE(3.0, (8, 8))
+    (out,) = equalise(torch.from_numpy(gray)[None], 3.0)
+    np.testing.assert_array_equal(out[..., 0], clahe.apply(gray[..., 0]))
+    (colour,) = equalise(torch.from_numpy(image)[None], 3.0)
+    before, after = (cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb).astype(int) for rgb in (image, colour.numpy()))
+    assert after[..., 0].std() > 2 * before[..., 0].std()
+    assert np.median(abs(after[..., 1:] - before[..., 1:])) <= 1, "colours stay"
+    assert image.max() < 64, "the image of the caller is left alone"
+
+
+def test_equalise_takes_all_kinds_of_images_and_keeps_the_bits_of_deep_ones():
+    image = textured(96, 128)
+    images = torch.from_numpy(np.stack([image, image // 2]))
+    whole = equalise(images, 2.0)
+    assert whole.shape == (2, 96, 128, 3) and whole.dtype == torch.uint8
+    np.testing.assert_array_equal(equalise(images[:1].float() / 255, 2.0), whole[:1])
+    deep = textured(96, 128)[..., :1].astype(np.float32) * 16 / 65535  # 12 bits in 16
+    (out,) = equalise(torch.from_numpy(deep)[None], 2.0)
+    assert len(np.unique(out)) > 100
+
+
+def test_clahe_finds_in_the_dark_what_is_found_in_the_light(shared_data):
+    image = photograph(shared_data)
+    noise = np.random.default_rng(0).normal(0, 0.5, image.shape)
+    dark = np.clip(image * 0.06 + noise, 0, 255).astype(np.uint8)
+    plain, equalised = Extractor(max_keypoints=300), Extractor(max_keypoints=300, clahe=3.0)
+    bright = plain(image)
+    # The same place and the same descriptor; the images are the same but for the exposure.
+    hits = [same_places(bright, extract(dark)) for extract in (plain, equalised)]
+    assert hits[1] > hits[0]
+
+
+def same_places(one: Features, other: Features) -> int:
+    found = match(one, other)
+    distance = np.linalg.norm(one.keypoints[found.indices0] - other.keypoints[found.indices1], axis=1)
+    return int((distance < 2).sum())

@@ -180,16 +180,28 @@ CAMERAS = [
     Camera(K, np.array([0.5, -2.0, 1e-4, 2e-4, 1.2, 0.4, -1.8, 1.1]), (640, 480), "rational_polynomial"),
     Camera(K, np.array([-0.02, 0.01, -0.005, 0.001]), (640, 480), "equidistant"),
     Camera(K, np.zeros(0), (640, 480), ""),
+    Camera(K, np.array([-0.28, 0.07, 1e-4, -2e-4]), (640, 480), "plumb_bob"),
+    Camera(K, np.array([0.5, -2.0, 1e-4, 2e-4, 1.2, 0.4, -1.8, 1.1, 2e-3, -1e-3, 1e-3, 2e-3]), (640, 480), "rational"),
+    Camera(
+        K,
+        np.array([-0.2, 0.05, 1e-4, 2e-4, 0, 0.1, 0, 0, 2e-3, -1e-3, 1e-3, 2e-3, 0.02, -0.03]),
+        (640, 480),
+        "rational_polynomial",
+    ),
+    Camera(K, np.array([-0.02, 0.01, -0.005, 0.001, 0.0]), (640, 480), "Kannala-Brandt4"),
+    Camera(K, np.array([-0.28, 0.07, 1e-4, -2e-4]), (640, 480), "radial-tangential"),
 ]
+FISHEYE = ("equidistant", "Kannala-Brandt4")
 
 
-@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.distortion_model or "none")
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: f"{camera.distortion_model or 'none'}-{camera.D.size}")
 def test_undistort_points_inverts_the_projection(camera):
     rng = np.random.default_rng(3)
     rays = rng.uniform(-0.45, 0.45, (200, 2))
     world = np.column_stack([rays, np.ones(len(rays))])[:, None]
-    project = cv2.fisheye.projectPoints if camera.distortion_model == "equidistant" else cv2.projectPoints
-    pixels, _ = project(world, np.zeros(3), np.zeros(3), camera.K, camera.D)
+    fisheye = camera.distortion_model in FISHEYE
+    project = cv2.fisheye.projectPoints if fisheye else cv2.projectPoints
+    pixels, _ = project(world, np.zeros(3), np.zeros(3), camera.K, camera.D[:4] if fisheye else camera.D)
     np.testing.assert_allclose(geometry.undistort_points(pixels[:, 0], camera), rays, atol=1e-6)
     assert geometry.undistort_points(np.zeros((0, 2), np.float32), camera).shape == (0, 2)
 
@@ -202,11 +214,45 @@ def test_undistort_points_inverts_the_projection(camera):
         (Camera(K, np.array([np.inf]), (640, 480)), "distortion coefficients"),
         (Camera(K, np.zeros(5), (640, 480), "thin_prism"), "'thin_prism' with 5 coefficients"),
         (Camera(K, np.zeros(3), (640, 480)), "'plumb_bob' with 3"),
+        (Camera(K, np.array([0.1, 0, 0, 0, 0.1]), (640, 480), "equidistant"), "'equidistant' with 5"),
+        (Camera(K, np.zeros(5), (640, 480), R=np.zeros((3, 3))), "R to be a 3x3 rotation, found"),
+        (Camera(K, np.zeros(5), (640, 480), R=np.diag([1, 1, np.nan])), "R to be a 3x3 rotation"),
+        (Camera(K, np.zeros(5), (640, 480), R=np.diag([1.0, 1, -1])), "R to be a 3x3 rotation"),
+        (Camera(K, np.zeros(5), (640, 480), P=np.zeros((3, 4))), "3x4 P with positive focal lengths"),
+        (Camera(K, np.zeros(5), (640, 480), P=np.eye(3)), "3x4 P with positive focal lengths"),
     ],
 )
 def test_unusable_cameras_are_refused(camera, message):
     with pytest.raises(CalibrationError, match=message):
         geometry.undistort_points(np.zeros((1, 2)), camera)
+
+
+def test_wide_fisheye_rays_come_back():
+    camera = Camera(np.array([[280.0, 0, 319.5], [0, 280, 239.5], [0, 0, 1]]), CAMERAS[2].D, (640, 480), "equidistant")
+    angle = np.radians(np.linspace(1, 80, 40))
+    rays = np.column_stack([np.tan(angle), -0.3 * np.tan(angle)])
+    pixels, _ = cv2.fisheye.projectPoints(
+        np.column_stack([rays, np.ones(40)])[:, None], np.zeros(3), np.zeros(3), camera.K, camera.D
+    )
+    np.testing.assert_allclose(geometry.undistort_points(pixels[:, 0], camera), rays, rtol=1e-6, atol=1e-9)
+
+
+def test_pixels_that_a_model_cannot_see_have_no_ray():
+    """Beyond the largest radius that the distortion gives, and behind 90 degrees; OpenCV answers with finite rays."""
+    folding = Camera(K, np.array([-0.4, 0, 0, 0]), (2000, 2000))  # r (1 - 0.4 r^2) is never above 0.61
+    pixels = np.column_stack([319.5 + 600 * np.array([0.3, 0.55, 0.7, 1.2]), np.full(4, 239.5)])
+    assert np.isfinite(geometry.undistort_points(pixels, folding)).all(1).tolist() == [True, True, False, False]
+    fisheye = Camera(K, np.zeros(4), (2000, 2000), "equidistant")
+    pixels[:, 0] = 319.5 + 600 * np.radians([30, 80, 95, 170])
+    assert np.isfinite(geometry.undistort_points(pixels, fisheye)).all(1).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: f"{camera.distortion_model or 'none'}-{camera.D.size}")
+def test_points_that_are_not_finite_have_no_ray_and_do_no_harm(camera):
+    points = np.array([[100.0, 100], [np.nan, 3], [4, np.inf], [-np.inf, np.nan], [300, 200]])
+    rays = geometry.undistort_points(points, camera)
+    assert np.isfinite(rays).all(1).tolist() == [True, False, False, False, True]
+    np.testing.assert_array_equal(rays[[0, 4]], geometry.undistort_points(points[[0, 4]], camera))
 
 
 def test_distances_of_far_points_are_exact():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from scfeat_core.errors import ConfigError
 from scfeat_core.selection import local_maxima, select_keypoints
 
 ALL = {"max_keypoints": 0, "border": 0}
@@ -178,3 +179,63 @@ def test_refined_points_stay_in_bounds_and_close(refinement):
 def test_half_precision_scores_are_accepted():
     ((xy, values),) = select_keypoints(random_map().bfloat16())
     assert xy.dtype == values.dtype == torch.float32 and len(xy)
+
+
+def chosen_by_definition(xy: np.ndarray, size: tuple[int, int], budget: int, grid: int) -> np.ndarray:
+    """Indices of points, given best first, that a loop over cells would keep."""
+    width, height = size
+    share = max(1, budget // grid**2)
+    taken = {}
+    first, rest = [], []
+    for i, (x, y) in enumerate(xy.astype(int)):
+        cell = (y * grid // height, x * grid // width)
+        taken[cell] = taken.get(cell, 0) + 1
+        (first if taken[cell] <= share else rest).append(i)
+    return np.sort((first + rest)[:budget])
+
+
+@pytest.mark.parametrize(("budget", "grid"), [(100, 4), (37, 3), (10, 4), (250, 8), (5000, 4), (64, 1)])
+def test_grid_gives_each_cell_its_share_first(budget, grid):
+    scores = random_map(90, 130, batch=3, seed=4)
+    scores[..., :45, :60] += 1  # where all of the best are
+    plain = select_keypoints(scores, border=3, max_keypoints=0, refinement="none")
+    chosen = select_keypoints(scores, border=3, max_keypoints=budget, refinement="none", grid=grid)
+    for (xy, values), (all_xy, all_values) in zip(chosen, plain, strict=True):
+        expected = chosen_by_definition(all_xy.numpy(), (130, 90), budget, grid)
+        assert torch.equal(xy, all_xy[expected]) and torch.equal(values, all_values[expected])
+        assert (values.diff() <= 0).all()
+
+
+def test_grid_covers_the_image_and_wastes_nothing():
+    scores = random_map(80, 80)
+    scores[..., :40, :40] += 1
+    for grid, covered in ((0, 4), (4, 16)):
+        ((xy, _),) = select_keypoints(scores, max_keypoints=64, border=0, grid=grid)
+        assert len(xy) == 64 and len(torch.unique((xy + 0.5).long() // 20, dim=0)) == covered
+    mask = torch.zeros(80, 80, dtype=torch.bool)
+    mask[:40] = True
+    ((xy, _),) = select_keypoints(scores, max_keypoints=64, border=0, grid=4, mask=mask)
+    assert len(xy) == 64, "what empty cells leave over goes to others"
+    assert xy[:, 1].max() < 40
+
+
+def test_grid_counts_cells_of_the_image_not_of_its_padding():
+    scores = random_map(33, 45, seed=2)
+    padded = torch.full((1, 1, 48, 48), 9.0)
+    padded[..., :33, :45] = scores
+    ((xy, values),) = select_keypoints(padded, valid_size=(45, 33), max_keypoints=20, grid=3)
+    ((expected_xy, expected),) = select_keypoints(scores, max_keypoints=20, grid=3)
+    assert torch.equal(values, expected)
+    torch.testing.assert_close(xy, expected_xy)
+
+
+@pytest.mark.parametrize("grid", [0, 4])
+def test_budgets_of_each_image(grid):
+    scores = random_map(60, 60, batch=3, seed=6)
+    together = select_keypoints(scores, max_keypoints=[30, 0, 7], grid=grid)
+    for i, budget in enumerate((30, 0, 7)):
+        ((xy, values),) = select_keypoints(scores[i : i + 1], max_keypoints=budget, grid=grid)
+        assert torch.equal(together[i].xy, xy) and torch.equal(together[i].scores, values)
+    assert [len(xy) for xy, _ in together][::2] == [30, 7] and len(together[1].xy) > 100
+    with pytest.raises(ConfigError, match="one for each of 3 images, found 2"):
+        select_keypoints(scores, max_keypoints=[30, 7])

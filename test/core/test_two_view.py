@@ -9,7 +9,7 @@ import torch
 
 from scfeat_core import geometry
 from scfeat_core.errors import CalibrationError, ConfigError, FeatureError
-from scfeat_core.two_view import MINIMUM_MATCHES, verify
+from scfeat_core.two_view import HOMOGRAPHY_TOLERANCE, MINIMUM_MATCHES, verify
 from scfeat_core.types import Camera, GeometryModel
 
 K0 = np.array([[500, 0, 319.5], [0, 505, 239.5], [0, 0, 1.0]])
@@ -50,7 +50,7 @@ def pinhole(k: np.ndarray) -> Camera:
 
 def test_fundamental_finds_the_matches_and_the_matrix():
     pixels0, pixels1, good = scene(pinhole(K0), pinhole(K1))
-    result = verify(pixels0, pixels1, threshold=1.5)
+    result = verify(pixels0, pixels1, model="fundamental", threshold=1.5)
     assert result.model is GeometryModel.FUNDAMENTAL and result.threshold == 1.5
     assert result.inliers.dtype == bool and result.inliers.shape == good.shape
     assert result.inliers[good].mean() > 0.95 and result.inliers[~good].mean() < 0.1
@@ -118,7 +118,7 @@ def test_points_that_are_not_finite_are_outliers():
     assert verify(pixels0 * np.nan, pixels1).model is GeometryModel.NONE
 
 
-@pytest.mark.parametrize("model", MINIMUM_MATCHES)
+@pytest.mark.parametrize("model", [*MINIMUM_MATCHES, "auto"])
 def test_runs_agree_to_the_bit(model):
     pixels0, pixels1, _ = scene(pinhole(K0), pinhole(K1))
     first, second = (verify(pixels0, pixels1, model=model, cameras=(pinhole(K0), pinhole(K1))) for _ in range(2))
@@ -145,3 +145,103 @@ def test_misuse_is_named():
         verify(points, points, model="essential", cameras=(pinhole(np.ones(4)),) * 2)
     with pytest.raises(ConfigError, match="'affine'"):
         verify(points, points, model="affine")
+
+
+# -- the choice of the model -------------------------------------------------------------------------------------------
+
+
+def motion(kind: str, cameras: tuple[Camera, Camera], outliers: float = 0.3, noise: float = 0.4, seed: int = 0):
+    """Matched pixels of 400 points, their truth, and E; the last ones are wrong.
+
+    general: a box of points. plane: all on one slanted wall. turn: the camera only rotates. floor: a fifth of the
+    points rise above a plane that holds the rest. crawl: points as in a box, but the camera moves by a hundredth of
+    their distance.
+    """
+    rng = np.random.default_rng(seed)
+    points = rng.uniform([-2.0, -1.5, 4], [2.0, 1.5, 9], (400, 3))
+    translation = TRANSLATION
+    if kind in ("plane", "floor"):
+        flat = 6 + 0.3 * points[:, 0] - 0.2 * points[:, 1]
+        points[:, 2] = np.where(rng.uniform(size=400) < (0.2 if kind == "floor" else 0), points[:, 2], flat)
+    if kind == "turn":
+        translation = np.zeros(3)
+    if kind == "crawl":
+        translation = 0.1 * TRANSLATION
+    pixels0 = project(points, cameras[0]) + rng.normal(0, noise, (400, 2))
+    pixels1 = project(points @ ROTATION.T + translation, cameras[1]) + rng.normal(0, noise, (400, 2))
+    good = np.arange(400) >= 400 * outliers
+    pixels1[~good] = rng.uniform([0, 0], [640, 480], (int((~good).sum()), 2))
+    return pixels0.astype(np.float32), pixels1.astype(np.float32), good
+
+
+EXPECTED = {"general": False, "crawl": False, "floor": False, "plane": True, "turn": True}
+RIGS = {
+    "uncalibrated": (pinhole(K0), pinhole(K1)),
+    "pinhole": (pinhole(K0), pinhole(K1)),
+    **{name: (CAMERA0, camera) for name, camera in CAMERAS1.items()},
+}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+@pytest.mark.parametrize("name", RIGS)
+@pytest.mark.parametrize("outliers", [0.1, 0.5])
+def test_auto_takes_a_homography_where_nothing_else_is_determined(kind, name, outliers):
+    given = None if name == "uncalibrated" else RIGS[name]
+    general = GeometryModel.FUNDAMENTAL if given is None else GeometryModel.ESSENTIAL
+    for seed in range(3):
+        pixels0, pixels1, good = motion(kind, RIGS[name], outliers, seed=seed)
+        result = verify(pixels0, pixels1, cameras=given)
+        assert result.model is (GeometryModel.HOMOGRAPHY if EXPECTED[kind] else general)
+        assert result.inliers[good].mean() > 0.9 and result.inliers[~good].mean() < 0.1
+        assert np.linalg.norm(result.matrix) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", RIGS)
+def test_homography_of_auto_acts_on_pixels_without_distortion(name):
+    cameras = RIGS[name]
+    pixels0, pixels1, good = motion("turn", cameras, noise=0.1)
+    result = verify(pixels0, pixels1, cameras=None if name == "uncalibrated" else cameras)
+    assert result.threshold == pytest.approx(HOMOGRAPHY_TOLERANCE)
+    ideal0, ideal1 = (
+        geometry.warp_points(geometry.undistort_points(pixels, camera), camera.K)
+        for pixels, camera in zip((pixels0, pixels1), cameras, strict=True)
+    )
+    error = np.linalg.norm(geometry.warp_points(ideal0, result.matrix) - ideal1, axis=1)
+    assert np.median(error[good]) < 0.3
+    expected = geometry.unit_norm(cameras[1].K @ ROTATION @ np.linalg.inv(cameras[0].K))
+    moved = geometry.warp_points(ideal0, expected) - geometry.warp_points(ideal0, result.matrix)
+    assert np.abs(moved).max() < 1.0
+
+
+def test_auto_says_none_where_nothing_agrees():
+    rng = np.random.default_rng(0)
+    for count in (0, 3, 7, 9):
+        assert verify(rng.uniform(0, 480, (count, 2)), rng.uniform(0, 480, (count, 2))).inliers.sum() < 9
+    assert verify(np.full((30, 2), 100.0), np.full((30, 2), 100.0)).model is GeometryModel.NONE
+    line = np.column_stack([np.arange(60), 2.0 * np.arange(60)])
+    assert verify(line, rng.permutation(line)).num_inliers < 30
+
+
+def test_a_camera_that_stands_still_gives_a_homography():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 480, (200, 2))
+    for cameras in (None, (pinhole(K0), pinhole(K0))):
+        result = verify(points, points + rng.normal(0, 0.2, (200, 2)), cameras=cameras)
+        assert result.model is GeometryModel.HOMOGRAPHY and result.inliers.mean() > 0.95
+        np.testing.assert_allclose(result.matrix / result.matrix[2, 2], np.eye(3), atol=0.3)
+
+
+@pytest.mark.parametrize("name", ["oxford_graf", "strecha_fountain-P11"])
+def test_auto_on_real_pairs(name, shared_data):
+    """A wall seen twice, and a fountain: SIFT matches that pass the ratio test."""
+    folder = shared_data / "eval" / name
+    first, second = ("1.png", "2.png") if name == "oxford_graf" else ("0004.jpg", "0005.jpg")
+    images = [cv2.imread(str(folder / file), cv2.IMREAD_GRAYSCALE) for file in (first, second)]
+    images = [cv2.resize(image, (640, round(640 * image.shape[0] / image.shape[1]))) for image in images]
+    (points0, d0), (points1, d1) = (cv2.SIFT.create(1000).detectAndCompute(image, None) for image in images)
+    found = [m for m, n in cv2.BFMatcher().knnMatch(d0, d1, 2) if m.distance < 0.8 * n.distance]
+    xy0 = np.array([points0[m.queryIdx].pt for m in found])
+    xy1 = np.array([points1[m.trainIdx].pt for m in found])
+    result = verify(xy0, xy1)
+    assert result.model is (GeometryModel.HOMOGRAPHY if name == "oxford_graf" else GeometryModel.FUNDAMENTAL)
+    assert result.inliers.mean() > 0.5
