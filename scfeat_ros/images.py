@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from scfeat_core.data.photos import is_cut_jpeg
 from scfeat_core.errors import ImageError
 
 
@@ -78,6 +79,10 @@ _BT601 = np.hstack([_BT601, -_BT601 @ [[16], [128], [128]]]).astype(np.float32)
 
 ENCODINGS = (*_ENCODINGS, *_SEMI_PLANAR)
 
+# No picture has more: a JPEG takes at least a bit for each block of 64, and a PNG of one bit a pixel, which no camera
+# sends, could reach 8256 (deflate shrinks by at most 1032).
+_PIXELS_PER_BYTE = 1032
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -110,26 +115,55 @@ def image_to_array(message: Any) -> np.ndarray:
 def compressed_to_array(message: Any) -> np.ndarray:
     """The pixels of a sensor_msgs/CompressedImage (JPEG, PNG): (H, W) gray or (H, W, 3) RGB, uint8 or uint16.
 
-    Raises ImageError where the data is empty, damaged, or not a picture (compressedDepth).
+    Raises ImageError where the data is empty, damaged, cut short, or not a picture (compressedDepth).
     """
     if "compressedDepth" in message.format:
         raise ImageError(
             f"expected a JPEG or PNG picture, found a depth map (format {message.format!r}): "
             "subscribe to the colour or gray image of this camera"
         )
-    data = np.frombuffer(message.data, np.uint8)
+    code = bytes(message.data)
+    if is_cut_jpeg(code) or _is_cut_png(code):  # OpenCV would fill the rest with gray, or make room for gigabytes
+        raise _undecodable(message, "that are a picture without its end")
+    if (pixels := _claimed_pixels(code)) > _PIXELS_PER_BYTE * len(code):  # it would fill them
+        raise _undecodable(message, f"whose header claims {pixels} pixels")
     # The camera decides what is up, not the EXIF tag: calibration refers to the pixels as they were sent.
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(data, flags) if len(data) else None
+        image = cv2.imdecode(np.frombuffer(code, np.uint8), flags) if code else None
     except cv2.error:  # some damage it raises for, such as a size beyond its limits
-        pixels = None
-    if pixels is None:
-        raise ImageError(
-            f"expected a JPEG or PNG picture, found {len(data)} bytes that OpenCV cannot decode (format "
-            f"{message.format!r}): check the publisher of the compressed topic, or use image_transport:=raw"
-        )
-    return pixels if pixels.ndim == 2 else _convert(pixels, cv2.COLOR_BGR2RGB, message.format)
+        image = None
+    if image is None:
+        raise _undecodable(message, "that OpenCV cannot decode")
+    return image if image.ndim == 2 else _convert(image, cv2.COLOR_BGR2RGB, message.format)
+
+
+def _undecodable(message: Any, found: str) -> ImageError:
+    return ImageError(
+        f"expected a JPEG or PNG picture, found {len(message.data)} bytes {found} (format {message.format!r}): "
+        "check the publisher of the compressed topic, or use image_transport:=raw"
+    )
+
+
+def _is_cut_png(code: bytes) -> bool:
+    """Whether these are the bytes of a PNG whose chunks do not end with the last one."""
+    at = 8
+    while at + 12 <= len(code) and code[at + 4 : at + 8] != b"IEND":
+        at += 12 + int.from_bytes(code[at : at + 4], "big")
+    return code.startswith(b"\x89PNG") and at + 12 > len(code)
+
+
+def _claimed_pixels(code: bytes) -> int:
+    """Width times height in the header of a PNG (first chunk) or JPEG (frame header); 0 where there is none."""
+    if code.startswith(b"\x89PNG"):
+        return int.from_bytes(code[16:20], "big") * int.from_bytes(code[20:24], "big")
+    at = 2
+    while code.startswith(b"\xff\xd8") and at + 9 <= len(code) and code[at] == 0xFF and code[at + 1] != 0xDA:
+        kind = code[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # SOFn; not DHT, JPG, DAC
+            return int.from_bytes(code[at + 5 : at + 7], "big") * int.from_bytes(code[at + 7 : at + 9], "big")
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(code[at + 2 : at + 4], "big")
+    return 0
 
 
 def _convert(pixels: np.ndarray, conversion: int, encoding: str) -> np.ndarray:

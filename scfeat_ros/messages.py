@@ -74,7 +74,7 @@ def features_from_message(message: FeaturesMessage) -> Features:
     """
     count = len(message.keypoints) // 2
     _check_lengths("coordinates", 2 * count, message.keypoints)
-    _check_lengths("scores, or none,", count, *filter(len, (message.scores,)))
+    _check_lengths("scores or none", count, *filter(len, (message.scores,)))
     return Features(
         keypoints=_points(message.keypoints),
         scores=_unpack(message.scores, np.float32) if len(message.scores) else np.zeros(count, np.float32),
@@ -111,7 +111,7 @@ def matches_from_message(message: MatchesMessage) -> PairResult:
     """
     _check_lengths("matches", len(message.indices0), message.indices1, message.scores)
     _check_lengths("coordinates", 2 * len(message.indices0), message.keypoints0, message.keypoints1)
-    _check_lengths("inliers, or none,", len(message.indices0), *filter(len, (message.inliers,)))
+    _check_lengths("inliers or none", len(message.indices0), *filter(len, (message.inliers,)))
     verified = len(message.inliers) > 0 or message.geometry.model != GeometryMessage.NONE
     return PairResult(
         sequence0=message.sequence0,
@@ -156,7 +156,7 @@ def tracks_from_message(message: TracksMessage) -> Tracks:
     count = len(message.ids)
     _check_lengths("tracks", count, message.ages, message.flags)
     _check_lengths("coordinates", 2 * count, message.keypoints)
-    _check_lengths("coordinates, or none,", 2 * count, *filter(len, (message.rays, message.velocities)))
+    _check_lengths("coordinates or none", 2 * count, *filter(len, (message.rays, message.velocities)))
     return Tracks(
         ids=_unpack(message.ids, np.uint32),
         ages=_unpack(message.ages, np.uint32),
@@ -236,7 +236,8 @@ def _check_lengths(what: str, expected: int, *arrays: Any) -> None:
     found = [len(values) for values in arrays]
     if any(length != expected for length in found):
         raise DataError(
-            f"expected parallel arrays of {expected} {what}, found {found}: the message was not made by scfeat"
+            f"expected parallel arrays of {expected} {what}, found lengths of {found}: "
+            "sender and receiver use different versions of scfeat"
         )
 
 

@@ -234,19 +234,45 @@ def test_compressed_pictures(rgb: np.ndarray) -> None:
     assert abs(found - rgb).mean() < 5
 
 
-def test_a_picture_that_claims_to_be_huge_is_explained() -> None:
-    data = bytearray(cv2.imencode(".jpg", np.zeros((16, 16), np.uint8))[1])
-    size = data.index(b"\xff\xc0") + 5  # in the frame header
-    data[size : size + 4] = b"\xff\x00" * 2  # more pixels than OpenCV takes: it raises
-    with pytest.raises(ImageError, match="cannot decode"):
-        compressed_to_array(CompressedImage("jpeg", bytes(data)))
+def test_a_picture_that_claims_to_be_huge_is_explained_and_costs_nothing() -> None:
+    pixels = np.zeros((16, 16), np.uint8)
+    jpeg = bytearray(cv2.imencode(".jpg", pixels)[1])
+    size = jpeg.index(b"\xff\xc0") + 5  # in the frame header
+    jpeg[size : size + 4] = b"\xff\x00" * 2
+    png = bytearray(cv2.imencode(".png", pixels)[1])
+    png[16] = 0x20  # 2 ** 29 pixels wide
+    for data, claimed in ((jpeg, 65280**2), (png, (2**29 + 16) * 16)):
+        with pytest.raises(ImageError, match=f"found {len(data)} bytes whose header claims {claimed} pixels"):
+            compressed_to_array(CompressedImage("jpeg", bytes(data)))
+
+
+def test_a_plain_picture_is_not_taken_for_a_huge_one() -> None:
+    """The highest compression that there is: one value everywhere."""
+    plain = np.zeros((1080, 1920), np.uint8)
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_OPTIMIZE, 1, cv2.IMWRITE_JPEG_QUALITY, 1]
+    for suffix, setting in ((".jpg", options), (".png", [cv2.IMWRITE_PNG_COMPRESSION, 9])):
+        for picture in (plain, np.dstack([plain] * 3)):
+            data = bytes(cv2.imencode(suffix, picture, setting)[1])
+            assert compressed_to_array(CompressedImage("jpeg", data)).shape == picture.shape
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_picture_without_its_end_is_explained(rgb: np.ndarray, suffix: str) -> None:
+    data = bytes(cv2.imencode(suffix, rgb)[1])
+    for cut in (1, 12, 40):
+        with pytest.raises(ImageError, match=f"found {len(data) - cut} bytes that are a picture without its end"):
+            compressed_to_array(CompressedImage("jpeg", data[:-cut]))
+    assert compressed_to_array(CompressedImage("jpeg", data + b"padding")).shape == rgb.shape
 
 
 @pytest.mark.parametrize(
     ("format", "data", "word"),
     [
         ("jpeg", b"", "found 0 bytes"),
-        ("jpeg", b"\xff\xd8\xff\xe0 and then nothing", "cannot decode"),
+        ("jpeg", b"\xff\xd8\xff\xe0 and then nothing", "without its end"),
+        ("jpeg", b"\xff\xd8\xff\xda\x00\x02 and then the end \xff\xd9", "cannot decode"),
+        ("png", b"\x89PNG", "without its end"),
+        ("png", b"\x89PNG\r\n\x1a\n\xf9\x00\x02\x25IDAT and no gigabytes", "without its end"),
         ("16UC1; compressedDepth png", b"\0" * 40, "depth map"),
     ],
 )

@@ -146,7 +146,7 @@ def test_wrong_descriptor_types_and_sizes_are_explained() -> None:
         messages.features_to_message(frame(), header(), "double")
     message = messages.features_to_message(frame(), header())
     message.scores.pop()
-    with pytest.raises(DataError, match="expected parallel arrays of 100 scores, or none, found \\[99\\]"):
+    with pytest.raises(DataError, match="arrays of 100 scores or none, found lengths of \\[99\\]"):
         messages.features_from_message(message)
     message.scores = array("f")
     assert not messages.features_from_message(message).scores.any()  # not provided
