@@ -214,6 +214,19 @@ def _undistort_pinhole(pixels: np.ndarray, camera: Camera) -> np.ndarray:
     return cv2.undistortPoints(pixels, camera.K, camera.D, criteria=_UNDISTORT_CRITERIA)
 
 
+def project_rays(rays: np.ndarray, camera: Camera) -> np.ndarray:
+    """Pixels (N, 2) float64 of undistorted normalised rays (N, 2): the inverse of :func:`undistort_points`.
+
+    A polynomial means nothing outside of what it was fitted to: rays far out of view may land anywhere. NaN and
+    infinity stay non-finite. Raises CalibrationError for an unusable camera.
+    """
+    check_camera(camera)
+    if len(rays) == 0:
+        return np.zeros((0, 2))
+    rays = np.ascontiguousarray(rays, np.float64).reshape(-1, 1, 2)
+    return _project(rays, camera, _model_name(camera) in _FISHEYE_MODELS).reshape(-1, 2)
+
+
 def _project(rays: np.ndarray, camera: Camera, fisheye: bool) -> np.ndarray:
     """Pixels (N, 1, 2) of rays (N, 1, 2)."""
     points = np.concatenate([rays, np.ones_like(rays[..., :1])], -1)

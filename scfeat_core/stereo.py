@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scfeat_core import matching
 from scfeat_core.errors import CalibrationError
-from scfeat_core.geometry import check_camera, undistort_points
+from scfeat_core.geometry import check_camera, essential_from_pose, undistort_points
 from scfeat_core.matching import Gate
 from scfeat_core.types import Array, Camera, Features, Matches
 
@@ -81,6 +81,12 @@ def baseline(camera0: Camera, camera1: Camera) -> float:
     """
     offsets = [-_projection(camera)[0, 3] / focal_lengths(camera)[0] for camera in (camera0, camera1)]
     return float(offsets[1] - offsets[0])
+
+
+def essential_matrix(camera0: Camera, camera1: Camera) -> np.ndarray:
+    """(3, 3) float64, unit norm: x1' E x0 = 0 for undistorted rays of the two images as they are, not rectified."""
+    back = _rectification(camera1).T
+    return essential_from_pose(back @ _rectification(camera0), -back @ [baseline(camera0, camera1), 0.0, 0.0])
 
 
 def check_rig(camera0: Camera, camera1: Camera) -> None:

@@ -204,6 +204,9 @@ def test_undistort_points_inverts_the_projection(camera):
     pixels, _ = project(world, np.zeros(3), np.zeros(3), camera.K, camera.D[:4] if fisheye else camera.D)
     np.testing.assert_allclose(geometry.undistort_points(pixels[:, 0], camera), rays, atol=1e-6)
     assert geometry.undistort_points(np.zeros((0, 2), np.float32), camera).shape == (0, 2)
+    np.testing.assert_allclose(geometry.project_rays(rays, camera), pixels[:, 0], atol=1e-9)
+    assert geometry.project_rays(np.zeros((0, 2), np.float32), camera).shape == (0, 2)
+    assert not np.isfinite(geometry.project_rays(np.array([[np.nan, 0.1], [np.inf, 0.2]]), camera)).all(1).any()
 
 
 @pytest.mark.parametrize(

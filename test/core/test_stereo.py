@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from scfeat_core.errors import CalibrationError, FeatureError
-from scfeat_core.stereo import check_rig, match_stereo
+from scfeat_core.extraction import Extractor
+from scfeat_core.geometry import essential_from_pose, undistort_points
+from scfeat_core.matching import match
+from scfeat_core.stereo import baseline, check_rig, essential_matrix, match_stereo
 from scfeat_core.types import Camera, Features
 
 SIZE = (640, 480)
@@ -136,6 +139,21 @@ def test_rectified_images_and_raw_ones_give_the_same_matches():
     assert len(raw) == 150
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_essential_matrix_is_that_of_the_rays_of_the_raw_images(model):
+    cameras = rig(model)
+    points = world()
+    rays = [
+        undistort_points(project(seen, camera), camera)
+        for seen, camera in zip((points, points @ ROTATION.T + TRANSLATION), cameras, strict=True)
+    ]
+    homogeneous0, homogeneous1 = (np.column_stack([r, np.ones(len(r))]) for r in rays)
+    matrix = essential_matrix(*cameras)
+    assert np.linalg.norm(matrix) == pytest.approx(1)
+    np.testing.assert_allclose((homogeneous1 @ matrix * homogeneous0).sum(1), 0, atol=1e-7)
+    np.testing.assert_allclose(matrix, essential_from_pose(ROTATION, TRANSLATION), atol=1e-7)
+
+
 def test_min_cosine_and_nothing_to_match():
     cameras = rig()
     left, right = views(cameras, world())
@@ -171,3 +189,35 @@ def test_cameras_that_are_no_rig_are_named_with_the_fix():
     with pytest.raises(FeatureError, match="one space"):
         views0, views1 = views(rig(), world())
         match_stereo(views0, replace(views1, descriptor_space="other"), left, right)
+
+
+def test_real_pairs_of_a_rectified_rig(shared_data):
+    """KITTI: with the gate, matches have disparities; without it, a tenth and more of them cannot be true."""
+    bag = pytest.importorskip("rosbags.highlevel", reason="rosbags is not installed: run `make setup`")
+    folder = shared_data / "bag" / "kitti_seq1"
+    if not folder.is_dir():
+        pytest.skip(f"no stereo recording: {folder} does not exist")
+    images, cameras = {}, {}
+    with bag.AnyReader([folder]) as reader:
+        for connection, _, raw in reader.messages():
+            side, _, kind = connection.topic.removeprefix("/kitti/").partition("/")
+            message = reader.deserialize(raw, connection.msgtype)
+            if kind == "image_raw/compressed":
+                images.setdefault(side, cv2.imdecode(np.asarray(message.data), cv2.IMREAD_GRAYSCALE))
+            elif kind == "camera_info":
+                p = np.reshape(message.p, (3, 4))
+                size = (message.width, message.height)
+                cameras[side] = Camera(
+                    np.reshape(message.k, (3, 3)), message.d, size, message.distortion_model, np.eye(3), p
+                )
+            if len(images) == len(cameras) == 2:
+                break
+    sides = ("left", "right")
+    rig_cameras = [cameras[side] for side in sides]
+    assert baseline(*rig_cameras) == pytest.approx(0.537, abs=0.001)
+    left, right = (Extractor(max_keypoints=500)(images[side]) for side in sides)
+    gated, free = match_stereo(left, right, *rig_cameras), match(left, right)
+    errors = [left.keypoints[m.indices0] - right.keypoints[m.indices1] for m in (gated, free)]
+    possible = [(abs(e[:, 1]) <= 2) & (e[:, 0] >= -2) for e in errors]
+    assert possible[0].all() and possible[1].mean() < 0.9
+    assert possible[0].sum() > possible[1].sum() > 150
