@@ -1,7 +1,8 @@
-"""The example that makes poses of tracks: known motion in, the same motion out, on arrays and on a live graph."""
+"""The example that makes poses of tracks: known motion in, the same motion out; what the soak benchmark concludes."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 from array import array
@@ -19,19 +20,25 @@ pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run
 from scfeat.msg import Tracks
 
 from scfeat_core.demo_scene import camera_path
+from scfeat_core.errors import ScfeatError
 
 PIXEL = 1 / 500
 FRAMES = 40
 
 
-@pytest.fixture(scope="module")
-def track_pose() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "examples" / "track_pose.py"
-    spec = importlib.util.spec_from_file_location("track_pose", path)
+def load(path: Path) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def track_pose() -> ModuleType:
+    return load(Path(__file__).resolve().parents[2] / "examples" / "track_pose.py")
 
 
 def poses() -> np.ndarray:
@@ -124,3 +131,27 @@ def test_example_on_a_live_graph(ros: Any, spawn: Callable[..., Any], repository
 
     ros.pump(send, lambda: process.output.count("position") > 10, period=0.02, timeout=90, what="ten poses")
     assert "Traceback" not in process.output
+
+
+@pytest.fixture(scope="module")
+def soak() -> ModuleType:
+    return load(Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py")
+
+
+@pytest.mark.parametrize(("per_hour", "grows"), [(0.0, False), (5.0, False), (60.0, True), (-60.0, False)])
+def test_soak_tells_growing_memory_from_noise(soak: ModuleType, per_hour: float, grows: bool) -> None:
+    seconds = np.arange(0, 1800, 10.0)
+    warm_up = 80 * (1 - np.exp(-seconds / 20))
+    noise = np.random.default_rng(0).normal(size=len(seconds)) * 2
+    rss = 400 + warm_up + per_hour * seconds / 3600 + noise
+    counts = [{"received": i, "processed": i, "dropped_busy": 0} for i in range(len(seconds))]
+    samples = [soak.Sample(*values) for values in zip(seconds, rss, counts, strict=True)]
+    args = argparse.Namespace(warm_up=120.0, limit=10.0)
+    summary = soak.summarise(args, samples, soak.Heard(latencies=[1.0, 2.0, 3.0]))
+    assert summary["grows"] == grows
+    slope = summary["slope_mb_per_hour"]
+    assert slope["low"] < per_hour < slope["high"] and slope["high"] - slope["low"] < 10
+    assert summary["frames"]["processed"] == 179 and summary["latency_ms"]["p50"] == 2.0
+    assert ("GROWS" in soak.table(summary)) == grows
+    with pytest.raises(ScfeatError, match="--duration"):
+        soak.summarise(argparse.Namespace(warm_up=1e9, limit=10.0), samples, soak.Heard())
