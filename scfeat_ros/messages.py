@@ -130,10 +130,14 @@ def matches_from_message(message: MatchesMessage) -> PairResult:
 
 
 def tracks_to_message(result: FrameResult, header: Header, session: str) -> TracksMessage:
-    """The tracks of a frame. header: of its image. session: another one on each start. Needs ``result.tracks``."""
+    """The tracks of a frame. header: of its image. session: another one on each start. Needs ``result.tracks``.
+
+    Where ids begin at 1 again, ``session`` has the number of that epoch behind it.
+    """
     tracks = result.tracks
     assert tracks is not None, "a frame without tracks has none to send"
-    message = TracksMessage(header=header, camera=result.camera, sequence=result.sequence, session=session)
+    message = TracksMessage(header=header, camera=result.camera, sequence=result.sequence)
+    message.session = f"{session}.{tracks.epoch}" if tracks.epoch else session
     message.ids = _pack("I", tracks.ids, np.uint32)
     message.ages = _pack("I", tracks.ages, np.uint32)
     message.keypoints = _pack("f", tracks.keypoints, np.float32)
@@ -149,7 +153,8 @@ def tracks_to_message(result: FrameResult, header: Header, session: str) -> Trac
 def tracks_from_message(message: TracksMessage) -> Tracks:
     """What ``tracks_to_message`` was given, as views of the message.
 
-    Except for ``indices``, which are -1: they are not sent, ``Features.track_ids`` of the same stamp says the same.
+    Except for ``indices``, which are -1: they are not sent, ``Features.track_ids`` of the same stamp says the same; and
+    for ``epoch``, which is part of ``session``.
     rays and velocities are None where they were not sent, and where there are no tracks at all. Raises DataError where
     the arrays differ in length.
     """

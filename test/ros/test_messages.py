@@ -75,7 +75,7 @@ def frame(count: int = 100, dim: int = 64, matches: int = 40, verified: bool = T
 
 
 def tracked(count: int = 100, tracks: int = 30, calibrated: bool = True) -> FrameResult:
-    """A frame in which some of the keypoints are tracked, in no order of their ids."""
+    """A frame in which some of the keypoints are tracked."""
     random = np.random.default_rng(3)
     result = frame(count)
     indices = random.permutation(count)[:tracks]
@@ -83,7 +83,7 @@ def tracked(count: int = 100, tracks: int = 30, calibrated: bool = True) -> Fram
     return replace(
         result,
         tracks=Tracks(
-            ids=(random.permutation(1000)[:tracks] + 2**32 - 1000).astype(np.uint32),
+            ids=np.sort(random.permutation(1000)[:tracks] + 2**32 - 1000).astype(np.uint32),
             ages=random.integers(1, 50, tracks).astype(np.uint32),
             indices=indices,
             keypoints=result.features.keypoints[indices],
@@ -189,6 +189,14 @@ def test_tracks_there_and_back(calibrated: bool) -> None:
         return
     np.testing.assert_array_equal(back.rays, tracks.rays)
     np.testing.assert_array_equal(back.velocities, tracks.velocities)
+
+
+def test_ids_that_begin_again_have_another_session() -> None:
+    result = tracked()
+    assert result.tracks is not None
+    again = replace(result, tracks=replace(result.tracks, epoch=2))
+    sessions = [messages.tracks_to_message(each, header(), "1f3a").session for each in (result, again)]
+    assert sessions == ["1f3a", "1f3a.2"]
 
 
 def test_a_frame_without_tracks_still_says_which_were_lost() -> None:
