@@ -379,8 +379,8 @@ def watch(node: Any, changed: Callable[[NodeParameters], None]) -> None:
     refused with a reason. changed: called by the executor's thread, before the request is answered; a ScfeatError from
     it refuses the request as well.
 
-    rclpy refuses read-only parameters and wrong types by itself. Unknown names it refuses too, but does not name them;
-    construct the node with ``allow_undeclared_parameters=True``, and they come here, and are refused by name.
+    rclpy refuses read-only parameters by itself. Unknown names it refuses too, but does not name them; construct the
+    node with ``allow_undeclared_parameters=True``, and they come here, and are refused by name.
     """
     from rcl_interfaces.msg import SetParametersResult
 
@@ -390,6 +390,7 @@ def watch(node: Any, changed: Callable[[NodeParameters], None]) -> None:
             return SetParametersResult(successful=True)
         present = {row.name: node.get_parameter(row.name).value for row in rows()}
         try:
+            _refuse_deletion(new, _where(node))
             changed(load_parameters(present | new, _where(node)))
         except ScfeatError as error:
             return SetParametersResult(successful=False, reason=str(error))
@@ -398,16 +399,27 @@ def watch(node: Any, changed: Callable[[NodeParameters], None]) -> None:
     node.add_on_set_parameters_callback(on_set)
 
 
+def _refuse_deletion(values: Mapping[str, Any], where: str) -> None:
+    for name, value in values.items():
+        if value is None:
+            raise ConfigError(f"{where}: {name}: expected a value, found none: parameters cannot be deleted")
+
+
 def unused_overrides(node: Any) -> list[str]:
     """Overrides of the QoS of topics that the node does not have; rclpy ignores them in silence."""
     return [name for name in node._parameter_overrides if name.startswith("qos_") and not node.has_parameter(name)]
 
 
 def descriptor(row: Row) -> Any:
-    """rcl_interfaces/ParameterDescriptor of one line of the table. ROS has no ranges for lists: these are in words."""
+    """rcl_interfaces/ParameterDescriptor of one line of the table. ROS has no ranges for lists: these are in words.
+
+    The types of dynamic ones are left to ``watch``: rclpy would refuse 5 for 5.0, give types by number ("expected '3'
+    got '2'") and not say whose they are.
+    """
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
-    result = ParameterDescriptor(name=row.name, description=row.doc, read_only=not row.dynamic)
+    result = ParameterDescriptor(name=row.name, description=row.doc)
+    result.read_only, result.dynamic_typing = not row.dynamic, row.dynamic
     result.additional_constraints = f"{'each ' if row.many else ''}one of {row.accepts}" if row.choices else row.accepts
     if row.limits is None or row.many:
         return result
@@ -427,7 +439,7 @@ def parameters_yaml() -> str:
     lines = [
         "# All parameters of the scfeat front end with their defaults.",
         "# Copy the file, keep the lines that you change, and pass it on as params_file:=... of frontend.launch.py.",
-        "# 'dynamic': may change while the node runs (ros2 param set /scfeat max_keypoints 9); the others are read",
+        "# 'dynamic': may change while the node runs (ros2 param set /scfeat grid 4); the others are read",
         "# when it starts. A list cannot be empty in such a file: [''] and [0] stand for empty ones.",
         "/**:",
         "  ros__parameters:",
