@@ -26,6 +26,7 @@ EPILOG = """\
 examples:
   scfeat demo                          a rendered camera, through the real ROS 2 node, to build/demo/
   scfeat demo --bag my_bag             the same with the images of a rosbag2
+  scfeat doctor                        what the node misses on this machine, and what mends it
   scfeat match left.jpg right.jpg      verified matches of two images, and a picture of them
   scfeat extract *.jpg -o features     keypoints, scores and descriptors as one .npz an image
   scfeat extract photos --format h5    a folder of images, as one file for hloc
@@ -49,6 +50,7 @@ COMMANDS = {
         "play a camera into the live ROS 2 node, report what comes out",
         "run `make setup`, or source a ROS 2 installation with scfeat in it and pip install 'scfeat-python[demo]'",
     ),
+    "doctor": Command("scfeat_ros.doctor", "check that what the node needs is there and works, and say what mends it"),
     "extract": Command(
         "scfeat_core.commands.extract",
         "write the features of images, folders and data sets to files",
