@@ -49,10 +49,10 @@ def measure(views: Views, pairs: Any, kind: str, evaluate: Callable[..., Any], s
 
 def parts(folder: Path, protocol: Protocol) -> Iterator[tuple[str, Any, Callable[..., Any], Callable[..., Any]]]:
     """Name, pairs, how to measure one of them, and how to summarise."""
-    evaluate = partial(homography.evaluate_homography_pair, protocol=protocol)
-    yield "homography", datasets.homography_pairs(folder), evaluate, homography.summarise_homography
-    evaluate = partial(relative_pose.evaluate_pose_pair, protocol=protocol)
-    yield "pose", datasets.pose_pairs(folder), evaluate, relative_pose.summarise_pose
+    of_homography = partial(homography.evaluate_homography_pair, protocol=protocol)
+    yield "homography", datasets.homography_pairs(folder), of_homography, homography.summarise_homography
+    of_pose = partial(relative_pose.evaluate_pose_pair, protocol=protocol)
+    yield "pose", datasets.pose_pairs(folder), of_pose, relative_pose.summarise_pose
 
 
 def main() -> None:

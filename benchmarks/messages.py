@@ -46,8 +46,9 @@ def sample(points: int, dim: int) -> FrameResult:
 
 def conversions(result: FrameResult) -> Ways:
     """There and back for every kind of message."""
-    header, pair, ways = Header(), result.pair, {}
+    header, pair = Header(), result.pair
     assert pair is not None
+    ways: Ways = {}
     for kind in ("float32", "float16", "int8"):
         to_message = partial(messages.features_to_message, result, header, kind)
         ways |= both_ways(f"Features {kind}", to_message, messages.features_from_message)

@@ -223,6 +223,16 @@ def test_several_cameras_keep_their_names() -> None:
     ]
 
 
+def test_no_number_is_too_odd_to_report() -> None:
+    odd = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e30)
+    counts = Counts(received=2**63, processed=2**63, dropped={"busy": 2**62, "of another version": 1})
+    for value in odd:
+        quality = ImageQuality(value, value, value, value)
+        health = replace(HEALTH, ms_total=value, age_ms=value, inlier_ratio=value, coverage=value, quality=quality)
+        camera = replace(CAMERA, now=counts, period=value, silence=value, health=replace(health, masked=value))
+        assert len(statuses(camera)) == 4
+
+
 def test_limits_apply() -> None:
     message = diagnostics_to_message("scfeat", NOW, [CAMERA], NETWORK, Limits(coverage=0.9, sharpness=0.7))
     assert [status.level for status in message.status] == [OK, WARN, WARN, OK]
