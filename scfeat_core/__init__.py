@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from scfeat_core.extraction import Extractor
     from scfeat_core.frontend import Frontend
     from scfeat_core.matching import match
+    from scfeat_core.network.model import SCFeat
 
 __version__ = "0.1.0"
-__all__ = ["Extractor", "Frontend", "ScfeatError", "match"]
+__all__ = ["Extractor", "Frontend", "SCFeat", "ScfeatError", "match"]
 
-_LAZY = {"Extractor": "extraction", "Frontend": "frontend", "match": "matching"}
+_LAZY = {"Extractor": "extraction", "Frontend": "frontend", "match": "matching", "SCFeat": "network.model"}
 
 
 def __getattr__(name: str) -> Any:

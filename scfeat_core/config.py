@@ -83,6 +83,17 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     return mapping
 
 
+def parse_value(text: str) -> Any:
+    """The value of a KEY=VALUE setting, read as YAML. Raises ConfigError."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(
+            f"expected a value in YAML, found '{text}' ({reason}); quote text with special signs"
+        ) from error
+
+
 def check_config(config: Any, where: str | None = None) -> None:
     """Check a dataclass that was constructed directly (call it in ``__post_init__``). Raises ConfigError."""
     where = type(config).__name__ if where is None else where
@@ -234,10 +245,9 @@ def _mismatch(value: Any, hint: Any, where: str, path: str) -> ConfigError:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _describe(hint: Any) -> str:

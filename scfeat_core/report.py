@@ -10,6 +10,7 @@ import base64
 import html
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,15 @@ def write(path: Path, content: str | bytes) -> None:
         raise ScfeatError(
             f"expected to write {path}, found {error.strerror or error}: choose another folder with --output"
         ) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ScfeatError now where a folder could not be made or written to after the work."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ScfeatError(f"expected a folder to write to at {folder}, found a file at {existing}; choose another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ScfeatError(f"expected to write to {folder}, found that {existing} is not writable; choose another one")
 
 
 def encode(image: np.ndarray, suffix: str = ".png") -> bytes:

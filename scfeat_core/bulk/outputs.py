@@ -37,7 +37,8 @@ class Writer(Protocol):
 
 
 class Output(Protocol):
-    """half: descriptors are float16. record: the file beside the features that says how they were made.
+    """half: descriptors are float16. target: the file or folder of the features. record: the file beside them that says
+    how they were made.
 
     place: what the features of an image are called. remove: those that are there, of the images or of all. missing:
     the images that have no complete features yet. finish: once, when all are written.
@@ -45,6 +46,9 @@ class Output(Protocol):
 
     @property
     def half(self) -> bool: ...
+
+    @property
+    def target(self) -> Path: ...
 
     @property
     def record(self) -> Path: ...
@@ -75,6 +79,10 @@ class NpzOutput:
     half: bool = False
     pictures: Path | None = None
     record_name: str = "extraction"
+
+    @property
+    def target(self) -> Path:
+        return self.folder
 
     @property
     def record(self) -> Path:
@@ -129,6 +137,10 @@ class H5Output:
     path: Path
     half: bool = False
     part_images: int = PART_IMAGES
+
+    @property
+    def target(self) -> Path:
+        return self.path
 
     @property
     def record(self) -> Path:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from scfeat_core.config import parse_value
+from scfeat_core.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,4 +69,7 @@ def _option(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found '{text}'")
-    return key, yaml.safe_load(value)
+    try:
+        return key, parse_value(value)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{key}: {error}") from error

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder to write to, or an .h5 file (features, or what the configuration says)",
     )
-    parser.add_argument("--format", choices=["npz", "h5"], help="(npz)")
+    parser.add_argument("--format", choices=["npz", "h5"], help="(npz; h5 where the output ends in .h5)")
     parser.add_argument("--half", action="store_true", help="descriptors as float16")
     add_extractor_arguments(parser)
     add_options_argument(parser, "option of the Extractor, such as max_edge=1600; may be repeated")
@@ -92,7 +92,7 @@ def _job(args: argparse.Namespace) -> Job:
         raise ConfigError("expected images or folders, or --config (with --data, if any); found neither or both")
     folder = args.output or Path("features")
     output: Output
-    if (args.format or "npz") == "npz":
+    if (args.format or ("h5" if folder.suffix == ".h5" else "npz")) == "npz":
         output = NpzOutput(folder, half=args.half)
     else:
         output = H5Output(folder if folder.suffix == ".h5" else folder / "features.h5", half=args.half)
@@ -132,10 +132,8 @@ def _replace(mapping: dict[str, Any], **values: Any) -> None:
 
 def _plan(job: Job, overwrite: bool) -> str:
     missing = job.files if overwrite else job.output.missing(job.files)
-    place = job.output.record.parent
-    return (
-        f"{len(missing)} of {len(job.files)} images to extract to {place} with '{job.settings.weights}'; nothing done"
-    )
+    where = f"{job.output.target} with '{job.settings.weights}'"
+    return f"{len(missing)} of {len(job.files)} images to extract to {where}; nothing done"
 
 
 # -- doing it ----------------------------------------------------------------------------------------------------------
@@ -151,7 +149,7 @@ def _run_job(job: Job, args: argparse.Namespace) -> Report:
         backend = partial(extract_with_ray, workers=job.settings.decoders)
     with _Progress(not args.no_progress and sys.stderr.isatty()) as progress:
         report = run_job(job, backend, args.overwrite, progress.watch, progress.begin)
-    print(f"{job.output.record.parent}: {report}")
+    print(f"{job.output.target}: {report}")
     return report
 
 

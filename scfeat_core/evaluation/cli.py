@@ -21,6 +21,7 @@ from scfeat_core.errors import ConfigError
 from scfeat_core.evaluation import datasets
 from scfeat_core.evaluation.datasets import APART, HPATCHES_SPLITS, limit_pairs
 from scfeat_core.evaluation.views import Protocol, View, extract_views, map_pairs, truncate_views
+from scfeat_core.report import check_folder
 
 Columns = tuple[str, ...]
 
@@ -99,7 +100,7 @@ def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-keypoints", type=_counts, metavar="N,M", help=f"best points of an image ({default.max_keypoints})"
     )
     protocol.add_argument(
-        "--longer-side", type=_counts, metavar="PX,PX", help=f"0: as stored ({default.longer_side}, hpatches: 0)"
+        "--longer-side", type=_sizes, metavar="PX,PX", help=f"0: as stored ({default.longer_side}, hpatches: 0)"
     )
     protocol.add_argument("--estimator", choices=["poselib", "magsac"], default=default.estimator, help="of poses")
     protocol.add_argument(
@@ -134,6 +135,15 @@ def _counts(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, found '{text}'") from None
 
 
+def _sizes(text: str) -> list[int]:
+    from scfeat_core.network.model import MIN_IMAGE_SIZE
+
+    sizes = _counts(text)
+    if small := [size for size in sizes if 0 < size < MIN_IMAGE_SIZE]:
+        raise argparse.ArgumentTypeError(f"expected 0 or at least {MIN_IMAGE_SIZE} pixels, found {small[0]}")
+    return sizes
+
+
 def run(args: argparse.Namespace) -> int:
     import torch
 
@@ -141,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
     from scfeat_core.evaluation.report import format_runs, write_json
 
     _check(args)
+    if args.output is not None:
+        check_folder(args.output)
     torch.set_num_threads(max(args.workers, 1))
     cv2.setNumThreads(max(args.workers, 1))
     runs = _cached_runs(args) if args.cache else _stored_runs(args) if args.features else _method_runs(args)

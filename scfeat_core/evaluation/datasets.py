@@ -151,7 +151,10 @@ def _collect(
     folders = _set_folders(root, splits, wanted)
     pairs = [pair for folder in folders if splits or folder.name not in apart for pair in read(folder)]
     if not pairs:
-        raise DataError(f"expected {wanted} in {', '.join(splits) or 'the folders'} of {root}, found none")
+        raise DataError(
+            f"expected {wanted} in {', '.join(splits) or 'the folders'} of {root}, found none; give the folder "
+            "that holds the sets, and the kind that they are for"
+        )
     return pairs
 
 

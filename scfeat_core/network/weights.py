@@ -52,12 +52,24 @@ def save_model(model: SCFeat, path: Path, *, half: bool = True) -> str:
         if not torch.isfinite(tensors[name]).all():
             raise WeightsError(f"expected finite weights to save, found NaN, infinity or too large a number in {name}")
     header = {"format": "scfeat", "config": json.dumps(asdict(model.config), sort_keys=True), "data": _digest(tensors)}
-    content = save(tensors, metadata=header)
+    content = _in_order(save(tensors, metadata=header))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_bytes(content)
     partial.replace(path)  # whoever has the file mapped keeps the old one
     return hashlib.sha256(content).hexdigest()
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in any order, and equal weights shall be equal
+    files.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers stay aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from scfeat_core.config import parse_value
 from scfeat_core.errors import ConfigError
 
 DESCRIPTION = """\
@@ -132,4 +132,7 @@ def _override(mapping: dict[str, Any], assignment: str, value: object = None) ->
         mapping = mapping.setdefault(parent, {})
         if not isinstance(mapping, dict):
             raise ConfigError(f"--set {assignment}: expected '{parent}' to hold settings, found a single value")
-    mapping[key] = yaml.safe_load(text) if value is None else value
+    try:
+        mapping[key] = parse_value(text) if value is None else value
+    except ConfigError as error:
+        raise ConfigError(f"--set {path}: {error}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from scfeat_core.data import megadepth, posed_images
-from scfeat_core.data.pairing import whole_scenes_held_back
+from scfeat_core.data.pairing import SceneFolder, whole_scenes_held_back
 from scfeat_core.data.photos import find_photos, load_photos, matching_split, read_split
 from scfeat_core.data.posed import PosedPairs
 from scfeat_core.errors import ConfigError, DataError
@@ -66,6 +66,8 @@ def _posed_validations(config: TrainConfig) -> tuple[Validation, ...]:
     except DataError as error:
         log.warning("no validation: %s", error)
         return ()
+    if not _whole_held_back(config):
+        log.info("validation: other pairs of the scenes that are trained on, for there are few; its scores flatter")
     return (PosedValidation(held_back, config.validation_pairs),)
 
 
@@ -124,10 +126,15 @@ def _outside_held_back(config: TrainConfig) -> list[Path]:
 
     Every process of a run has the same ones, whether it validates or not: scenes are not opened for it.
     """
+    folders = {folder.path for folder in _whole_held_back(config)}
+    photos = photo_paths(config.data_config_train, held_back=False)
+    return [path for path in photos if folders.isdisjoint(path.parents)]
+
+
+def _whole_held_back(config: TrainConfig) -> list[SceneFolder]:
     data = config.data_config_train
     found = READERS[_resolve_layout(config.data, data)].find_scenes(data.data_path)
-    folders = {folder.path for folder in whole_scenes_held_back(found, data)}
-    return [path for path in photo_paths(data, held_back=False) if folders.isdisjoint(path.parents)]
+    return whole_scenes_held_back(found, data)
 
 
 def load_photo_set(paths: Sequence[Path], config: DataConfig) -> tuple[Photos, dict[str, int]]:

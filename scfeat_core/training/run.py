@@ -19,6 +19,7 @@ from scfeat_core.config import dump_config
 from scfeat_core.errors import ConfigError
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.weights import save_model
+from scfeat_core.report import check_folder
 from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.starts import variant_name
 
@@ -83,9 +84,15 @@ class Run:
     def open(self, *, resume: bool) -> dict[str, Any] | None:
         """The saved state to go on from, or None for a new run.
 
-        Raises ConfigError where the folder holds another run, or a damaged one.
+        Raises ConfigError where the folder holds another run, a damaged one, or none to resume, and ScfeatError where
+        it cannot be written to.
         """
+        check_folder(self.folder)
         if not self._checkpoint.is_file():
+            if resume:
+                raise ConfigError(
+                    f"expected a run to resume in {self.folder}, found none; check --output, or start without --resume"
+                )
             return None
         if not resume:
             raise ConfigError(f"{self.folder} holds a run already; go on by --resume, or choose another --output")
@@ -185,17 +192,20 @@ class Run:
         """Curves of all that was logged; one panel a quantity."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         rows = [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.is_file() else []
         names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
         height = max(1, math.ceil(len(names) / PLOT_COLUMNS))
         figure = Figure(figsize=(4 * PLOT_COLUMNS, 2.6 * height))
-        figure.subplots_adjust(0.06, 0.3 / (height + 0.3), 0.98, 1 - 0.2 / height, 0.2, 0.35)
+        figure.subplots_adjust(0.07, 0.3 / (height + 0.3), 0.98, 1 - 0.2 / height, 0.28, 0.35)
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(height, PLOT_COLUMNS, squeeze=False).flat)
         for axis, name in zip(axes, names, strict=False):
             points = [(row["step"], row[name]) for row in rows if name in row]
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.ticklabel_format(axis="y", useOffset=False)
             axis.set_title(name, fontsize="medium")
             axis.grid(alpha=0.3)
         for axis in axes[len(names) :]:

@@ -62,6 +62,10 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, progress: 
             pairs = config.data_config_train.batch_size * group.world
             log.info("%s; %d a step, on %s", data.summary, pairs, device)
             log.info("steps %d to %d in %s", state.step, config.steps, folder)
+        if state.step >= config.steps:
+            log.info("nothing to do; a larger epoch_step goes on")
+            run.close()
+            return run.weights(state.model)
         try:
             _Loop(state, data, run, group, progress).run()
         except KeyboardInterrupt:

@@ -397,7 +397,9 @@ def test_the_command_writes_h5_where_it_is_told(folder, tmp_path, capsys):
     assert cli.main([*words, "-o", str(tmp_path / "a.h5")]) == 0
     assert cli.main([*words, "-o", str(tmp_path / "out")]) == 0
     assert h5_names(tmp_path / "a.h5") == h5_names(tmp_path / "out" / "features.h5") == ["a.png"]
-    assert "1 of 1 images" in capsys.readouterr().out
+    assert f"{tmp_path}/a.h5: 1 of 1 images" in capsys.readouterr().out
+    assert cli.main(["extract", str(folder / "a.png"), "-o", str(tmp_path / "by_suffix.h5")]) == 0
+    assert h5_names(tmp_path / "by_suffix.h5") == ["a.png"]
 
 
 @pytest.mark.parametrize(
@@ -408,12 +410,17 @@ def test_the_command_writes_h5_where_it_is_told(folder, tmp_path, capsys):
         (["x.png", "--config", "CONFIG"], "with --config"),
         (["--half", "--config", "CONFIG"], "with --config"),
         (["x.png", "--set", "nms_radiu=3"], "nms_radius"),
+        (["x.png", "--set", "nms_radius=[3"], "expected a value in YAML"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(words, message, tmp_path, capsys, monkeypatch, repository):
     monkeypatch.chdir(tmp_path)
     words = [str(repository / "config" / "extract_hpatches.yaml") if word == "CONFIG" else word for word in words]
-    assert cli.main(["extract", *words]) == 2
+    try:
+        status = cli.main(["extract", *words])
+    except SystemExit as stopped:  # argparse
+        status = stopped.code
+    assert status == 2
     assert message in capsys.readouterr().err
 
 

@@ -210,6 +210,16 @@ def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: P
     with pytest.raises(ConfigError, match="other settings of seed, model"):
         train(replace(config, model="r18", seed=3), tmp_path, resume=True, progress=False)
     train(replace(config, epoch_step=2), tmp_path, resume=True, progress=False)  # longer is no contradiction
+    train(config, tmp_path, resume=True, progress=False)  # done already
+    assert '"step": 2' in (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(ConfigError, match="expected a run to resume in .*typo, found none"):
+        train(config, tmp_path / "typo", resume=True, progress=False)
+
+
+def test_a_run_needs_a_folder(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ScfeatError, match="expected a folder to write to"):
+        train(config, tmp_path / "file" / "run", progress=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage, and more of it", b"PK\x03\x04 cut off", {"model": {}}, [1]])
@@ -262,6 +272,8 @@ def test_a_run_that_makes_no_step_fails(config: TrainConfig, tmp_path: Path, ste
         ("device=gpu", "'gpu'"),
         ("checkpoint_name.first=1", "'checkpoint_name'"),
         ("seed", "KEY=VALUE"),
+        ("epoch_step=[1", "--set epoch_step: expected a value in YAML"),
+        ("optimal_lrs=[nan, 1.0]", "expected float"),
         ("data_config_train.warps.geometry.zoom=[0,1]", "zoom"),
         ("load_path=/no/such.safetensors", "/no/such.safetensors"),
         ("load_path=/no/such.pth", "/no/such.pth"),

@@ -38,6 +38,12 @@ def test_round_trip_gives_the_same_network(model: SCFeat, saved: Path) -> None:
     assert loaded.descriptor_space == f"scfeat:{weights.file_sha256(saved)[:6]}"
 
 
+def test_equal_weights_are_equal_files(model: SCFeat, saved: Path, tmp_path: Path) -> None:
+    for attempt in range(8):  # the library orders metadata by chance
+        weights.save_model(model, tmp_path / f"{attempt}.safetensors", half=False)
+        assert (tmp_path / f"{attempt}.safetensors").read_bytes() == saved.read_bytes()
+
+
 def test_checksum_is_insisted_on(saved: Path) -> None:
     SCFeat.from_pretrained(saved, sha256=weights.file_sha256(saved))
     with pytest.raises(WeightsError, match="expected sha256 0000"):
