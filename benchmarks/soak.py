@@ -4,8 +4,9 @@ python benchmarks/soak.py [--duration 3600] [--fps 15] [--bag my_bag] [--device 
 
 The node runs in a process of its own with somebody listening to all that it computes; the camera is rendered, or a
 rosbag2 that begins again when it ends (its clock then jumps back, which resets the tracks). Writes soak.json and, where
-matplotlib is there, soak.png. Exits with 1 where memory grows: where even the lower end of the 95 % interval of its
-slope after the warm-up is above --limit.
+matplotlib is there, soak.png. Memory grows where even the lower end of the 95 % interval of its slope after the warm-up
+is above --limit, and is flat where the upper end is not; the exit status is 1 where it grows, 3 where the run was too
+short to tell, 2 after an error.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from scfeat_ros.processes import Child
 
 START_PATIENCE = 600.0  # seconds for torch, network and renderer on a busy machine
 PERCENTILES = (50, 95, 99, 100)
+EXIT_STATUS = {"flat": 0, "grows": 1, "undecided": 3}
 
 
 @dataclass(frozen=True)
@@ -248,9 +250,14 @@ def summarise(args: argparse.Namespace, samples: list[Sample], heard: Heard) -> 
         "age_at_publication_ms": percentiles(heard.ages),
         "rss_mb": {"start": round(rss[0], 1), "settled": round(rss[settled][0], 1), "end": round(rss[-1], 1)},
         "slope_mb_per_hour": {"value": growth.value, "low": growth.low, "high": growth.high},
-        "grows": growth.low > args.limit,
+        "verdict": verdict(growth, args.limit),
         "samples": [(round(sample.seconds, 1), round(sample.rss, 2)) for sample in samples],
     }
+
+
+def verdict(growth: Slope, limit: float) -> str:
+    """limit: MB an hour."""
+    return "grows" if growth.low > limit else "flat" if growth.high <= limit else "undecided"
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -265,7 +272,9 @@ def table(summary: Mapping[str, Any]) -> str:
         "latency, ms": ", ".join(f"{name} {value:.0f}" for name, value in summary["latency_ms"].items()),
         "memory, MB": ", ".join(f"{name} {value:.0f}" for name, value in memory.items()),
         "slope, MB an hour": f"{growth['value']:.1f} (95 %: {growth['low']:.1f} to {growth['high']:.1f})",
-        "memory": "GROWS" if summary["grows"] else "flat",
+        "memory": {"undecided": "too short a run to tell: raise --duration"}.get(
+            summary["verdict"], summary["verdict"]
+        ),
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
@@ -313,7 +322,7 @@ def main() -> int:
     (args.output / "soak.json").write_text(json.dumps(summary, indent=1) + "\n")
     plot(summary, args.output / "soak.png")
     print("\n" + table(summary))
-    return int(summary["grows"])
+    return EXIT_STATUS[summary["verdict"]]
 
 
 if __name__ == "__main__":
