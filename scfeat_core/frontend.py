@@ -1,38 +1,67 @@
-"""The one pipeline: an image in, features and the matches to the previous image of the same camera out.
+"""The one pipeline: an image in, features, matches to the previous image of the same camera, and tracks out.
 
-The node, the replay of bags and the tests all call :meth:`Frontend.process`. What a camera leaves behind between two
-images is its previous frame and the count of its frames, nothing else.
+The node, the replay of bags and the tests all call :meth:`Frontend.process` or :meth:`Frontend.process_batch`. What a
+camera leaves behind between two images is its previous frame, its tracks and the count of its frames, nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 
-from scfeat_core import matching
+from scfeat_core import matching, stereo
 from scfeat_core.config import Range, check_config, load_config
-from scfeat_core.errors import CalibrationError, StaleImageError
+from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, ScfeatError, StaleImageError
 from scfeat_core.extraction import Extractor, Precision
+from scfeat_core.geometry import check_camera, undistort_points
+from scfeat_core.inertial import check_rotation
+from scfeat_core.quality import assess
+from scfeat_core.tracking import Links, Motion, TrackManager, View, predict, turn
 from scfeat_core.two_view import verify
-from scfeat_core.types import Array, Camera, Features, FrameResult, PairResult, TwoViewGeometry
+from scfeat_core.types import (
+    Array,
+    Camera,
+    Features,
+    FrameInput,
+    FrameResult,
+    GeometryModel,
+    Matches,
+    MatchKind,
+    PairResult,
+    Tracks,
+    TwoViewGeometry,
+)
 
 # Nanoseconds: images that overtake each other are closer together, clocks that are set and recordings that start again
 # go further back.
 LATE = 1_000_000_000
+
+Geometry = Literal["auto", "fundamental", "essential", "homography"]
+
+_FIXED = ("weights", "device", "precision")
+_ENOUGH = 0.1  # of the features must be matched and verified, or the window is taken to be at the wrong place
 
 
 @dataclass(frozen=True)
 class FrontendConfig:
     """What the front end does; the names and defaults of the node's parameters.
 
+    budgets: keypoints of cameras that have a number of their own, by name; max_keypoints is that of all others.
     min_cosine: drop matches whose descriptors have a lower cosine similarity; 0 drops only what is less alike than
-    unrelated vectors are. verify: fit a two-view model to the matches and mark the inliers. verification_threshold:
-    pixels. The others are those of ``Extractor``.
+    unrelated vectors are. verify: fit a two-view model to the matches and mark the inliers. geometry: which one; "auto"
+    is the homography where the scene is planar or the camera only turned, else the essential matrix with a
+    calibration and the fundamental matrix without. verification_threshold: pixels.
+    search_radius: pixels around the predicted position within which a point is looked for, 0 for the whole image.
+    max_track_gap: frames that a lost track waits for a point like it to appear, 0 for none. reidentify_cosine: least
+    cosine similarity that brings it back. stereo_gate: pixels that a stereo match may be off its epipolar line.
+    The others are those of ``Extractor``. weights, device and precision stay what they are, see ``Frontend.update``.
     """
 
     weights: str = "lite"
@@ -42,9 +71,17 @@ class FrontendConfig:
     score_threshold: Annotated[float, Range(minimum=0.0)] = 0.0
     nms_radius: Annotated[int, Range(minimum=0, maximum=64)] = 2
     border: Annotated[int, Range(minimum=0)] = 4
+    budgets: dict[str, Annotated[int, Range(minimum=1)]] = field(default_factory=dict)
+    grid: Annotated[int, Range(minimum=0, maximum=64)] = 0
+    clahe: Annotated[float, Range(minimum=0.0)] = 0.0
     min_cosine: Annotated[float, Range(minimum=-1.0, maximum=1.0)] = 0.0
     verify: bool = True
+    geometry: Geometry = "auto"
     verification_threshold: Annotated[float, Range(above=0.0)] = 1.0
+    search_radius: Annotated[float, Range(minimum=0.0)] = 0.0
+    max_track_gap: Annotated[int, Range(minimum=0, maximum=1000)] = 5
+    reidentify_cosine: Annotated[float, Range(minimum=-1.0, maximum=1.0)] = 0.8
+    stereo_gate: Annotated[float, Range(above=0.0)] = 2.0
 
     def __post_init__(self) -> None:
         check_config(self, "front end")
@@ -57,17 +94,51 @@ class FrontendConfig:
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """The last frame of a camera. on_device: features as torch tensors, for matching; features: as numpy arrays."""
+    """The last frame of a camera. on_device: features as torch tensors, for matching; features: as numpy arrays.
+
+    rays: (N, 2) of the keypoints, undistorted, where somebody needs them. motion: how points came here.
+    """
 
     sequence: int
     stamp: int
     on_device: Features
     features: Features
     calibration: Camera | None
+    rays: np.ndarray | None
+    motion: Motion | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Extracted:
+    """features: on the device. timings: the share of this image."""
+
+    features: Features
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Correspondence:
+    """Matches, the matched points, and what verified them."""
+
+    matches: Matches
+    keypoints0: np.ndarray
+    keypoints1: np.ndarray
+    geometry: TwoViewGeometry | None
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """(M,) bool: the inliers; all, where nothing tells them apart."""
+        if self.geometry is None or self.geometry.model is GeometryModel.NONE:
+            return np.ones(len(self.matches), bool)
+        return self.geometry.inliers
+
+    @property
+    def verified(self) -> int:
+        return len(self.matches) if self.geometry is None else self.geometry.num_inliers
 
 
 class Frontend:
-    """Features, matches and two-view geometry of image streams, any number of cameras.
+    """Features, matches, two-view geometry and tracks of image streams, any number of cameras.
 
     To be used by one thread at a time, whichever it is. Raises WeightsError, DeviceError, ConfigError.
     """
@@ -75,32 +146,44 @@ class Frontend:
     def __init__(self, config: FrontendConfig | None = None) -> None:
         self.config = config = FrontendConfig() if config is None else config
         self.extractor = Extractor(
-            config.weights,
-            config.device,
-            config.max_keypoints,
-            score_threshold=config.score_threshold,
-            nms_radius=config.nms_radius,
-            border=config.border,
-            precision=config.precision,
+            config.weights, config.device, precision=config.precision, **_extraction_options(config)
         )
         self._previous: dict[str, _Frame] = {}
+        self._tracks: dict[str, TrackManager] = {}
         self._counts: dict[str, int] = {}
 
-    def warm_up(self, size: tuple[int, int] = (640, 480)) -> None:
-        """Run the network once on an image of (width, height), so that the first frame does not pay for it."""
-        self.extractor.warm_up(size)
+    def warm_up(self, size: tuple[int, int] = (640, 480), batch: int = 1) -> None:
+        """Run the network once on ``batch`` images of (width, height), so that the first frame does not pay for it."""
+        self.extractor.extract_batch([np.full((size[1], size[0]), 127, np.uint8)] * batch)
+
+    def update(self, config: FrontendConfig) -> None:
+        """Go on with other settings from the next frame; tracks go on, too.
+
+        Raises ConfigError, with everything left as it was, where weights, device or precision differ.
+        """
+        fixed = [name for name in _FIXED if getattr(config, name) != getattr(self.config, name)]
+        if fixed:
+            raise ConfigError(
+                f"{' and '.join(fixed)} cannot change while the front end runs: expected "
+                f"{', '.join(repr(getattr(self.config, name)) for name in fixed)}, found "
+                f"{', '.join(repr(getattr(config, name)) for name in fixed)}; make a new front end"
+            )
+        self.extractor.update(**_extraction_options(config))
+        self.config = config
 
     def reset(self, camera: str | None = None) -> None:
-        """Forget the previous frame of a camera, or of all. The next one has no predecessor; its number goes on."""
-        if camera is None:
-            self._previous.clear()
-        else:
-            self._previous.pop(camera, None)
+        """Forget the previous frame of a camera, or of all. The next one has no predecessor; its number goes on.
+
+        Tracks end, and the next frame that has tracks says so.
+        """
+        for name in list(self._previous) if camera is None else [camera]:
+            self._previous.pop(name, None)
 
     def close(self) -> None:
         """Give the memory on the device back, to other processes, too. Nothing can be processed after that."""
         device = self.extractor.device
         self._previous.clear()
+        self._tracks.clear()
         del self.extractor
         gc.collect()  # what is in a cycle would keep its tensors
         if device.type == "cuda":
@@ -114,35 +197,80 @@ class Frontend:
         calibration: Camera | None = None,
         mask: Array | None = None,
         *,
+        rotation: np.ndarray | None = None,
         match: bool = True,
+        track: bool = True,
+        assess: bool = True,
+        score_map: bool = False,
     ) -> FrameResult:
         """Process the next image of a camera.
 
         image, mask: as :class:`Extractor` takes them. stamp: nanoseconds. calibration: with it, matches are verified
         by the essential matrix of undistorted rays; without, by the fundamental matrix of pixels, which is only right
-        for images without much distortion. match: False spares the work where nobody asks for matches.
+        for images without much distortion. rotation: (3, 3), takes rays of the camera at its previous processed frame
+        to rays at this one, from a gyroscope; with a calibration it predicts where points are. match, track, assess:
+        False spares the work where nobody asks for matches, tracks or the quality of the image. score_map: True keeps
+        that of the detector in the features.
 
         Stamps must increase. One that equals the previous one, or lies less than a second (LATE) before it, is that of
         an image which was sent twice or came too late. One that lies further back says that a clock was set or that a
         recording starts again: it resets the camera, as another image size does; ``reset_reason`` then says why.
 
         Raises StaleImageError for a late image, ImageError for one that cannot be used, and CalibrationError for the
-        calibration of another image size; all leave the camera as it was.
+        calibration of another image size, one that cannot be used, or a rotation that is none; all leave the camera as
+        it was.
         """
-        self._check_order(camera, stamp)
-        on_device = self.extractor(image, mask, to_numpy=False)
-        timings = dict(self.extractor.timings)
-        start = time.perf_counter()
-        features = on_device.numpy()  # waits for the device, where there is one
-        timings["select"] += 1e3 * (time.perf_counter() - start)
-        _check_size(calibration, features.image_size)
-        previous, reset_reason = self._predecessor(camera, stamp, features)
-        sequence = self._counts.get(camera, 0)
-        frame = _Frame(sequence, stamp, on_device, features, calibration)
-        pair = self._match(previous, frame, timings) if match and previous is not None else None
-        self._previous[camera] = frame
-        self._counts[camera] = sequence + 1
-        return FrameResult(camera, sequence, stamp, features, pair, timings, reset_reason)
+        given = FrameInput(image, stamp, camera, calibration, mask, rotation, match, track, assess, score_map=score_map)
+        (result,) = self.process_batch([given])
+        if isinstance(result, ScfeatError):
+            raise result
+        return result
+
+    def process_batch(self, inputs: Sequence[FrameInput]) -> list[FrameResult | ScfeatError]:
+        """Process the next images of several cameras; the same as one after the other, see :meth:`process`.
+
+        The network runs once for all images of one size and kind. An image that cannot be used has the error in its
+        place, and the others go on.
+        """
+        found: dict[int, _Extracted | ScfeatError] = {}
+        for index, given in enumerate(inputs):
+            if (refusal := self._refusal(given)) is not None:
+                found[index] = refusal
+        for group in _alike(inputs, [index for index in range(len(inputs)) if index not in found]):
+            found.update(zip(group, self._extract([inputs[index] for index in group]), strict=True))
+        return [self._attempt(given, found[index]) for index, given in enumerate(inputs)]
+
+    def match_stereo(self, left: FrameResult, right: FrameResult) -> PairResult:
+        """Match two frames of two cameras that were taken at the same time, view 0 the left one.
+
+        They must be the newest frames of their cameras. Where both were given with R and P of a calibrated rig,
+        neighbours are looked for along the epipolar lines, within ``stereo_gate``, and in front of the cameras; all
+        matches are then consistent with it, and the geometry is that of the rig. Otherwise they are matched all over
+        the image and verified as those of two frames of one camera are.
+
+        Raises FeatureError for other frames and CalibrationError where R and P are those of no horizontal rig.
+        """
+        frame0, frame1 = self._frame_of(left), self._frame_of(right)
+        cameras = _both(frame0.calibration, frame1.calibration)
+        if cameras is not None and all(camera.R is not None and camera.P is not None for camera in cameras):
+            found = self._match_rig(frame0, frame1, cameras)
+        else:
+            found = self._verified(frame0, frame1, self._matches(frame0, frame1, None), {})
+        return _pair(found, frame0, left.camera, MatchKind.STEREO)
+
+    # -- one frame -----------------------------------------------------------------------------------------------------
+
+    def _refusal(self, given: FrameInput) -> ScfeatError | None:
+        """Why the network need not run for this image."""
+        try:
+            self._check_order(given.camera, given.stamp)
+            if given.calibration is not None:
+                check_camera(given.calibration)
+            if given.rotation is not None:
+                check_rotation(given.rotation, "rotation")
+        except ScfeatError as error:
+            return error
+        return None
 
     def _check_order(self, camera: str, stamp: int) -> None:
         previous = self._previous.get(camera)
@@ -153,6 +281,52 @@ class Frontend:
             f"expected an image newer than the previous one of camera '{camera}', found {found}: images overtake each "
             "other or come twice, two publishers share the topic, or the driver sets no stamps"
         )
+
+    def _extract(self, group: list[FrameInput]) -> list[_Extracted | ScfeatError]:
+        """Features of images of one size; one by one where that fails for all at once, to tell which one it is."""
+        try:
+            found = self.extractor.extract_batch(
+                [given.image for given in group],
+                [given.mask for given in group] if any(given.mask is not None for given in group) else None,
+                [self.config.budgets.get(given.camera, self.config.max_keypoints) for given in group],
+                score_maps=[given.score_map for given in group],
+                to_numpy=False,
+            )
+        except ScfeatError as error:
+            return [error] if len(group) == 1 else [self._extract([given])[0] for given in group]
+        timings = {stage: time_ms / len(group) for stage, time_ms in self.extractor.timings.items()}
+        return [_Extracted(features, dict(timings)) for features in found]
+
+    def _attempt(self, given: FrameInput, extracted: _Extracted | ScfeatError) -> FrameResult | ScfeatError:
+        if isinstance(extracted, ScfeatError):
+            return extracted
+        try:
+            self._check_order(given.camera, given.stamp)  # again: the same batch may hold its predecessor
+            return self._follow(given, extracted)
+        except ScfeatError as error:
+            return error
+
+    def _follow(self, given: FrameInput, extracted: _Extracted) -> FrameResult:
+        """Everything that comes after the network. What it leaves behind is written at the end, all or nothing."""
+        timings = extracted.timings
+        with _timed(timings, "select"):
+            features = extracted.features.numpy()  # waits for the device, where there is one
+        _check_size(given.calibration, features.image_size)
+        quality = None
+        if given.assess:
+            with _timed(timings, "assess"):
+                quality = assess(given.image)
+        previous, reset_reason = self._predecessor(given.camera, given.stamp, features)
+        sequence = self._counts.get(given.camera, 0)
+        frame = _frame(sequence, given, extracted.features, features)
+        found = None
+        if previous is not None and (given.match or given.track):
+            found, frame = self._match(previous, frame, given.rotation, timings)
+        tracks = self._track(given, previous, frame, found, timings)
+        self._previous[given.camera] = frame
+        self._counts[given.camera] = sequence + 1
+        pair = None if found is None or previous is None or not given.match else _pair(found, previous, given.camera)
+        return FrameResult(given.camera, sequence, given.stamp, features, pair, timings, reset_reason, tracks, quality)
 
     def _predecessor(self, camera: str, stamp: int, features: Features) -> tuple[_Frame | None, str]:
         """The previous frame, or none and the reason for a reset."""
@@ -167,27 +341,178 @@ class Frontend:
             return None, f"image size changed from {old[0]}x{old[1]} to {new[0]}x{new[1]}"
         return previous, ""
 
-    def _match(self, previous: _Frame, frame: _Frame, timings: dict[str, float]) -> PairResult:
-        start = time.perf_counter()
-        matches = matching.match(previous.on_device, frame.on_device, min_cosine=self.config.min_cosine).numpy()
-        keypoints0 = previous.features.keypoints[matches.indices0]
-        keypoints1 = frame.features.keypoints[matches.indices1]
-        matched = time.perf_counter()
-        timings["match"] = 1e3 * (matched - start)
-        geometry: TwoViewGeometry | None = None
-        if self.config.verify:
-            cameras = None
-            if previous.calibration is not None and frame.calibration is not None:
-                cameras = (previous.calibration, frame.calibration)
+    # -- matching ------------------------------------------------------------------------------------------------------
+
+    def _match(
+        self, previous: _Frame, frame: _Frame, rotation: np.ndarray | None, timings: dict[str, float]
+    ) -> tuple[_Correspondence, _Frame]:
+        """Correspondences to the previous frame, and the frame with the motion that they say.
+
+        First around where points are expected; all over the image where that finds too little to be right.
+        """
+        with _timed(timings, "match"):
+            turned = _turned(previous, frame, rotation)
+            gate = self._window(previous, frame, turned)
+            matches = self._matches(previous, frame, gate)
+        found = self._verified(previous, frame, matches, timings)
+        if gate is not None and found.verified < _ENOUGH * min(len(previous.features), len(frame.features)):
+            with _timed(timings, "match"):
+                matches = self._matches(previous, frame, None)
+            everywhere = self._verified(previous, frame, matches, timings)
+            found = everywhere if everywhere.verified > found.verified else found
+        return found, replace(frame, motion=_motion(found, turned, 1e-9 * (frame.stamp - previous.stamp)))
+
+    def _window(self, previous: _Frame, frame: _Frame, turned: np.ndarray | None) -> matching.Gate | None:
+        """Where to look for the points of the previous frame; None: everywhere.
+
+        The radius grows with the time since, where frames were dropped: the prediction is for as much longer.
+        """
+        if self.config.search_radius == 0:
+            return None
+        seconds = 1e-9 * (frame.stamp - previous.stamp)
+        expected = predict(previous.features.keypoints, previous.motion, seconds, turned)
+        if expected is None:
+            return None
+        longer = 1.0 if previous.motion is None else max(1.0, seconds / previous.motion.seconds)
+        positions = frame.on_device.keypoints
+        return matching.window(
+            torch.from_numpy(expected).to(positions.device), positions, longer * self.config.search_radius
+        )
+
+    def _matches(self, frame0: _Frame, frame1: _Frame, gate: matching.Gate | None) -> Matches:
+        return matching.match(frame0.on_device, frame1.on_device, min_cosine=self.config.min_cosine, gate=gate).numpy()
+
+    def _verified(self, frame0: _Frame, frame1: _Frame, matches: Matches, timings: dict[str, float]) -> _Correspondence:
+        keypoints0 = frame0.features.keypoints[matches.indices0]
+        keypoints1 = frame1.features.keypoints[matches.indices1]
+        if not self.config.verify:
+            return _Correspondence(matches, keypoints0, keypoints1, None)
+        cameras = _both(frame0.calibration, frame1.calibration)
+        needs_rays = self.config.geometry == "essential"
+        with _timed(timings, "verify"):
             geometry = verify(
                 keypoints0,
                 keypoints1,
                 threshold=self.config.verification_threshold,
-                model="fundamental" if cameras is None else "essential",
+                model="fundamental" if needs_rays and cameras is None else self.config.geometry,
                 cameras=cameras,
             )
-            timings["verify"] = 1e3 * (time.perf_counter() - matched)
-        return PairResult(previous.sequence, previous.stamp, matches, keypoints0, keypoints1, geometry)
+        return _Correspondence(matches, keypoints0, keypoints1, geometry)
+
+    def _match_rig(self, frame0: _Frame, frame1: _Frame, cameras: tuple[Camera, Camera]) -> _Correspondence:
+        matches = stereo.match_stereo(
+            frame0.on_device,
+            frame1.on_device,
+            *cameras,
+            gate=self.config.stereo_gate,
+            min_cosine=self.config.min_cosine,
+        ).numpy()
+        geometry = TwoViewGeometry(
+            GeometryModel.ESSENTIAL,
+            stereo.essential_matrix(*cameras),
+            np.ones(len(matches), bool),
+            self.config.stereo_gate,
+        )
+        keypoints0 = frame0.features.keypoints[matches.indices0]
+        keypoints1 = frame1.features.keypoints[matches.indices1]
+        return _Correspondence(matches, keypoints0, keypoints1, geometry)
+
+    def _frame_of(self, result: FrameResult) -> _Frame:
+        frame = self._previous.get(result.camera)
+        if frame is None or frame.sequence != result.sequence:
+            found = "none since a reset" if frame is None else f"number {frame.sequence}"
+            raise FeatureError(
+                f"expected frame {result.sequence} of camera '{result.camera}' to be its newest for stereo matching, "
+                f"found {found}: match a pair before its next frames are processed"
+            )
+        return frame
+
+    # -- tracks --------------------------------------------------------------------------------------------------------
+
+    def _track(
+        self,
+        given: FrameInput,
+        previous: _Frame | None,
+        frame: _Frame,
+        found: _Correspondence | None,
+        timings: dict[str, float],
+    ) -> Tracks | None:
+        manager = self._tracks.get(given.camera)
+        if previous is None and manager is not None:
+            manager.reset()
+        if not given.track:
+            return None
+        manager = self._tracks.setdefault(given.camera, TrackManager())
+        with _timed(timings, "track"):
+            return manager.update(
+                View(frame.sequence, frame.stamp, frame.features, frame.on_device.descriptors, frame.rays),
+                None if found is None or previous is None else _links(found, previous.sequence),
+                max_gap=self.config.max_track_gap,
+                min_cosine=self.config.reidentify_cosine,
+            )
+
+
+def _extraction_options(config: FrontendConfig) -> dict[str, Any]:
+    names = ("max_keypoints", "score_threshold", "nms_radius", "border", "grid", "clahe")
+    return {name: getattr(config, name) for name in names}
+
+
+def _alike(inputs: Sequence[FrameInput], indices: list[int]) -> list[list[int]]:
+    """The indices, in groups of images that one tensor can hold."""
+    groups: dict[Any, list[int]] = {}
+    for index in indices:
+        image = inputs[index].image
+        kind = (type(image), getattr(image, "shape", None), getattr(image, "dtype", None))
+        groups.setdefault(kind, []).append(index)
+    return list(groups.values())
+
+
+def _frame(sequence: int, given: FrameInput, on_device: Features, features: Features) -> _Frame:
+    rays = None
+    if given.calibration is not None and given.track:
+        rays = undistort_points(features.keypoints, given.calibration)
+    kept = replace(on_device, score_map=None)
+    return _Frame(sequence, given.stamp, kept, features, given.calibration, rays)
+
+
+def _both(camera0: Camera | None, camera1: Camera | None) -> tuple[Camera, Camera] | None:
+    return None if camera0 is None or camera1 is None else (camera0, camera1)
+
+
+def _turned(previous: _Frame, frame: _Frame, rotation: np.ndarray | None) -> np.ndarray | None:
+    """Where the known rotation alone takes the points of the previous frame; None where it is not known."""
+    cameras = _both(previous.calibration, frame.calibration)
+    if rotation is None or cameras is None:
+        return None
+    rays = undistort_points(previous.features.keypoints, cameras[0]) if previous.rays is None else previous.rays
+    return turn(rays, rotation, cameras[1])
+
+
+def _motion(found: _Correspondence, turned: np.ndarray | None, seconds: float) -> Motion:
+    good = found.trusted
+    indices0, indices1 = found.matches.indices0[good], found.matches.indices1[good]
+    points = found.keypoints1[good]
+    own_steps = None if turned is None else points - turned[indices0]
+    return Motion(indices1, points, points - found.keypoints0[good], own_steps, seconds)
+
+
+def _links(found: _Correspondence, sequence0: int) -> Links:
+    good = found.trusted
+    return Links(sequence0, found.matches.indices0[good], found.matches.indices1[good])
+
+
+def _pair(found: _Correspondence, frame0: _Frame, camera0: str, kind: MatchKind = MatchKind.TEMPORAL) -> PairResult:
+    return PairResult(
+        frame0.sequence, frame0.stamp, found.matches, found.keypoints0, found.keypoints1, found.geometry, kind, camera0
+    )
+
+
+@contextlib.contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the milliseconds to those of the stage."""
+    start = time.perf_counter()
+    yield
+    timings[stage] = timings.get(stage, 0.0) + 1e3 * (time.perf_counter() - start)
 
 
 def _check_size(calibration: Camera | None, image_size: tuple[int, int]) -> None:

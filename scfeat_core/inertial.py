@@ -66,8 +66,8 @@ class GyroBuffer:
         same. None where the samples do not say: there are none, they have a gap, they end more than ``max_gap`` before
         stamp1 (nearer, the last one holds on), or stamp1 is before stamp0.
 
-        The rates are integrated by the trapezoidal rule between samples, and each piece is turned into a rotation by the
-        exponential map. Raises CalibrationError where rotation_camera_imu is not a rotation.
+        The rates are integrated by the trapezoidal rule between samples, and each piece is turned into a rotation by
+        the exponential map. Raises CalibrationError where rotation_camera_imu is not a rotation.
         """
         extrinsic = None if rotation_camera_imu is None else check_rotation(rotation_camera_imu)
         with self._lock:

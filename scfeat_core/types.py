@@ -152,13 +152,15 @@ class TrackFlag(IntFlag):
 
 @dataclass(frozen=True, eq=False)
 class Tracks:
-    """Points followed over frames, those seen in one frame (T of them), in the order of ``ids``.
+    """Points followed over frames, those seen in one frame (T of them), by ascending ids.
 
     ids: (T,) uint32, from 1, never reused within a run. ages: (T,) uint32, frames in which the track was observed.
     indices: (T,) int64, into the features of the frame. keypoints: (T, 2) float32, pixels.
-    rays: (T, 2) float32, undistorted, normalised (z = 1); None without calibration.
-    velocities: (T, 2) float32, of the rays, per second, 0 where the track is new; None without calibration and on the
-    first frame of a camera. flags: (T,) uint8, of TrackFlag. lost_ids: (L,) uint32, tracks that ended with this frame.
+    rays: (T, 2) float32, undistorted, normalised (z = 1), NaN where the distortion model cannot see; None without
+    calibration. velocities: (T, 2) float32, of the rays, per second, since the track was last seen; 0 where it is new
+    or a ray is not known; None without calibration and on the first frame of a camera. flags: (T,) uint8, of TrackFlag.
+    lost_ids: (L,) uint32, tracks that ended with this frame: they do not come back. epoch: grows where 32 bits of ids
+    were used up and they begin at 1 again; (epoch, id) is never reused.
     """
 
     ids: np.ndarray
@@ -169,6 +171,7 @@ class Tracks:
     velocities: np.ndarray | None
     flags: np.ndarray
     lost_ids: np.ndarray
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,0 +1,277 @@
+"""Points followed over frames: where they are expected next, and which of them are the same point.
+
+``predict`` says where points should be, ``TrackManager`` gives them identities. Neither looks at pixels: a track goes
+on through the matches that it is given, or, after a gap, through its descriptor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scfeat_core.geometry import distances, project_rays
+from scfeat_core.matching import match_descriptors, window
+from scfeat_core.types import Camera, Features, TrackFlag, Tracks
+
+NEIGHBOURS = 5  # whose median motion stands for that of a point that was not seen to move
+_MAX_KNOWN = 512  # moving points that are asked; more say no more, and the table of distances grows with them
+_MAX_WAITING = 1 << 15  # lost tracks that are kept, the last ones
+_PLAUSIBLE = 0.02  # of the longer side of the image: how far from its prediction a lost point may come back
+_IDS = 2**32  # as many as the messages can tell apart
+
+
+# -- motion ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """How some points of a frame came there from the frame before.
+
+    indices: (M,) int64, into the features of the frame. points: (M, 2) float32, pixels there. steps: (M, 2) float32,
+    pixels since the frame before. own_steps: the part of it that the known rotation of the camera does not explain;
+    None where that was not known. seconds: between the two frames.
+    """
+
+    indices: np.ndarray
+    points: np.ndarray
+    steps: np.ndarray
+    own_steps: np.ndarray | None
+    seconds: float
+
+
+def predict(points: np.ndarray, motion: Motion | None, seconds: float, turned: np.ndarray | None) -> np.ndarray | None:
+    """Where all points (N, 2) of a frame are expected ``seconds`` later, (N, 2) float32, pixels; None: no idea.
+
+    Those that were seen to move go on as they did (constant velocity), the others as their neighbours. turned: (N, 2),
+    where the known rotation of the camera alone takes the points (see :func:`turn`); None where it is not known. It
+    replaces the part of the motion that came from the rotation before. Not finite where a point turns out of view.
+    """
+    steps = None if motion is None else motion.steps if turned is None else motion.own_steps
+    start = points if turned is None else turned
+    if motion is None or steps is None or len(steps) == 0:
+        return turned
+    moved = neighbours(points, motion.points, steps)
+    moved[motion.indices] = steps
+    return (start + moved * np.float32(seconds / motion.seconds)).astype(np.float32)
+
+
+def neighbours(points: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The component-wise median (N, 2) float32 of the values (M, 2) of those known points (M, 2), M > 0, that are
+    nearest to each of the points (N, 2)."""
+    step = -(-len(known) // _MAX_KNOWN)
+    known, values = known[::step], values[::step]
+    count = min(NEIGHBOURS, len(known))
+    table = distances(torch.from_numpy(points).float(), torch.from_numpy(known).float())
+    nearest = table.topk(count, 1, largest=False, sorted=False).indices
+    return torch.from_numpy(values).float()[nearest].median(1).values.numpy()
+
+
+def turn(rays: np.ndarray, rotation: np.ndarray, camera: Camera) -> np.ndarray:
+    """Pixels (N, 2) float32 to which a rotation alone takes points, not finite where that is out of view.
+
+    rays: (N, 2), undistorted, z = 1. rotation: (3, 3), takes rays of the view before to rays of the view after.
+    camera: of the view after.
+    """
+    turned = np.column_stack((rays, np.ones(len(rays)))) @ rotation.T
+    ahead = turned[:, 2:] > 1e-3
+    normalised = turned[:, :2] / np.where(ahead, turned[:, 2:], 1.0)
+    return np.where(ahead, project_rays(normalised, camera), np.nan).astype(np.float32)
+
+
+# -- identities --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What the tracker is to know of a frame.
+
+    sequence: number of the frame, which grows by 1 with each. stamp: nanoseconds. features: numpy arrays. descriptors:
+    (N, D) torch, those of the features, where they were computed. rays: (N, 2) undistorted, None without calibration.
+    """
+
+    sequence: int
+    stamp: int
+    features: Features
+    descriptors: Tensor
+    rays: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """Which features of a frame are points of the frame before (number sequence0): (M,) indices, one to one."""
+
+    sequence0: int
+    indices0: np.ndarray
+    indices1: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """All tracks that have not ended. The first ``count`` are those of the newest frame, in the order of its features;
+    the others are lost, and wait to be seen again, the last ones first.
+
+    ids, ages, seen (number of the last frame), stamps (of it): (P,) int64. points: (P, 2) float32, pixels, where they
+    are, or, if lost, are expected in the newest frame. rays: (P, 2) float32 of the last frame, NaN without calibration.
+    descriptors: (P, D).
+    """
+
+    sequence: int
+    count: int
+    ids: np.ndarray
+    ages: np.ndarray
+    seen: np.ndarray
+    stamps: np.ndarray
+    points: np.ndarray
+    rays: np.ndarray
+    descriptors: Tensor
+
+
+class TrackManager:
+    """The tracks of one camera. Every feature belongs to one: that of the point it continues, or a new one.
+
+    Ids begin at 1 and are never given twice, not even after a reset. Where they would exceed 32 bits (79 hours at 500
+    new tracks a frame and 30 Hz), all tracks end, ids begin again and ``Tracks.epoch`` grows.
+    """
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._epoch = 0
+        self._pool: _Pool | None = None
+        self._ended = np.zeros(0, np.int64)  # tracks that a reset has ended, for the next frame to say so
+
+    def reset(self) -> None:
+        """All tracks end; the next frame says so."""
+        if self._pool is not None:
+            self._ended = np.concatenate((self._ended, self._pool.ids))
+            self._pool = None
+
+    def update(self, view: View, links: Links | None, *, max_gap: int, min_cosine: float) -> Tracks:
+        """The tracks of the next frame.
+
+        links: from the frame before; None where it has none. Tracks that they do not continue are lost, and come back
+        where a feature that is new otherwise is their mutual nearest neighbour by descriptor, with a cosine similarity
+        of min_cosine or more, near to where the motion around them has taken them (2 % of the longer side), after at
+        most max_gap frames without them. After those, they end.
+        """
+        self._reserve(len(view.features))
+        pool = _nothing(view) if self._pool is None else self._pool
+        linked, pool = _follow(pool, view, links)
+        rows = _reidentify(pool, view, linked, max_gap, min_cosine)
+        grown = _grow(pool, view, rows, self._next)
+        waiting, ended = _divide(pool, view, rows, max_gap)
+        tracks = _tracks(pool, grown, view, linked, rows, np.concatenate((self._ended, ended)), self._epoch)
+        self._pool = _joined(grown, pool, waiting)
+        self._next += int((rows < 0).sum())
+        self._ended = np.zeros(0, np.int64)
+        return tracks
+
+    def _reserve(self, count: int) -> None:
+        """Begin anew where there are not enough ids left for so many tracks."""
+        if self._next + count > _IDS:
+            self._next, self._epoch, self._pool, self._ended = 1, self._epoch + 1, None, np.zeros(0, np.int64)
+
+
+def _nothing(view: View) -> _Pool:
+    none = np.zeros(0, np.int64)
+    points = np.zeros((0, 2), np.float32)
+    return _Pool(-1, 0, none, none, none, none, points, points, view.descriptors[:0])
+
+
+def _follow(pool: _Pool, view: View, links: Links | None) -> tuple[np.ndarray, _Pool]:
+    """Which row of the pool each feature continues, (N,) int64, -1 for none; the pool with its lost points moved on."""
+    rows = np.full(len(view.features), -1)
+    if links is None or links.sequence0 != pool.sequence or len(links.indices0) == 0:
+        return rows, pool
+    rows[links.indices1] = links.indices0
+    left = np.ones(len(pool.ids), bool)
+    left[links.indices0] = False
+    before = pool.points[links.indices0]
+    moved = neighbours(pool.points[left], before, view.features.keypoints[links.indices1] - before)
+    points = pool.points.copy()
+    points[left] += moved
+    return rows, replace(pool, points=points)
+
+
+def _reidentify(pool: _Pool, view: View, linked: np.ndarray, max_gap: int, min_cosine: float) -> np.ndarray:
+    """``linked`` with the rows of lost tracks at the features that bring them back.
+
+    What was there in the frame before is left out: it was not matched, or not consistent with the others, and its
+    descriptor alone is no reason to believe it.
+    """
+    missed = view.sequence - pool.seen - 1
+    lost = np.flatnonzero((missed > 0) & (missed <= max_gap))
+    free = np.flatnonzero(linked < 0)
+    if len(lost) == 0 or len(free) == 0:
+        return linked
+    device = view.descriptors.device
+    expected, found = (
+        torch.from_numpy(points).to(device) for points in (pool.points[lost], view.features.keypoints[free])
+    )
+    lost_rows, free_rows = (torch.from_numpy(index).to(device) for index in (lost, free))
+    near = window(expected, found, _PLAUSIBLE * max(view.features.image_size))
+    matches = match_descriptors(
+        pool.descriptors[lost_rows], view.descriptors[free_rows], min_cosine=min_cosine, gate=near
+    ).numpy()
+    rows = linked.copy()
+    rows[free[matches.indices1]] = lost[matches.indices0]
+    return rows
+
+
+def _grow(pool: _Pool, view: View, rows: np.ndarray, next_id: int) -> _Pool:
+    """The tracks of this frame's features as a pool."""
+    count, known = len(rows), rows >= 0
+    ids, ages = np.zeros(count, np.int64), np.ones(count, np.int64)
+    ids[known], ids[~known] = pool.ids[rows[known]], np.arange(next_id, next_id + int((~known).sum()))
+    ages[known] += pool.ages[rows[known]]
+    rays = np.full((count, 2), np.nan, np.float32) if view.rays is None else view.rays.astype(np.float32)
+    seen, stamps = np.full(count, view.sequence), np.full(count, view.stamp)
+    return _Pool(view.sequence, count, ids, ages, seen, stamps, view.features.keypoints, rays, view.descriptors)
+
+
+def _divide(pool: _Pool, view: View, rows: np.ndarray, max_gap: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the pool that wait to be seen again, and the ids of those that do not."""
+    lost = np.ones(len(pool.ids), bool)
+    lost[rows[rows >= 0]] = False
+    waiting = np.flatnonzero(lost & (view.sequence - pool.seen <= max_gap))[:_MAX_WAITING]
+    lost[waiting] = False
+    return waiting, pool.ids[lost]
+
+
+def _joined(grown: _Pool, pool: _Pool, waiting: np.ndarray) -> _Pool:
+    index = torch.from_numpy(waiting).to(pool.descriptors.device)
+    arrays = {
+        name: np.concatenate((getattr(grown, name), getattr(pool, name)[waiting]))
+        for name in ("ids", "ages", "seen", "stamps", "points", "rays")
+    }
+    return replace(grown, descriptors=torch.cat((grown.descriptors, pool.descriptors[index])), **arrays)
+
+
+def _tracks(
+    pool: _Pool, grown: _Pool, view: View, linked: np.ndarray, rows: np.ndarray, ended: np.ndarray, epoch: int
+) -> Tracks:
+    flags = np.where(rows < 0, int(TrackFlag.NEW), np.where(linked < 0, int(TrackFlag.REIDENTIFIED), 0))
+    order = grown.ids.argsort()
+    return Tracks(
+        ids=grown.ids[order].astype(np.uint32),
+        ages=grown.ages[order].astype(np.uint32),
+        indices=order,
+        keypoints=grown.points[order],
+        rays=None if view.rays is None else grown.rays[order],
+        velocities=None if view.rays is None or len(pool.ids) == 0 else _velocities(pool, grown, rows)[order],
+        flags=flags[order].astype(np.uint8),
+        lost_ids=ended.astype(np.uint32),
+        epoch=epoch,
+    )
+
+
+def _velocities(pool: _Pool, grown: _Pool, rows: np.ndarray) -> np.ndarray:
+    """(N, 2) float32, of the rays since the track was last seen; 0 where it is new or a ray is not known."""
+    known = rows >= 0
+    result = np.zeros((len(rows), 2), np.float32)
+    seconds = 1e-9 * (grown.stamps[known] - pool.stamps[rows[known]])
+    moved = (grown.rays[known] - pool.rays[rows[known]]) / seconds[:, None]
+    result[known] = np.where(np.isfinite(moved).all(1, keepdims=True), moved, 0)
+    return result
