@@ -1,14 +1,14 @@
-#!/usr/bin/env python3
 """The smallest SLAM front half that is one: ~/tracks in, a camera pose a frame out. No images, no descriptors.
 
     python examples/track_pose.py --ros-args -r tracks:=/scfeat/tracks
 
-Two keyframes give the essential matrix, its pose and the first landmarks; from then on PnP locates every frame, and
-what is new since the last keyframe is triangulated. Nothing is refined and no loop is closed: the map drifts, and its
-unit is the distance of the first two keyframes.
+Two keyframes give the essential matrix and the first landmarks; from then on PnP locates every frame, and what is new
+is triangulated. Nothing is refined, no loop is closed: it drifts, in units of the distance of the first two keyframes.
 """
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -53,8 +53,8 @@ class Odometry:
         matrix, inliers = cv2.findEssentialMat(before, rays.astype(float), np.eye(3), cv2.RANSAC, 0.999, PIXEL)
         if matrix is None or matrix.shape != (3, 3):
             return None
-        count, rotation, translation, _ = cv2.recoverPose(matrix, before, rays.astype(float), np.eye(3), mask=inliers)
-        return np.hstack([rotation, translation]) if count >= ENOUGH else None
+        count, *motion, _ = cv2.recoverPose(matrix, before, rays.astype(float), np.eye(3), mask=inliers)
+        return np.hstack(motion) if count >= ENOUGH else None
 
     def _locate(self, ids: np.ndarray, rays: np.ndarray) -> np.ndarray | None:
         _, known, seen = np.intersect1d(self.map_ids, ids, assume_unique=True, return_indices=True)
@@ -91,7 +91,8 @@ def main() -> None:
         print(f"{message.header.stamp.sec}.{message.header.stamp.nanosec:09d} {len(ids)} tracks, {where}", flush=True)
 
     node.create_subscription(Tracks, "tracks", on_tracks, QoSProfile(depth=10))
-    rclpy.spin(node)
+    with suppress(KeyboardInterrupt):
+        rclpy.spin(node)
 
 
 if __name__ == "__main__":
