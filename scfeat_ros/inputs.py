@@ -1,4 +1,4 @@
-"""What comes into the node besides the pixels: who waits for whom, masks, calibrations, angular rates.
+"""What comes into the node: which image waits for which mask or partner, and what masks hide.
 
 Three stages, each with the frames that wait in it: :class:`MaskGate` gives an image its mask, :class:`Partners` brings
 the images of a stereo pair together, the worker (worker.py) keeps the newest. The first two belong to the executor's
@@ -7,9 +7,9 @@ thread; they only compare stamps and never wait themselves. Nothing here imports
 
 from __future__ import annotations
 
-import threading
+import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,8 @@ class MaskGate:
         rules = self.rules
         wanted = "with its stamp" if rules.policy == "exact" else f"within {rules.tolerance:g} s of its stamp"
         return (
-            f"expected a mask {wanted}, found none after {rules.patience:g} s (mask_policy {rules.policy}): publish masks "
-            "with the stamps of the images, or set mask_tolerance, mask_patience, or mask_policy to 'hold'"
+            f"expected a mask {wanted}, found none after {rules.patience:g} s (mask_policy {rules.policy}): publish "
+            "masks with the stamps of the images, or set mask_tolerance, mask_patience, or mask_policy to 'hold'"
         )
 
     def _overtaken(self, frame: Frame) -> bool:
@@ -314,7 +314,7 @@ class Masks:
     complain: Callable[[str], None]
     _cached: tuple[Any, tuple[int, int]] | None = None  # what the mask was made of
     _mask: np.ndarray | None = field(default=None, repr=False)
-    share: float = 0.0  # of the image that the last mask hides
+    share: float = math.nan  # of the image that the last mask hides; NaN without one
 
     def __call__(self, message: Any, image_size: tuple[int, int]) -> np.ndarray | None:
         """(H, W) bool, True where keypoints may be; None where nothing is hidden.
@@ -323,7 +323,7 @@ class Masks:
         """
         if self._cached is None or self._cached[0] is not message or self._cached[1] != image_size:
             self._mask = self._combine(message, image_size)
-            self.share = 0.0 if self._mask is None else 1.0 - float(self._mask.mean())
+            self.share = math.nan if self._mask is None else 1.0 - float(self._mask.mean())
             self._cached = message, image_size
         return self._mask
 
@@ -355,33 +355,3 @@ class Masks:
             f"{mask.shape[1]}x{mask.shape[0]}"
         )
         return None
-
-
-class Gyro:
-    """Angular rates from the executor's thread, rotations for the worker's thread.
-
-    rotations: camera -> (3, 3) R_camera_imu, takes vectors of the IMU to those of the camera.
-    """
-
-    def __init__(self, rotations: Mapping[str, np.ndarray]) -> None:
-        self._rotations = rotations
-        self._lock = threading.Lock()
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all: the time starts anew."""
-        from scfeat_core.inertial import GyroBuffer
-
-        with self._lock:
-            self._buffer = GyroBuffer()
-
-    def add(self, message: Any) -> None:
-        """message: sensor_msgs/Imu."""
-        rate = message.angular_velocity
-        with self._lock:
-            self._buffer.add(stamp_of(message), np.array((rate.x, rate.y, rate.z)))
-
-    def rotation(self, camera: str, stamp0: int, stamp1: int) -> np.ndarray | None:
-        """(3, 3), takes rays of the camera at stamp0 to rays at stamp1 (nanoseconds); None where that is not known."""
-        with self._lock:
-            return self._buffer.rotation(stamp0, stamp1, self._rotations[camera])

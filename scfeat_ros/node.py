@@ -7,6 +7,7 @@ from any thread, and endpoints are destroyed only after the worker has stopped.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -14,36 +15,39 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import rclpy
-from rclpy.clock import Clock, ClockType
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
-from rclpy.qos import HistoryPolicy, InvalidQoSProfileException, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import SignalHandlerOptions
-from scfeat.msg import Features, FrontendStatus, Matches
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from scfeat.msg import Features, FrontendStatus, Matches, Tracks
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from scfeat_core.errors import ConfigError, ScfeatError
 
+from .diagnostics import CameraReport, NetworkReport, diagnostics_to_message, measure_memory
+from .endpoints import Endpoints
 from .fastdds import use_profile
-from .health import status_to_message
-from .images import Frame
-from .parameters import declare, unused_overrides
-from .worker import Worker
+from .health import Repeats, status_to_message
+from .inputs import Frame, Intake, MaskRules, stamp_of
+from .parameters import NodeParameters, declare, unused_overrides, watch
+from .pictures import foxglove_module
+from .worker import Counts, Worker
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
-# What a camera driver offers, reliable or not, can be received so; only the newest image is of interest.
-INPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-OUTPUT_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
+MASK_DEPTH = 10  # masks may come in bursts, and with "exact" each of them counts
+IMU_DEPTH = 200  # half a second of a fast one
+TICK = 0.1  # seconds between two looks at images that wait, and at the publishers of the inputs
+DIAGNOSTICS_PERIOD = 1.0  # seconds, as diagnostic aggregators expect
 FAREWELL = 2.0  # seconds for the final counts to reach their subscribers, before the publisher may go
 STOP_PATIENCE = 30.0  # seconds for the frame in work to finish; a large image on a busy CPU may need many
 
@@ -74,20 +78,34 @@ class FrontendNode(LifecycleNode):
 
     def __init__(self, **options: Any) -> None:
         """Raises ConfigError where a parameter is unknown or wrong."""
-        super().__init__("scfeat", **options)
+        # Undeclared ones are allowed only so that watch() can refuse them by name.
+        super().__init__("scfeat", allow_undeclared_parameters=True, **options)
         self.settings = declare(self)
+        watch(self, self._change)
         self.finished = False
         self.failed = False
         self.hangs = False
+        self._endpoints = Endpoints(self)
         self._worker: Worker[Frame] = Worker(
-            lambda frame: self._pipeline.process(frame), lambda frame, error: self._pipeline.failed(frame, error)
+            lambda frames: self._pipeline.process(frames), lambda frame, error: self._pipeline.failed(frame, error)
+        )
+        self._intake = Intake(
+            self.settings.cameras,
+            self.settings.stereo_pairs,
+            self.settings.sync_tolerance,
+            self._mask_rules(),
+            self._worker.submit,
+            self._drop,
         )
         self._pipeline: Pipeline
-        self._status: Any = None  # with the timer, the last that configuring creates: None until all is there
-        self._timer: Any = None
-        self._camera_info: CameraInfo | None = None
-        self._inputs: list[Any] = []
-        self._outputs: list[Any] = []
+        self._statuses: dict[str, Any] = {}
+        self._diagnostics: Any = None
+        self._timers: list[Any] = []
+        self._jumps: Any = None
+        self._camera_infos: dict[str, CameraInfo] = {}
+        self._arrivals: dict[str, float] = {}  # when the last image of each camera came, time.perf_counter()
+        self._reported: tuple[float, dict[str, Counts]] = (0.0, {})  # when diagnostics were sent, and with what
+        self._repeats = Repeats()  # of the executor's thread; that of the pipeline belongs to the worker's
 
     @_explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -145,80 +163,178 @@ class FrontendNode(LifecycleNode):
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
-    def _create_outputs(self) -> None:
-        def publisher(create: Any, kind: Any, topic: str) -> Any:
-            self._outputs.append(self._endpoint(create, kind, topic, OUTPUT_QOS))
-            return self._outputs[-1]
+    def _name(self, camera: str, topic: str) -> str:
+        """A topic of one of several cameras is below its name."""
+        return topic if len(self.settings.cameras) == 1 else f"{camera}/{topic}"
 
-        features = publisher(self.create_lifecycle_publisher, Features, "~/features")
-        matches = publisher(self.create_lifecycle_publisher, Matches, "~/matches")
-        self._pipeline.connect(features, matches)
-        self._status = publisher(self.create_publisher, FrontendStatus, "~/status")  # speaks while inactive, too
-        # By a steady clock, so that a paused simulation or bag does not silence it.
-        self._timer = self.create_timer(
-            1.0 / self.settings.status_rate, self._publish_status, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
+    def _create_outputs(self) -> None:
+        rights = {right for _, right in self.settings.stereo_pairs}
+        kinds = {"features": Features, "matches": Matches, "tracks": Tracks, "debug_image": Image}
+        if (foxglove := foxglove_module()) is not None:
+            kinds["annotations"] = foxglove.ImageAnnotations
+        for camera, channel in self._pipeline.channels.items():
+            own = kinds | ({"stereo_matches": Matches} if camera in rights else {})
+            complain = self._complaint(camera)
+            channel.publishers = {
+                name: self._endpoints.publish(kind, f"~/{self._name(camera, name)}", complain)
+                for name, kind in own.items()
+            }
+            topic = f"~/{self._name(camera, 'status')}"  # speaks while inactive, too
+            self._statuses[camera] = self._endpoints.publish(FrontendStatus, topic, complain, always=True)
+        self._diagnostics = self._endpoints.publish(DiagnosticArray, "/diagnostics", self._warn, always=True)
+        self._pipeline.assess = self._is_watched
+        self._start_timers()
+
+    def _start_timers(self) -> None:
+        """By a steady clock, so that a paused simulation or bag silences nothing."""
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._stop_timers()
+        for period, callback in (
+            (1.0 / self.settings.status_rate, self._publish_statuses),
+            (DIAGNOSTICS_PERIOD, self._publish_diagnostics),
+            (TICK, self._tick),
+        ):
+            self._timers.append(self.create_timer(period, callback, clock=clock))
+
+    def _stop_timers(self) -> None:
+        while self._timers:
+            self.destroy_timer(self._timers.pop())
 
     def _subscribe(self) -> None:
-        image = self.resolve_topic_name("image")
-        if self.settings.image_transport == "compressed":
-            self._create_input(CompressedImage, f"{image}/compressed", self._on_image)
-        else:
-            self._create_input(Image, image, self._on_image)
-        self._create_input(CameraInfo, "camera_info", self._on_camera_info)
-        self.get_logger().info("subscribed to " + ", ".join(subscription.topic_name for subscription in self._inputs))
-        self.get_logger().info("publishing on " + ", ".join(publisher.topic_name for publisher in self._outputs))
+        for camera in self.settings.cameras:
+            self._subscribe_camera(camera)
+        if self.settings.use_imu:
+            self._endpoints.subscribe(Imu, "imu", self._on_imu, self._warn, depth=IMU_DEPTH)
+        backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
+        self._jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_jump)
+        self.get_logger().info("subscribed to " + ", ".join(item.topic for item in self._endpoints.inputs))
+        self.get_logger().info("publishing on " + ", ".join(item.topic_name for item in self._endpoints.outputs))
         for name in unused_overrides(self):
             self.get_logger().warning(f"parameter '{name}' belongs to no endpoint: it takes the full name of the topic")
 
-    def _create_input(self, kind: Any, topic: str, callback: Any) -> None:
-        self._inputs.append(self._endpoint(self.create_subscription, kind, topic, callback, INPUT_QOS))
-
-    def _endpoint(self, create: Any, kind: Any, topic: str, *arguments: Any) -> Any:
-        """A publisher or subscription whose QoS the user may override. Raises ConfigError for a bad override."""
-        overrides = QoSOverridingOptions.with_default_policies()
-        try:
-            return create(kind, topic, *arguments, qos_overriding_options=overrides)
-        except (RuntimeError, ParameterException, InvalidQoSProfileException) as error:
-            name = self.resolve_topic_name(topic)
-            raise ConfigError(
-                f"expected a usable QoS for {name}, found: {error}; check the parameters qos_overrides.{name}.*"
-            ) from error
+    def _subscribe_camera(self, camera: str) -> None:
+        subscribe, complain = self._endpoints.subscribe, self._complaint(camera)
+        # The transport appends to the name that it has after remapping.
+        topic = self.resolve_topic_name(self._name(camera, "image"))
+        compressed = self.settings.image_transport == "compressed"
+        kind, topic = (CompressedImage, f"{topic}/compressed") if compressed else (Image, topic)
+        subscribe(kind, topic, partial(self._on_image, camera), complain)
+        info, mask = self._name(camera, "camera_info"), self._name(camera, "mask")
+        subscribe(CameraInfo, info, partial(self._camera_infos.__setitem__, camera), complain, latched=True)
+        subscribe(Image, mask, partial(self._on_mask, camera), complain, depth=MASK_DEPTH, latched=True)
 
     def _stop(self) -> bool:
-        """Take no more frames and finish the one in work; False where that one does not end."""
-        while self._inputs:
-            self.destroy_subscription(self._inputs.pop())
+        """Take no more frames and finish those in work; False where these do not end."""
+        if self._jumps is not None:
+            self._jumps.unregister()
+        self._jumps = None
+        self._endpoints.close_inputs()
+        self._intake.clear()
         if not self._worker.stop(STOP_PATIENCE):
             self.get_logger().fatal(f"a frame has been in work for more than {STOP_PATIENCE:g} s: the device hangs")
             return False
-        if self._status is not None:
+        if self._timers:  # the last that configuring creates: all is there
             self._pipeline.reset()
-            self._publish_status()
-            self._status.wait_for_all_acked(Duration(seconds=FAREWELL))
+            self._publish_statuses()
+            for publisher in self._statuses.values():
+                publisher.wait_for_all_acked(Duration(seconds=FAREWELL))
         return True
 
     def _release(self) -> None:
         """Undo on_configure, however far it came."""
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
-        self._timer = self._status = self._camera_info = None
-        while self._outputs:
-            self.destroy_lifecycle_publisher(self._outputs.pop())  # takes plain publishers, too
+        self._stop_timers()
+        self._statuses.clear()
+        self._diagnostics = None
+        self._camera_infos.clear()
+        self._arrivals.clear()
+        self._endpoints.close_outputs()
         if hasattr(self, "_pipeline"):
             self._pipeline.close()
             del self._pipeline
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
-        self._worker.submit(self.settings.camera, Frame(message, self._camera_info, time.perf_counter()))
+    def _change(self, settings: NodeParameters) -> None:
+        """Other dynamic parameters: the pipeline takes them up between two frames."""
+        status_rate, self.settings = self.settings.status_rate, settings
+        self._intake.set_rules(self._mask_rules())
+        if hasattr(self, "_pipeline"):
+            self._pipeline.change(settings)
+        if self._timers and settings.status_rate != status_rate:
+            self._start_timers()
 
-    def _on_camera_info(self, message: CameraInfo) -> None:
-        self._camera_info = message
+    def _mask_rules(self) -> MaskRules:
+        settings = self.settings
+        return MaskRules(settings.mask_policy, settings.mask_tolerance, settings.mask_patience)
 
-    def _publish_status(self) -> None:
-        counts = self._worker.counts(self.settings.camera)
-        health, last_error = self._pipeline.health, self._pipeline.last_error
-        self._status.publish(status_to_message(self.settings.camera, counts, health, last_error))
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        now = time.perf_counter()
+        self._arrivals[camera] = now
+        self._worker.receive(camera)
+        self._intake.add_image(Frame(camera, message, now, self._camera_infos.get(camera)), now)
+
+    def _on_mask(self, camera: str, message: Image) -> None:
+        self._intake.add_mask(camera, message, time.perf_counter())
+
+    def _on_imu(self, message: Imu) -> None:
+        rate = message.angular_velocity
+        self._pipeline.gyro.add(stamp_of(message), np.array((rate.x, rate.y, rate.z)))
+
+    def _on_jump(self, jump: TimeJump) -> None:
+        """The clock went back, or is another one: what waits is of the old time."""
+        self._intake.clear()
+        if self._pipeline.gyro is not None:
+            self._pipeline.gyro.clear()
+        self._pipeline.jump(self.get_clock().now().nanoseconds)
+
+    def _drop(self, frame: Frame, why: str) -> None:
+        """An image has no partner."""
+        self._worker.drop(frame.camera, "sync")
+        self._complain(frame.camera, f"frame dropped: {why}", f"sync {frame.camera}")
+
+    def _tick(self) -> None:
+        self._endpoints.follow()
+        self._intake.poll(time.perf_counter())
+
+    def _is_watched(self) -> bool:
+        """Whether somebody looks at the health of the node."""
+        return any(publisher.get_subscription_count() for publisher in (*self._statuses.values(), self._diagnostics))
+
+    def _publish_statuses(self) -> None:
+        for camera, publisher in self._statuses.items():
+            channel = self._pipeline.channels[camera]
+            counts = self._worker.counts(camera)
+            publisher.publish(status_to_message(camera, counts, channel.health, channel.last_error))
+
+    def _publish_diagnostics(self) -> None:
+        now, counts = time.perf_counter(), {camera: self._worker.counts(camera) for camera in self.settings.cameras}
+        (then, before), self._reported = self._reported, (now, counts)
+        if not (before and self._diagnostics.get_subscription_count()):
+            return
+        cameras = [self._camera_report(name, counts[name], before[name], now - then) for name in counts]
+        pipeline = self._pipeline
+        space, memory = pipeline.descriptor_space, measure_memory(pipeline.device)
+        network = NetworkReport(pipeline.device, pipeline.precision, self.settings.weights, space, memory)
+        stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(diagnostics_to_message(self.get_fully_qualified_name(), stamp, cameras, network))
+
+    def _camera_report(self, camera: str, now: Counts, before: Counts, period: float) -> CameraReport:
+        channel = self._pipeline.channels[camera]
+        silence = time.perf_counter() - self._arrivals.get(camera, -math.inf)
+        topic = self.resolve_topic_name(self._name(camera, "image"))
+        active = bool(self._endpoints.inputs)
+        return CameraReport(camera, topic, now, before, period, silence, active, channel.health, channel.last_error)
+
+    def _complaint(self, camera: str) -> Callable[[str], None]:
+        return lambda text: self._complain(camera, text)
+
+    def _complain(self, camera: str, text: str, kind: str | None = None) -> None:
+        if hasattr(self, "_pipeline"):
+            self._pipeline.channels[camera].last_error = text
+        self._warn(text, kind)
+
+    def _warn(self, text: str, kind: str | None = None) -> None:
+        line = self._repeats.line(text, kind)
+        if line is not None:
+            self.get_logger().warning(line)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: run `make setup`, or source a ROS 2 installation")
 pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run `make setup`")
 
-from scfeat.msg import Features, Matches, TwoViewGeometry
+from live_graph import HEIGHT, WIDTH, calibration
+from scfeat.msg import Features, Matches, Tracks, TwoViewGeometry
 from sensor_msgs.msg import CameraInfo, Image
 
-from scfeat_core.errors import DeviceError, ImageError, StaleImageError
-from scfeat_ros.images import Frame
+from scfeat_core.errors import ConfigError, DeviceError, ImageError, StaleImageError
+from scfeat_ros.inputs import Frame
 from scfeat_ros.messages import stamp_from_nanoseconds
 from scfeat_ros.parameters import NodeParameters
-from scfeat_ros.pipeline import Pipeline
+from scfeat_ros.pipeline import Pipeline, Unwanted
 
-WIDTH, HEIGHT = 160, 120
+KINDS = {
+    "features": Features,
+    "matches": Matches,
+    "tracks": Tracks,
+    "stereo_matches": Matches,
+    "debug_image": Image,
+    "annotations": Image,  # stands for a type that need not be there: nobody subscribes to it
+}
 
 
 class Log:
@@ -38,42 +48,82 @@ class Log:
 
 
 class Bench:
-    """A pipeline, its log, and a subscriber to what it publishes."""
+    """A pipeline, its log, and a subscriber to what it publishes for its first camera."""
 
-    def __init__(self, ros: Any, **settings: Any) -> None:
+    def __init__(self, ros: Any, listen: tuple[str, ...] = ("features", "matches"), **settings: Any) -> None:
         self.ros = ros
         self.log = Log()
-        self.features: list[Features] = []
-        self.matches: list[Matches] = []
-        node = ros.create_node()
-        node.create_subscription(Features, "features", self.features.append, 10)
-        node.create_subscription(Matches, "matches", self.matches.append, 10)
-        self.pipeline = Pipeline(NodeParameters(weights="random", **settings), node.get_clock(), self.log)
-        publishers = node.create_publisher(Features, "features", 10), node.create_publisher(Matches, "matches", 10)
-        self.pipeline.connect(*publishers)
-        ros.spin_until(lambda: all(publisher.get_subscription_count() for publisher in publishers))
+        self.node = ros.create_node()
+        self.settings = NodeParameters(weights="random", **settings)
+        self.pipeline = Pipeline(self.settings, self.node.get_clock(), self.log)
+        self._heard: dict[str, Any] = {}
+        self.received: dict[str, list[Any]] = {name: [] for name in KINDS}
+        self.camera = self.settings.cameras[-1]
+        for camera, channel in self.pipeline.channels.items():
+            channel.publishers = {
+                name: self.node.create_publisher(kind, f"{camera}/{name}", 10) for name, kind in KINDS.items()
+            }
+        self.channel = self.pipeline.channels[self.camera]
+        for name in listen:
+            self.listen(name)
+
+    @property
+    def features(self) -> list[Features]:
+        return self.received["features"]
+
+    @property
+    def matches(self) -> list[Matches]:
+        return self.received["matches"]
+
+    def listen(self, name: str) -> None:
+        """Subscribe; returns when the publisher knows."""
+        heard = self.received[name].append
+        self._heard[name] = self.node.create_subscription(KINDS[name], f"{self.camera}/{name}", heard, 10)
+        self.ros.spin_until(lambda: self.channel.publishers[name].get_subscription_count())
+
+    def forget(self, name: str) -> None:
+        """Subscribe no more; returns when the publisher knows."""
+        self.node.destroy_subscription(self._heard.pop(name))
+        self.ros.spin_until(lambda: not self.channel.publishers[name].get_subscription_count())
 
     def send(self, stamp: int, calibration: CameraInfo | None = None, width: int = WIDTH, later: int = 0) -> None:
-        """An image that moves by one pixel each second. later: nanoseconds."""
-        noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH + 100), dtype=np.uint8)
-        pixels = np.ascontiguousarray(noise[:, stamp : stamp + width])
-        message = Image(height=HEIGHT, width=width, encoding="mono8", step=width)
-        message.header.stamp = stamp_from_nanoseconds(stamp * 10**9 + later)
-        message.data.frombytes(pixels)
-        self.pipeline.process(Frame(message, calibration, time.perf_counter()))
+        """An image of the last camera that moves by one pixel each second. later: nanoseconds."""
+        self.send_to({self.camera: stamp}, calibration, width, later)
+
+    def send_to(
+        self,
+        stamps: dict[str, int],
+        calibration: CameraInfo | None = None,
+        width: int = WIDTH,
+        later: int = 0,
+        mask: Image | None = None,
+    ) -> None:
+        """Images of several cameras at once; raises what the first that failed did."""
+        frames = {
+            camera: Frame(camera, image(stamp, width, later), time.perf_counter(), calibration, mask)
+            for camera, stamp in stamps.items()
+        }
+        errors = self.pipeline.process(frames)
+        for error in errors.values():
+            raise error
+
+
+def image(stamp: int, width: int = WIDTH, later: int = 0) -> Image:
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH + 100), dtype=np.uint8)
+    message = Image(height=HEIGHT, width=width, encoding="mono8", step=width)
+    message.header.stamp = stamp_from_nanoseconds(stamp * 10**9 + later)
+    message.header.frame_id = "optical"
+    message.data.frombytes(np.ascontiguousarray(noise[:, stamp : stamp + width]))
+    return message
 
 
 @pytest.fixture
 def bench(ros: Any) -> Callable[..., Bench]:
-    return lambda **settings: Bench(ros, **settings)
+    return lambda *listen, **settings: Bench(ros, *((listen,) if listen else ()), **settings)
 
 
-def calibration(**changes: Any) -> CameraInfo:
-    info = CameraInfo(width=WIDTH, height=HEIGHT, distortion_model="plumb_bob", d=[0.0] * 5)
-    info.k = [120.0, 0.0, 80.0, 0.0, 120.0, 60.0, 0.0, 0.0, 1.0]
-    for name, value in changes.items():
-        setattr(info, name, value)
-    return info
+def frame() -> Frame:
+    return Frame("camera", None, 0.0)
 
 
 def test_calibration_decides_about_the_model_and_a_bad_one_is_not_used(ros: Any, bench: Callable[..., Bench]) -> None:
@@ -93,7 +143,7 @@ def test_calibration_decides_about_the_model_and_a_bad_one_is_not_used(ros: Any,
         "camera_info not used: expected a finite 3x3 K with positive focal lengths",
         "camera_info not used: expected the calibration of images of 160x120",
     ]
-    assert "found one for 1280x720" in setup.pipeline.last_error
+    assert "found one for 1280x720" in setup.channel.last_error
 
 
 def test_a_calibration_is_not_used_for_another_image_size(ros: Any, bench: Callable[..., Bench]) -> None:
@@ -106,7 +156,7 @@ def test_a_calibration_is_not_used_for_another_image_size(ros: Any, bench: Calla
     found = {matches.sequence1: matches.geometry.model for matches in setup.matches}
     rays, pixels = TwoViewGeometry.ESSENTIAL, TwoViewGeometry.FUNDAMENTAL
     assert found == {1: rays, 3: pixels, 5: rays}
-    assert "images of 128x120, found one for 160x120" in setup.pipeline.last_error
+    assert "images of 128x120, found one for 160x120" in setup.channel.last_error
 
 
 def test_late_images_are_dropped_as_stale_in_one_line(ros: Any, bench: Callable[..., Bench]) -> None:
@@ -116,8 +166,8 @@ def test_late_images_are_dropped_as_stale_in_one_line(ros: Any, bench: Callable[
     for number in range(4):
         with pytest.raises(StaleImageError) as caught:
             setup.send(3, later=-number * 10**7)
-        assert setup.pipeline.failed(None, caught.value) == "stale"  # type: ignore[arg-type]
-        assert str(caught.value) in setup.pipeline.last_error
+        assert setup.pipeline.failed(frame(), caught.value) == "stale"
+        assert str(caught.value) in setup.channel.last_error
     assert len(setup.log.lines) == 1 and setup.log.lines[0][0] == "warning"
     setup.send(4)
     ros.spin_until(lambda: setup.matches)
@@ -128,10 +178,10 @@ def test_late_images_are_dropped_as_stale_in_one_line(ros: Any, bench: Callable[
 
 def test_a_frame_leaves_its_times_and_quality_behind(bench: Callable[..., Bench]) -> None:
     setup = bench()
-    assert setup.pipeline.health is None
+    assert setup.channel.health is None
     setup.send(0)
     setup.send(1)
-    health = setup.pipeline.health
+    health = setup.channel.health
     assert health is not None and health.keypoints > 100 and health.matches > 50
     stages = [health.ms_decode, health.ms_preprocess, health.ms_network, health.ms_match, health.ms_publish]
     assert all(stage > 0 for stage in stages) and sum(stages) <= health.ms_total
@@ -147,18 +197,132 @@ def test_an_unexpected_error_shows_its_traceback_once(bench: Callable[..., Bench
         try:
             raise KeyError(number)
         except KeyError as error:
-            return setup.pipeline.failed(None, error)  # type: ignore[arg-type]
+            return setup.pipeline.failed(frame(), error)
 
     assert [fail(1), fail(1), fail(2)] == ["error"] * 3
     levels = [level for level, _ in setup.log.lines]
     assert levels == ["warning", "error", "warning"], "one line for each number, one traceback for the place"
     assert setup.log.lines[1][1].startswith("Traceback") and "in fail" in setup.log.lines[1][1]
-    assert setup.pipeline.last_error == "frame dropped: KeyError(2)"
+    assert setup.channel.last_error == "frame dropped: KeyError(2)"
 
 
 def test_reasons_of_errors(bench: Callable[..., Bench]) -> None:
     setup = bench()
     setup.log.lines.clear()
-    assert setup.pipeline.failed(None, ImageError("truncated")) == "decode"  # type: ignore[arg-type]
-    assert setup.pipeline.failed(None, DeviceError("out of memory")) == "error"  # type: ignore[arg-type]
+    assert setup.pipeline.failed(frame(), ImageError("truncated")) == "decode"
+    assert setup.pipeline.failed(frame(), DeviceError("out of memory")) == "error"
     assert setup.log.lines == [("warning", "frame dropped: truncated"), ("warning", "frame dropped: out of memory")]
+
+
+def test_what_nobody_listens_to_is_not_done(ros: Any, bench: Callable[..., Bench]) -> None:
+    setup = bench("features")
+    setup.send(0)
+    setup.send(1)
+    health = setup.channel.health
+    assert health is not None and health.keypoints > 100
+    assert health.matches == health.tracks == 0 and np.isnan(health.ms_match) and health.quality is None
+    setup.listen("tracks")
+    setup.pipeline.assess = lambda: True
+    setup.send(2)
+    setup.send(3)
+    ros.spin_until(lambda: len(setup.received["tracks"]) == 2 and len(setup.features) == 4)
+    tracks = setup.received["tracks"][-1]
+    assert setup.channel.health.tracks == len(tracks.ids) > 50 and max(tracks.ages) == 2
+    assert set(tracks.ids) == set(setup.features[-1].track_ids) - {0}
+    assert setup.channel.health.quality is not None
+
+    setup.log.lines.clear()
+    setup.forget("tracks")
+    setup.forget("features")
+    with pytest.raises(Unwanted) as caught:
+        setup.send(4)
+    assert setup.pipeline.failed(frame(), caught.value) == "unwanted"
+    assert setup.channel.last_error == "" and not setup.log.lines, "nothing is wrong"
+    assert setup.channel.health.header.stamp.sec == 3
+
+
+def test_stereo_matches_of_two_cameras_in_one_call(ros: Any, bench: Callable[..., Bench]) -> None:
+    setup = bench("stereo_matches", cameras=("left", "right"), stereo=("left:right",))
+    setup.send_to({"left": 0, "right": 0})
+    setup.send_to({"left": 1, "right": 1})
+    ros.spin_until(lambda: len(setup.received["stereo_matches"]) == 2)
+    matches = setup.received["stereo_matches"][-1]
+    assert (matches.kind, matches.camera0, matches.camera1) == (Matches.STEREO, "left", "right")
+    assert matches.sequence0 == matches.sequence1 == 1 and matches.frame_id0 == "optical"
+    points = [np.array(matches.keypoints0), np.array(matches.keypoints1)]
+    assert len(points[0]) > 100 and np.median(abs(points[0] - points[1])) < 1e-3, "the two images are the same"
+    with pytest.raises(ImageError):
+        setup.send_to({"left": 2, "right": 2}, width=16)
+    with pytest.raises(Unwanted):
+        setup.send_to({"left": 3})
+
+
+def test_one_of_several_cameras_may_fail(bench: Callable[..., Bench]) -> None:
+    setup = bench("features", cameras=("left", "right"))
+    frames = {camera: Frame(camera, image(0), time.perf_counter()) for camera in ("left", "right")}
+    setup.pipeline.channels["left"].publishers = setup.channel.publishers
+    frames["left"].message.encoding = "mosaic"
+    errors = setup.pipeline.process(frames)
+    assert list(errors) == ["left"] and isinstance(errors["left"], ImageError)
+    assert setup.pipeline.failed(frames["left"], errors["left"]) == "decode"
+    assert "mosaic" in setup.pipeline.channels["left"].last_error and setup.channel.last_error == ""
+    assert setup.channel.health is not None and setup.pipeline.channels["left"].health is None
+
+
+def test_settings_change_between_two_images(ros: Any, bench: Callable[..., Bench]) -> None:
+    setup = bench()
+    setup.send(0)
+    settings = NodeParameters(weights="random", max_keypoints=50, descriptor_type="int8")
+    setup.pipeline.change(settings)
+    setup.send(1)
+    ros.spin_until(lambda: len(setup.features) == 2)
+    assert len(setup.features[0].scores) > 500 and len(setup.features[1].scores) == 50
+    assert [features.descriptor_type for features in setup.features] == [Features.FLOAT16, Features.INT8]
+
+
+def test_a_clock_that_went_back_resets_what_is_ahead_of_it_once(ros: Any, bench: Callable[..., Bench]) -> None:
+    setup = bench()
+    setup.send(5)
+    setup.pipeline.jump(4_500_000_000)
+    setup.send(4, later=600_000_000)
+    assert "starts anew: the clock went back to 0.500 s before its newest image" in setup.log.lines[-1][1]
+    setup.pipeline.jump(4_600_000_000)  # the image was faster than the clock
+    setup.send(4, later=700_000_000)
+    ros.spin_until(lambda: setup.matches)
+    assert len(setup.matches) == 1
+    assert sum("starts anew" in text for _, text in setup.log.lines) == 1
+
+
+def test_masks_of_a_file_hide_points_and_a_missing_one_is_refused(
+    ros: Any, bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    path = tmp_path / "mask.png"
+    with pytest.raises(ConfigError, match="mask"):
+        bench(mask_files=(str(path),))
+    pixels = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    pixels[:, :100] = 0
+    cv2.imwrite(str(path), pixels)
+    setup = bench(mask_files=(str(path),))
+    setup.send(0)
+    ros.spin_until(lambda: setup.features)
+    assert min(setup.features[0].keypoints[::2]) > 99
+    assert setup.channel.health.masked == pytest.approx(100 / WIDTH)
+    upper = image(0)
+    upper.data = np.repeat([1, 0], WIDTH * HEIGHT // 2).astype(np.uint8).tobytes()
+    setup.send_to({"camera": 1}, mask=upper)
+    ros.spin_until(lambda: len(setup.features) == 2)
+    assert max(setup.features[1].keypoints[1::2]) < HEIGHT // 2 and min(setup.features[1].keypoints[::2]) > 99
+
+
+def test_pictures_come_at_most_at_their_rate(ros: Any, bench: Callable[..., Bench]) -> None:
+    setup = bench("debug_image", debug_rate=0.001, debug_layers=("matches", "tracks", "mask", "scores"))
+    for stamp in range(4):
+        setup.send(stamp)
+    ros.spin_until(lambda: setup.received["debug_image"])
+    ros.spin_for(0.2)
+    (picture,) = setup.received["debug_image"]
+    assert (picture.header.stamp.sec, picture.encoding) == (0, "bgr8")
+    assert setup.channel.health.tracks > 0, "tails need the tracks of every frame"
+    setup.pipeline.change(NodeParameters(weights="random", debug_rate=0.0))
+    with pytest.raises(Unwanted):
+        setup.send(4)
