@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -112,12 +112,12 @@ def probe_cv_bridge() -> Iterator[Fact]:
 
 def probe_weights(weights: str) -> Iterator[Fact]:
     """That the weights are whole, and what their card says."""
-    from scfeat_core.errors import WeightsError
-    from scfeat_core.network.weights import WEIGHTS_FOLDER, load_model
-
     if weights == "random":
         yield "random", True
         return
+    from scfeat_core.errors import WeightsError
+    from scfeat_core.network.weights import WEIGHTS_FOLDER, load_model
+
     try:
         model = load_model(weights)
     except WeightsError as error:
@@ -220,7 +220,7 @@ def probe_image(topic: str, patience: str) -> Iterator[Fact]:
 
 def _look_at(node: Any, executor: Any, topic: str, patience: float) -> Iterator[Fact]:
     yield "topic", topic
-    _spin(executor, lambda: node.get_publishers_info_by_topic(topic), patience)
+    _spin(executor, lambda: _named(node.get_publishers_info_by_topic(topic)), patience)
     publishers = node.get_publishers_info_by_topic(topic)
     yield (
         "publishers",
@@ -238,6 +238,11 @@ def _look_at(node: Any, executor: Any, topic: str, patience: float) -> Iterator[
     kinds = {info.topic_type for info in publishers} & _IMAGES.keys()
     if len(kinds) == 1:
         yield from _receive(node, executor, topic, _IMAGES[kinds.pop()], patience)
+
+
+def _named(publishers: Sequence[Any]) -> bool:
+    """Whether there are some, and all their nodes are known: a node is discovered after its endpoints."""
+    return bool(publishers) and not any("UNKNOWN" in info.node_name for info in publishers)
 
 
 def _receive(node: Any, executor: Any, topic: str, kind: str, patience: float) -> Iterator[Fact]:
