@@ -46,7 +46,7 @@ LATE = 1_000_000_000
 Geometry = Literal["auto", "fundamental", "essential", "homography"]
 
 _FIXED = ("weights", "device", "precision")
-_ENOUGH = 0.1  # of the features must be matched and verified, or the window is taken to be at the wrong place
+_ENOUGH = 0.2  # of the features must be matched and verified, or the window is taken to be at the wrong place
 
 
 @dataclass(frozen=True)

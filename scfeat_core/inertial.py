@@ -101,7 +101,7 @@ class GyroBuffer:
             return None
         first = np.searchsorted(stamps, stamp0, "right") - 1  # the last sample that is not after stamp0
         last = np.searchsorted(stamps, stamp1, "left")  # the first that is not before stamp1
-        first, last = max(first, 0), min(last, len(stamps) - 1)
+        first, last = max(int(first), 0), min(int(last), len(stamps) - 1)
         inside = slice(first, last + 1)
         times, values = stamps[inside] - stamp0, rates[inside]
         end = stamp1 - stamp0

@@ -7,6 +7,7 @@ on through the matches that it is given, or, after a gap, through its descriptor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from scfeat_core.matching import match_descriptors, window
 from scfeat_core.types import Camera, Features, TrackFlag, Tracks
 
 NEIGHBOURS = 5  # whose median motion stands for that of a point that was not seen to move
-_MAX_KNOWN = 512  # moving points that are asked; more say no more, and the table of distances grows with them
+_MAX_KNOWN = 128  # moving points that are asked; four times as many take twice as long and say the same
+_RELIABLE = 0.1  # of the features must be linked, or the links say nothing about the motion of the others
 _MAX_WAITING = 1 << 15  # lost tracks that are kept, the last ones
 _PLAUSIBLE = 0.02  # of the longer side of the image: how far from its prediction a lost point may come back
 _IDS = 2**32  # as many as the messages can tell apart
@@ -53,8 +55,11 @@ def predict(points: np.ndarray, motion: Motion | None, seconds: float, turned: n
     start = points if turned is None else turned
     if motion is None or steps is None or len(steps) == 0:
         return turned
-    moved = neighbours(points, motion.points, steps)
+    moved = np.empty_like(points, np.float32)
     moved[motion.indices] = steps
+    others = np.ones(len(points), bool)
+    others[motion.indices] = False
+    moved[others] = neighbours(points[others], motion.points, steps)
     return (start + moved * np.float32(seconds / motion.seconds)).astype(np.float32)
 
 
@@ -109,17 +114,27 @@ class Links:
 
 
 @dataclass(frozen=True, eq=False)
+class _Flow:
+    """The last motion that was reliable. points: (M, 2) pixels, rates: (M, 2) pixels a second, both float32."""
+
+    points: np.ndarray
+    rates: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class _Pool:
     """All tracks that have not ended. The first ``count`` are those of the newest frame, in the order of its features;
     the others are lost, and wait to be seen again, the last ones first.
 
     ids, ages, seen (number of the last frame), stamps (of it): (P,) int64. points: (P, 2) float32, pixels, where they
     are, or, if lost, are expected in the newest frame. rays: (P, 2) float32 of the last frame, NaN without calibration.
-    descriptors: (P, D).
+    descriptors: (P, D). sequence, stamp: of the newest frame.
     """
 
     sequence: int
+    stamp: int
     count: int
+    flow: _Flow | None
     ids: np.ndarray
     ages: np.ndarray
     seen: np.ndarray
@@ -177,22 +192,32 @@ class TrackManager:
 def _nothing(view: View) -> _Pool:
     none = np.zeros(0, np.int64)
     points = np.zeros((0, 2), np.float32)
-    return _Pool(-1, 0, none, none, none, none, points, points, view.descriptors[:0])
+    return _Pool(-1, view.stamp, 0, None, none, none, none, none, points, points, view.descriptors[:0])
 
 
 def _follow(pool: _Pool, view: View, links: Links | None) -> tuple[np.ndarray, _Pool]:
     """Which row of the pool each feature continues, (N,) int64, -1 for none; the pool with its lost points moved on."""
     rows = np.full(len(view.features), -1)
-    if links is None or links.sequence0 != pool.sequence or len(links.indices0) == 0:
-        return rows, pool
-    rows[links.indices1] = links.indices0
-    left = np.ones(len(pool.ids), bool)
-    left[links.indices0] = False
-    before = pool.points[links.indices0]
-    moved = neighbours(pool.points[left], before, view.features.keypoints[links.indices1] - before)
+    flow = pool.flow
+    if links is not None and links.sequence0 == pool.sequence:
+        rows[links.indices1] = links.indices0
+        flow = _flow(pool, view, links) or flow
     points = pool.points.copy()
-    points[left] += moved
-    return rows, replace(pool, points=points)
+    if flow is not None:
+        left = np.ones(len(points), bool)
+        left[rows[rows >= 0]] = False
+        seconds = np.float32(1e-9 * (view.stamp - pool.stamp))
+        points[left] += seconds * neighbours(points[left], flow.points, flow.rates)
+    return rows, replace(pool, points=points, flow=flow)
+
+
+def _flow(pool: _Pool, view: View, links: Links) -> _Flow | None:
+    """What the links say; None where they are too few: those of a dark or a blurred frame are not to be believed."""
+    if len(links.indices0) < max(NEIGHBOURS, _RELIABLE * min(pool.count, len(view.features))):
+        return None
+    before = pool.points[links.indices0]
+    seconds = np.float32(1e-9 * (view.stamp - pool.stamp))
+    return _Flow(before, (view.features.keypoints[links.indices1] - before) / seconds)
 
 
 def _reidentify(pool: _Pool, view: View, linked: np.ndarray, max_gap: int, min_cosine: float) -> np.ndarray:
@@ -228,7 +253,8 @@ def _grow(pool: _Pool, view: View, rows: np.ndarray, next_id: int) -> _Pool:
     ages[known] += pool.ages[rows[known]]
     rays = np.full((count, 2), np.nan, np.float32) if view.rays is None else view.rays.astype(np.float32)
     seen, stamps = np.full(count, view.sequence), np.full(count, view.stamp)
-    return _Pool(view.sequence, count, ids, ages, seen, stamps, view.features.keypoints, rays, view.descriptors)
+    points = view.features.keypoints
+    return _Pool(view.sequence, view.stamp, count, pool.flow, ids, ages, seen, stamps, points, rays, view.descriptors)
 
 
 def _divide(pool: _Pool, view: View, rows: np.ndarray, max_gap: int) -> tuple[np.ndarray, np.ndarray]:
@@ -242,7 +268,7 @@ def _divide(pool: _Pool, view: View, rows: np.ndarray, max_gap: int) -> tuple[np
 
 def _joined(grown: _Pool, pool: _Pool, waiting: np.ndarray) -> _Pool:
     index = torch.from_numpy(waiting).to(pool.descriptors.device)
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.concatenate((getattr(grown, name), getattr(pool, name)[waiting]))
         for name in ("ids", "ages", "seen", "stamps", "points", "rays")
     }

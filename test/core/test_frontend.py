@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from scfeat_core.errors import CalibrationError, ConfigError, ImageError, StaleImageError
+from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, ImageError, StaleImageError
 from scfeat_core.frontend import Frontend, FrontendConfig
-from scfeat_core.types import Camera, FrameResult, GeometryModel
+from scfeat_core.geometry import essential_from_pose, warp_points
+from scfeat_core.inertial import exponential
+from scfeat_core.types import Camera, FrameInput, FrameResult, GeometryModel, MatchKind, TrackFlag
 
 SECOND = 1_000_000_000
 SIZE = (160, 120)
+K = np.array([[150, 0, 79.5], [0, 150, 59.5], [0, 0, 1.0]])
+CAMERA = Camera(K, np.zeros(5), SIZE)
 
 
 def create_frontend(**settings) -> Frontend:
@@ -49,18 +54,18 @@ def test_two_frames_are_matched_and_verified(frontend):
     first = frontend.process(view(0), 1 * SECOND)
     second = frontend.process(view(6), 2 * SECOND)
     assert (first.sequence, first.stamp, first.pair, first.reset_reason) == (0, SECOND, None, "")
-    assert set(first.timings) == {"preprocess", "network", "select"}
+    assert set(first.timings) == {"preprocess", "network", "select", "assess", "track"}
     assert (second.sequence, second.stamp, second.camera) == (1, 2 * SECOND, "camera")
-    assert set(second.timings) == {"preprocess", "network", "select", "match", "verify"}
+    assert set(second.timings) == {"preprocess", "network", "select", "match", "verify", "assess", "track"}
     pair = second.pair
-    assert (pair.sequence0, pair.stamp0) == (0, SECOND)
+    assert (pair.sequence0, pair.stamp0, pair.kind, pair.camera0) == (0, SECOND, MatchKind.TEMPORAL, "camera")
     assert np.array_equal(pair.keypoints0, first.features.keypoints[pair.matches.indices0])
     assert np.array_equal(pair.keypoints1, second.features.keypoints[pair.matches.indices1])
     assert all(isinstance(a, np.ndarray) for a in (pair.keypoints0, pair.matches.scores, second.features.descriptors))
     assert pair.matches.scores.min() >= 0
     moved = np.linalg.norm(pair.keypoints0 - pair.keypoints1 - [6, 0], axis=1) < 1
     assert moved.sum() > 30
-    assert pair.geometry.model is GeometryModel.FUNDAMENTAL and pair.geometry.threshold == 1.0
+    assert pair.geometry.model is GeometryModel.HOMOGRAPHY, "the wall is flat"
     assert len(pair.geometry.inliers) == len(pair.matches) and pair.geometry.inliers[moved].mean() > 0.8
 
 
@@ -73,13 +78,18 @@ def test_cameras_are_kept_apart(frontend):
         assert right.sequence == i and not right.reset_reason
 
 
-def test_calibrated_frames_are_verified_on_rays(frontend):
-    camera = Camera(np.array([[150, 0, 79.5], [0, 150, 59.5], [0, 0, 1.0]]), np.zeros(5), SIZE)
-    frontend.process(view(0), 0, calibration=camera)
-    result = frontend.process(view(6), 1, calibration=camera)
+def test_the_geometry_is_the_one_that_is_asked_for():
+    for name in ("fundamental", "homography"):
+        frontend = create_frontend(geometry=name)
+        frontend.process(view(0), 0, calibration=CAMERA)
+        geometry = frontend.process(view(6), 1, calibration=CAMERA).pair.geometry
+        assert (geometry.model, geometry.threshold) == (GeometryModel[name.upper()], 1.0)
+    frontend = create_frontend(geometry="essential")
+    frontend.process(view(0), 0, calibration=CAMERA)
+    result = frontend.process(view(6), 1, calibration=CAMERA)
     assert result.pair.geometry.model is GeometryModel.ESSENTIAL
     uncalibrated = frontend.process(view(12), 2)
-    assert uncalibrated.pair.geometry.model is GeometryModel.FUNDAMENTAL
+    assert uncalibrated.pair.geometry.model is GeometryModel.FUNDAMENTAL, "without rays there is no essential matrix"
 
 
 def test_a_stamp_that_goes_back_resets_the_camera(frontend):
@@ -104,12 +114,15 @@ def test_a_late_image_is_refused_and_leaves_the_camera_as_it_was(frontend, back,
 
 
 def test_a_calibration_of_another_image_size_is_refused(frontend):
-    k = np.array([[150, 0, 79.5], [0, 150, 59.5], [0, 0, 1.0]])
-    frontend.process(view(0), 0, calibration=Camera(k, np.zeros(5), SIZE))
+    frontend.process(view(0), 0, calibration=CAMERA)
     with pytest.raises(CalibrationError, match="images of 160x120, found one for 320x240"):
-        frontend.process(view(3), 1, calibration=Camera(k, np.zeros(5), (320, 240)))
-    result = frontend.process(view(6), 1, calibration=Camera(k, np.zeros(5), SIZE))
-    assert (result.sequence, result.pair.geometry.model) == (1, GeometryModel.ESSENTIAL)
+        frontend.process(view(3), 1, calibration=replace(CAMERA, size=(320, 240)))
+    with pytest.raises(CalibrationError, match="positive focal lengths"):
+        frontend.process(view(3), 1, calibration=replace(CAMERA, K=np.zeros((3, 3))))
+    with pytest.raises(CalibrationError, match="rotation: expected a rotation"):
+        frontend.process(view(3), 1, calibration=CAMERA, rotation=2 * np.eye(3))
+    result = frontend.process(view(6), 1, calibration=CAMERA)
+    assert (result.sequence, result.pair.sequence0, result.tracks.ages.max()) == (1, 0, 2)
 
 
 def test_another_image_size_resets_the_camera(frontend):
@@ -133,9 +146,12 @@ def test_reset_of_one_camera_or_all(frontend):
 
 def test_work_that_nobody_asks_for_is_not_done(frontend):
     frontend.process(view(0), 0)
-    result = frontend.process(view(6), 1, match=False)
-    assert result.pair is None and result.sequence == 1 and "match" not in result.timings
-    assert frontend.process(view(12), 2).pair.sequence0 == 1
+    result = frontend.process(view(6), 1, match=False, track=False, assess=False)
+    assert (result.sequence, result.pair, result.tracks, result.quality) == (1, None, None, None)
+    assert set(result.timings) == {"preprocess", "network", "select"}
+    tracked = frontend.process(view(12), 2, match=False)
+    assert tracked.pair is None and (tracked.tracks.ages > 1).sum() > 30
+    assert frontend.process(view(18), 3).pair.sequence0 == 2
     plain = create_frontend(verify=False)
     plain.process(view(0), 0)
     result = plain.process(view(6), 1)
@@ -201,3 +217,238 @@ def test_config_is_strict():
         FrontendConfig(verification_threshold=0.0)
     with pytest.raises(ConfigError, match="verify: expected bool"):
         FrontendConfig(verify=1)
+    assert FrontendConfig(budgets={"left": 500}).budgets == {"left": 500}
+    with pytest.raises(ConfigError, match=r"budgets\.left: expected a value >= 1"):
+        FrontendConfig(budgets={"left": 0})
+    with pytest.raises(ConfigError, match="geometry: expected one of 'auto'"):
+        FrontendConfig(geometry="affine")
+    for wrong in ({"search_radius": -1.0}, {"max_track_gap": -1}, {"reidentify_cosine": 1.1}, {"stereo_gate": 0.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: expected a value"):
+            FrontendConfig(**wrong)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_settings_change_between_two_frames(frontend):
+    before = frontend.process(view(0), 0)
+    frontend.update(replace(frontend.config, max_keypoints=50, budgets={"other": 20}, verify=False))
+    after = frontend.process(view(6), 1)
+    assert (len(before.features), len(after.features)) == (200, 50)
+    assert after.pair.sequence0 == 0 and after.pair.geometry is None
+    assert np.isin(after.tracks.ids, before.tracks.ids).sum() > 10, "tracks go on"
+    assert len(frontend.process(view(0), 0, "other").features) == 20
+
+
+def test_what_cannot_change_is_refused_and_changes_nothing(frontend):
+    config = frontend.config
+    wrong = replace(config, device="cuda", precision="bfloat16", max_keypoints=7)
+    with pytest.raises(ConfigError, match="device and precision cannot change.*'cpu', 'float32', found 'cuda', 'bfl"):
+        frontend.update(wrong)
+    assert frontend.config is config and len(frontend.process(view(0), 0).features) == 200
+
+
+# -- several cameras ---------------------------------------------------------------------------------------------------
+
+
+def batch_of(step: int) -> list[FrameInput]:
+    return [
+        FrameInput(view(6 * step), step, "left"),
+        FrameInput(view(6 * step, (96, 96), seed=1), step, "small"),
+        FrameInput(view(6 * step, seed=2), step, "right", mask=np.ones(SIZE[::-1], np.uint8)),
+    ]
+
+
+def test_a_batch_gives_what_single_frames_give(frontend, monkeypatch):
+    other = create_frontend()
+    calls = []
+    run = frontend.extractor._run_network
+    monkeypatch.setattr(frontend.extractor, "_run_network", lambda image: calls.append(image.shape) or run(image))
+    for step in range(3):
+        results = frontend.process_batch(batch_of(step))
+        for given, result in zip(batch_of(step), results, strict=True):
+            single = other.process(given.image, given.stamp, given.camera, mask=given.mask)
+            assert (result.camera, result.sequence, len(result.features)) == (given.camera, step, len(single.features))
+            np.testing.assert_allclose(result.features.keypoints, single.features.keypoints, atol=1e-2)
+            assert (result.pair is None) == (step == 0)
+            assert (result.tracks.ages.max(), result.quality) == (step + 1, single.quality)
+    assert [tuple(shape) for shape in calls] == [(2, 3, 120, 160), (1, 3, 96, 96)] * 3, "one call for each size"
+
+
+def test_an_input_that_fails_has_its_error_in_its_place(frontend):
+    frontend.process_batch(batch_of(0))
+    inputs = batch_of(1)
+    inputs[0] = replace(inputs[0], stamp=0)
+    inputs[2] = replace(inputs[2], mask=np.ones((3, 3), np.uint8))
+    inputs.append(FrameInput(view(0), 1, "third", calibration=replace(CAMERA, size=(1, 1))))
+    inputs.append(FrameInput(view(0)[:20], 1, "fourth"))
+    inputs.append(FrameInput(None, 1, "fifth"))
+    results = frontend.process_batch(inputs)
+    kinds = [type(result) for result in results]
+    assert kinds == [StaleImageError, FrameResult, ImageError, CalibrationError, ImageError, ImageError]
+    assert results[1].pair.sequence0 == 0
+    assert all(
+        isinstance(result, FrameResult) and result.sequence == 1 + (result.camera == "small")
+        for result in frontend.process_batch(batch_of(2))
+    )
+    assert frontend.process_batch([]) == []
+
+
+def test_a_batch_may_hold_a_camera_twice(frontend):
+    inputs = [FrameInput(view(0), 0), FrameInput(view(6), 1), FrameInput(view(6), 1), FrameInput(view(12), 2)]
+    _, second, again, third = frontend.process_batch(inputs)
+    assert isinstance(again, StaleImageError)
+    assert (second.pair.sequence0, third.pair.sequence0, third.sequence) == (0, 1, 2)
+
+
+def test_score_maps_are_kept_where_they_are_asked_for(frontend):
+    with_map = frontend.process(view(0), 0, score_map=True)
+    assert with_map.features.score_map.shape == SIZE[::-1]
+    assert frontend.process(view(6), 1).features.score_map is None
+
+
+def stereo_pair(frontend, left_camera=None, right_camera=None, disparity: int = 8):
+    return frontend.process_batch(
+        [
+            FrameInput(view(0), 5, "left", calibration=left_camera),
+            FrameInput(view(disparity), 5, "right", calibration=right_camera),
+        ]
+    )
+
+
+def rig() -> tuple[Camera, Camera]:
+    """A rectified pair, 0.1 m apart."""
+    p0, p1 = np.column_stack((K, np.zeros(3))), np.column_stack((K, [-15.0, 0, 0]))
+    return replace(CAMERA, R=np.eye(3), P=p0), replace(CAMERA, R=np.eye(3), P=p1)
+
+
+def test_stereo_matches_of_a_calibrated_rig_are_on_its_epipolar_lines(frontend):
+    left, right = stereo_pair(frontend, *rig())
+    pair = frontend.match_stereo(left, right)
+    assert (pair.kind, pair.camera0, pair.sequence0, pair.stamp0) == (MatchKind.STEREO, "left", 0, 5)
+    assert np.array_equal(pair.keypoints0, left.features.keypoints[pair.matches.indices0])
+    assert np.array_equal(pair.keypoints1, right.features.keypoints[pair.matches.indices1])
+    disparity = pair.keypoints0 - pair.keypoints1
+    assert len(pair.matches) > 50 and np.abs(disparity[:, 1]).max() <= 2.0 and disparity[:, 0].min() >= -2.0
+    assert (np.abs(disparity - [8, 0]).max(1) < 1).mean() > 0.8
+    assert pair.geometry.model is GeometryModel.ESSENTIAL and pair.geometry.inliers.all()
+    np.testing.assert_allclose(pair.geometry.matrix, essential_from_pose(np.eye(3), np.array([-1.0, 0, 0])), atol=1e-12)
+
+
+def test_stereo_without_a_rig_is_verified_by_its_matches(frontend):
+    left, right = stereo_pair(frontend)
+    pair = frontend.match_stereo(left, right)
+    assert pair.kind is MatchKind.STEREO and pair.geometry.model is GeometryModel.HOMOGRAPHY
+    assert 30 < pair.geometry.num_inliers < len(pair.matches)
+
+
+def test_stereo_needs_the_newest_frames(frontend):
+    left, right = stereo_pair(frontend, *reversed(rig()))
+    with pytest.raises(CalibrationError, match="left camera first"):
+        frontend.match_stereo(left, right)
+    frontend.process(view(3), 6, "right")
+    with pytest.raises(FeatureError, match="frame 0 of camera 'right'.*found number 1"):
+        frontend.match_stereo(left, right)
+    frontend.reset()
+    with pytest.raises(FeatureError, match="found none since a reset"):
+        frontend.match_stereo(left, right)
+
+
+# -- tracks ------------------------------------------------------------------------------------------------------------
+
+
+def test_tracks_follow_points_over_frames(frontend):
+    """True positions are known: the view moves by 4 pixels a frame."""
+    born: dict[int, tuple[int, np.ndarray]] = {}
+    for step in range(8):
+        tracks = frontend.process(view(4 * step), step * SECOND // 10, calibration=CAMERA).tracks
+        assert (np.diff(tracks.ids.astype(int)) > 0).all() and tracks.ids.min() > 0
+        new = tracks.flags == TrackFlag.NEW
+        assert np.array_equal(new, [i not in born for i in tracks.ids.tolist()])
+        assert (tracks.ages[new] == 1).all()
+        born.update({i: (step, xy) for i, xy in zip(tracks.ids[new].tolist(), tracks.keypoints[new], strict=True)})
+        if step == 0:
+            assert tracks.velocities is None and len(tracks.lost_ids) == 0
+    old = tracks.ages >= 7
+    assert old.sum() > 30
+    first = np.array([born[i][1] - [4 * (step - born[i][0]), 0] for i in tracks.ids[old].tolist()])
+    assert (np.linalg.norm(tracks.keypoints[old] - first, axis=1) < 2).mean() > 0.9
+    np.testing.assert_allclose(tracks.rays, (tracks.keypoints - K[:2, 2]) / 150, atol=1e-5)
+    np.testing.assert_allclose(np.median(tracks.velocities[old], 0), [-40 / 150, 0], atol=0.02)
+    assert not tracks.velocities[tracks.flags == TrackFlag.NEW].any()
+
+
+def test_tracks_end_at_a_reset_and_their_ids_are_not_given_again(frontend):
+    first = frontend.process(view(0), 10 * SECOND)
+    jumped = frontend.process(view(0), 1 * SECOND)
+    assert jumped.reset_reason and jumped.tracks.velocities is None
+    assert set(jumped.tracks.lost_ids.tolist()) == set(first.tracks.ids.tolist())
+    assert jumped.tracks.ids.min() > first.tracks.ids.max()
+    frontend.reset("camera")
+    assert frontend.process(view(6), 2 * SECOND, track=False).tracks is None
+    after = frontend.process(view(6), 3 * SECOND)
+    assert set(after.tracks.lost_ids.tolist()) == set(jumped.tracks.ids.tolist())
+    assert after.tracks.ids.min() > jumped.tracks.ids.max()
+
+
+def test_tracks_survive_frames_that_nobody_tracked(frontend):
+    first = frontend.process(view(0), 0)
+    frontend.process(view(1), 1, track=False)
+    tracks = frontend.process(view(2), 2).tracks
+    back = np.isin(tracks.ids, first.tracks.ids)
+    assert back.sum() > 30 and (tracks.flags[back] == TrackFlag.REIDENTIFIED).all()
+
+
+def test_tracks_of_a_real_image_are_right_and_survive_a_dark_frame(shared_data):
+    """A photograph that moves, turns and grows; the fourth frame is black. True positions are known."""
+    photo = cv2.imread(str(shared_data / "eval" / "oxford_graf" / "1.png"), cv2.IMREAD_GRAYSCALE)
+    photo = cv2.resize(photo, (400, 320), interpolation=cv2.INTER_AREA)
+    frontend = Frontend(FrontendConfig(max_keypoints=300))
+    born: dict[int, np.ndarray] = {}
+    for step in range(7):
+        matrix = cv2.getRotationMatrix2D((200, 160), 1.5 * step, 1 + 0.02 * step)
+        matrix = np.vstack((matrix, [0, 0, 1]))
+        matrix[:2, 2] += 5 * step - 60, -40
+        image = cv2.warpPerspective(photo, matrix, (280, 240))
+        tracks = frontend.process(0 * image if step == 3 else image, step * SECOND // 15).tracks
+        on_photo = warp_points(tracks.keypoints.astype(float), np.linalg.inv(matrix))
+        if step != 3:
+            for track, point in zip(tracks.ids.tolist(), on_photo, strict=True):
+                born.setdefault(track, point)
+        if step in (2, 4, 6):
+            old = tracks.ages >= (3, 4, 6)[step // 2 - 1]
+            assert old.sum() > 100
+            error = np.linalg.norm(on_photo[old] - [born[track] for track in tracks.ids[old].tolist()], axis=1)
+            assert (error < 2).mean() > 0.95
+        if step == 4:
+            assert (tracks.flags[old] == TrackFlag.REIDENTIFIED).mean() > 0.9
+
+
+def test_a_window_keeps_matches_near_their_prediction():
+    """With the velocity known, what is sought is near; nothing is known at first, and nothing right after a jump."""
+    frontend = create_frontend(search_radius=12.0)
+    moves = []
+    for step, shift in enumerate((0, 25, 50, 75, 10)):
+        pair = frontend.process(view(shift), step).pair
+        moves.append(None if pair is None else pair.keypoints0 - pair.keypoints1)
+    first, *next_ones, jump = moves[1:]
+    assert (np.abs(first - [25, 0]).max(1) > 24).any()
+    for move in next_ones:
+        assert (np.linalg.norm(move - [25, 0], axis=1) < 1.5).sum() > 30
+        assert np.abs(move - [25, 0]).max() < 24
+    assert (np.linalg.norm(jump - [-65, 0], axis=1) < 1.5).sum() > 20, "found by looking everywhere"
+
+
+def test_a_gyroscope_says_where_points_turn():
+    """A camera that turns: with its rotation given, a window of 3 pixels finds what is 20 pixels away."""
+    camera = Camera(np.array([[200, 0, 159.5], [0, 200, 119.5], [0, 0, 1.0]]), np.zeros(5), (320, 240))
+    rotation = exponential(np.array([[0, np.deg2rad(6), np.deg2rad(2)]]))[0]
+    homography = camera.K @ rotation @ np.linalg.inv(camera.K)
+    image = view(20, camera.size)
+    turned = cv2.warpPerspective(image, homography, camera.size)
+    frontend = create_frontend(search_radius=3.0, verify=False)
+    frontend.process(image, 0, calibration=camera)
+    pair = frontend.process(turned, 1, calibration=camera, rotation=rotation).pair
+    error = np.abs(warp_points(pair.keypoints0.astype(float), homography) - pair.keypoints1).max(1)
+    assert len(pair.matches) > 50 and error.max() <= 3.001
+    assert np.median(np.abs(pair.keypoints0 - pair.keypoints1).max(1)) > 15
