@@ -202,11 +202,6 @@ class NodeParameters:
         _check_rotations(self)
 
     @property
-    def camera(self) -> str:
-        """The first camera."""
-        return self.cameras[0]
-
-    @property
     def stereo_pairs(self) -> tuple[tuple[str, str], ...]:
         """(left, right) of each stereo pair."""
         return tuple((left, right) for left, _, right in (pair.partition(":") for pair in self.stereo))

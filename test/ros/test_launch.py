@@ -233,7 +233,8 @@ def launched(spawn: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     prefixes = os.pathsep.join([str(tmp_path), os.environ["AMENT_PREFIX_PATH"]])
 
     def run(kind: str, **arguments: str) -> Any:
-        words = [f"{name}:={value}" for name, value in arguments.items()]
+        # On a busy machine an interpreter with torch in it may take longer to end than the 5 s that launch gives it.
+        words = [f"{name}:={value}" for name, value in {**arguments, "sigterm_timeout": "600"}.items()]
         path = LAUNCH / f"frontend.launch.{kind}"
         return spawn([sys.executable, "-c", RUN, path, *words], AMENT_PREFIX_PATH=prefixes, OMP_NUM_THREADS="1")
 
@@ -275,8 +276,8 @@ def test_two_cameras_are_launched_for_a_lifecycle_manager(launched: Any, ros: An
     topics |= {"/robot/masks/left", "/robot/masks/right"}
     ros.spin_until(lambda: topics <= subscriptions(client, "/robot"), what="the subscriptions")
     process.popen.send_signal(signal.SIGINT)
-    assert process.wait(30.0) == 0, process.output
-    assert "process has finished cleanly" in process.output and "Traceback" not in process.output
+    assert process.wait(180.0) == 0, process.output
+    assert "process has finished cleanly" in process.output and "Traceback" not in process.output, process.output
 
 
 @pytest.mark.live
@@ -293,7 +294,7 @@ def test_a_parameter_file_of_the_user_is_taken(launched: Any, ros: Any, tmp_path
     topics = {"/camera/image_raw", "/camera/camera_info", "/clock"}
     ros.spin_until(lambda: topics <= subscriptions(client, "/"), 90.0, what="the subscriptions")
     process.popen.send_signal(signal.SIGINT)
-    assert process.wait(30.0) == 0, process.output
+    assert process.wait(180.0) == 0, process.output
 
 
 @pytest.mark.parametrize("kind", ["py", "xml"])
