@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from scfeat_core.geometry import check_camera, undistort_points
 from scfeat_core.inertial import check_rotation
 from scfeat_core.quality import assess
 from scfeat_core.tracking import Links, Motion, TrackManager, View, predict, turn
-from scfeat_core.two_view import verify
+from scfeat_core.two_view import ModelChoice, verify
 from scfeat_core.types import (
     Array,
     Camera,
@@ -42,8 +42,6 @@ from scfeat_core.types import (
 # Nanoseconds: images that overtake each other are closer together, clocks that are set and recordings that start again
 # go further back.
 LATE = 1_000_000_000
-
-Geometry = Literal["auto", "fundamental", "essential", "homography"]
 
 _FIXED = ("weights", "device", "precision")
 _ENOUGH = 0.2  # of the features must be matched and verified, or the window is taken to be at the wrong place
@@ -73,10 +71,10 @@ class FrontendConfig:
     border: Annotated[int, Range(minimum=0)] = 4
     budgets: dict[str, Annotated[int, Range(minimum=1)]] = field(default_factory=dict)
     grid: Annotated[int, Range(minimum=0, maximum=64)] = 0
-    clahe: Annotated[float, Range(minimum=0.0)] = 0.0
+    clahe: Annotated[float, Range(minimum=0.0, maximum=100.0)] = 0.0
     min_cosine: Annotated[float, Range(minimum=-1.0, maximum=1.0)] = 0.0
     verify: bool = True
-    geometry: Geometry = "auto"
+    geometry: ModelChoice = "auto"
     verification_threshold: Annotated[float, Range(above=0.0)] = 1.0
     search_radius: Annotated[float, Range(minimum=0.0)] = 0.0
     max_track_gap: Annotated[int, Range(minimum=0, maximum=1000)] = 5

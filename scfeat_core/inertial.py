@@ -99,9 +99,8 @@ class GyroBuffer:
         """Rotation vectors (n, 3), one between each two samples, and what is left of the interval at its ends."""
         if stamp1 < stamp0 or len(stamps) == 0:
             return None
-        first = np.searchsorted(stamps, stamp0, "right") - 1  # the last sample that is not after stamp0
-        last = np.searchsorted(stamps, stamp1, "left")  # the first that is not before stamp1
-        first, last = max(int(first), 0), min(int(last), len(stamps) - 1)
+        first = max(int(np.searchsorted(stamps, stamp0, "right")) - 1, 0)  # the last sample that is not after stamp0
+        last = min(int(np.searchsorted(stamps, stamp1, "left")), len(stamps) - 1)  # the first not before stamp1
         inside = slice(first, last + 1)
         times, values = stamps[inside] - stamp0, rates[inside]
         end = stamp1 - stamp0
