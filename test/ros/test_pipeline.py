@@ -54,7 +54,7 @@ class Bench:
         self.ros = ros
         self.log = Log()
         self.node = ros.create_node()
-        self.settings = NodeParameters(weights="random", **settings)
+        self.settings = NodeParameters(**{"weights": "random"} | settings)
         self.pipeline = Pipeline(self.settings, self.node.get_clock(), self.log)
         self._heard: dict[str, Any] = {}
         self.received: dict[str, list[Any]] = {name: [] for name in KINDS}
@@ -326,3 +326,31 @@ def test_pictures_come_at_most_at_their_rate(ros: Any, bench: Callable[..., Benc
     setup.pipeline.change(NodeParameters(weights="random", debug_rate=0.0))
     with pytest.raises(Unwanted):
         setup.send(4)
+
+
+def test_the_gyroscope_says_where_points_are_after_a_turn(bench: Callable[..., Bench]) -> None:
+    """Of a turn by 12 degrees about the optical axis: points move by up to 20 pixels, and are sought within 4."""
+    setup = bench("tracks", weights="lite", search_radius=4.0, max_keypoints=300, use_imu=True)
+    noise = np.random.default_rng(0).uniform(0, 255, (HEIGHT, WIDTH)).astype(np.float32)
+    upright = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    turned = cv2.warpAffine(upright, cv2.getRotationMatrix2D((80, 60), 12, 1), (WIDTH, HEIGHT))
+
+    def followed(start: int) -> int:
+        """Points of the upright image that are found again in the turned one, a tenth of a second later."""
+        setup.pipeline.reset()
+        for stamp, pixels in ((start, upright), (start + 10**8, turned)):
+            message = image(0)
+            message.header.stamp = stamp_from_nanoseconds(stamp)
+            message.data = pixels.tobytes()
+            assert not setup.pipeline.process({"camera": Frame("camera", message, 0.0, calibration())})
+        setup.ros.spin_until(lambda: len(setup.received["tracks"]) == 2)
+        tracks = setup.received["tracks"].pop()
+        setup.received["tracks"].clear()
+        return sum(age == 2 for age in tracks.ages)
+
+    found = {}
+    for start, sign in ((10**10, 1), (2 * 10**10, -1)):
+        for tick in range(11):
+            setup.pipeline.gyro.add(start + tick * 10**7, np.array((0.0, 0.0, sign * np.radians(120))))
+        found[sign] = followed(start)
+    assert found[1] > 100 and found[1] > 2 * found[-1], found
