@@ -66,7 +66,7 @@ class Pictures:
     def annotations(self, foxglove: Any, result: FrameResult, header: Any, ms: float = math.nan) -> Any:
         """The layers ``matches`` and ``tracks`` as foxglove_msgs/ImageAnnotations over the source image."""
         text = caption(result, ms)
-        return annotations(foxglove, result, header.stamp, self.layers, tails=self._lines(result), text=text)
+        return annotations_to_message(foxglove, result, header.stamp, self.layers, tails=self._lines(result), text=text)
 
     def _lines(self, result: FrameResult) -> np.ndarray | None:
         return None if result.tracks is None else self._tails.lines(result.tracks)
@@ -91,7 +91,7 @@ def picture_to_message(picture: np.ndarray, header: Any) -> Image:
     return message
 
 
-def annotations(
+def annotations_to_message(
     foxglove: Any,
     result: FrameResult,
     stamp: Any,

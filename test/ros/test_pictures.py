@@ -23,7 +23,7 @@ from builtin_interfaces.msg import Time  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
 from scfeat_ros.images import image_to_array  # noqa: E402
-from scfeat_ros.pictures import Pictures, annotations, caption, foxglove_module, wants_scores  # noqa: E402
+from scfeat_ros.pictures import Pictures, annotations_to_message, caption, foxglove_module, wants_scores  # noqa: E402
 
 SIZE = (400, 300)
 HEADER = Header(stamp=Time(sec=7, nanosec=8), frame_id="left_optical")
@@ -119,7 +119,7 @@ def test_annotations_survive_the_wire(pictures: Pictures, result: FrameResult) -
     foxglove = pytest.importorskip("foxglove_msgs.msg", reason=NO_FOXGLOVE)
     from rclpy.serialization import deserialize_message, serialize_message
 
-    message = annotations(foxglove, replace(result, pair=None, tracks=None), HEADER.stamp, text="nothing")
+    message = annotations_to_message(foxglove, replace(result, pair=None, tracks=None), HEADER.stamp, text="nothing")
     assert deserialize_message(serialize_message(message), foxglove.ImageAnnotations) == message
 
 
@@ -181,7 +181,7 @@ def test_layouts_show_topics_that_the_node_has(repository: Path, ros: Any) -> No
     settings = [Parameter("weights", value="random"), Parameter("debug_rate", value=5.0)]
     node = ros.add_node(FrontendNode(context=ros.context, parameter_overrides=settings))
     node.trigger_configure()
-    published = {name for name, _ in node.get_publisher_names_and_types_by_node(node.get_name(), node.get_namespace())}
+    published = {publisher.topic_name for publisher in node.publishers}
     node.trigger_cleanup()
     inputs = {"/camera/image_raw", "/camera/camera_info"}
     optional = set() if foxglove_module() else {"/scfeat/annotations"}
