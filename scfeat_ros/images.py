@@ -84,19 +84,6 @@ ENCODINGS = (*_ENCODINGS, *_SEMI_PLANAR)
 _PIXELS_PER_BYTE = 1032
 
 
-@dataclass(frozen=True)
-class Frame:
-    """An image on its way from its topic to the worker.
-
-    message: sensor_msgs/Image or CompressedImage. camera_info: the newest sensor_msgs/CameraInfo, None before the
-    first. arrived: time.perf_counter(), seconds.
-    """
-
-    message: Any
-    camera_info: Any
-    arrived: float
-
-
 def image_to_array(message: Any) -> np.ndarray:
     """The pixels of a sensor_msgs/Image: (H, W) gray or (H, W, 3) RGB, uint8 or uint16.
 
