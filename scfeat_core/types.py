@@ -84,7 +84,8 @@ class GeometryModel(IntEnum):
 class TwoViewGeometry:
     """The two-view model that verified a set of matches.
 
-    matrix: (3, 3) float64. FUNDAMENTAL and HOMOGRAPHY act on pixels, ESSENTIAL on normalised rays.
+    matrix: (3, 3) float64. FUNDAMENTAL and HOMOGRAPHY act on pixels, ESSENTIAL on normalised rays; with calibrations,
+    HOMOGRAPHY acts on pixels without distortion (K times the undistorted ray).
     inliers: (M,) bool, parallel to the matches. All False where model is NONE.
     threshold: inlier threshold in pixels.
     """
