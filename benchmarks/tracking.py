@@ -40,13 +40,13 @@ from scfeat_ros.bags import open_bag
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "as shipped": {},
-    "no window, no re-identification": {"search_radius": 0.0, "max_track_gap": 0},
     "no re-identification": {"max_track_gap": 0},
-    "no window": {"search_radius": 0.0},
     "window 20": {"search_radius": 20.0},
+    "window 40": {"search_radius": 40.0},
     "window 80": {"search_radius": 80.0},
     "gap 2": {"max_track_gap": 2},
-    "gap 10": {"max_track_gap": 10},
+    "gap 5": {"max_track_gap": 5},
+    "gap 20": {"max_track_gap": 20},
     "cosine 0.7": {"reidentify_cosine": 0.7},
     "cosine 0.9": {"reidentify_cosine": 0.9},
 }

@@ -56,9 +56,11 @@ class FrontendConfig:
     unrelated vectors are. verify: fit a two-view model to the matches and mark the inliers. geometry: which one; "auto"
     is the homography where the scene is planar or the camera only turned, else the essential matrix with a
     calibration and the fundamental matrix without. verification_threshold: pixels.
-    search_radius: pixels around the predicted position within which a point is looked for, 0 for the whole image.
-    max_track_gap: frames that a lost track waits for a point like it to appear, 0 for none. reidentify_cosine: least
-    cosine similarity that brings it back. stereo_gate: pixels that a stereo match may be off its epipolar line.
+    search_radius: pixels around the predicted position within which a point is looked for, and everywhere where that
+    finds too little; 0: everywhere at once. Descriptors that tell points apart need no window (benchmarks/tracking.py),
+    textures that repeat do. max_track_gap: frames that a lost track waits for a point like it to appear, 0 for none.
+    reidentify_cosine: least cosine similarity that brings it back. stereo_gate: pixels that a stereo match may be off
+    its epipolar line.
     The others are those of ``Extractor``. weights, device and precision stay what they are, see ``Frontend.update``.
     """
 
@@ -77,7 +79,7 @@ class FrontendConfig:
     geometry: ModelChoice = "auto"
     verification_threshold: Annotated[float, Range(above=0.0)] = 1.0
     search_radius: Annotated[float, Range(minimum=0.0)] = 0.0
-    max_track_gap: Annotated[int, Range(minimum=0, maximum=1000)] = 5
+    max_track_gap: Annotated[int, Range(minimum=0, maximum=1000)] = 10
     reidentify_cosine: Annotated[float, Range(minimum=-1.0, maximum=1.0)] = 0.8
     stereo_gate: Annotated[float, Range(above=0.0)] = 2.0
 

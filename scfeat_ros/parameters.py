@@ -121,7 +121,7 @@ class NodeParameters:
     ] = 0.0
     max_track_gap: Annotated[
         int, Range(minimum=0, maximum=1000), DYNAMIC, "frames for which a lost track waits to be recognised again"
-    ] = 5
+    ] = 10
     reidentify_cosine: Annotated[
         float,
         Range(minimum=-1.0, maximum=1.0),
