@@ -209,7 +209,7 @@ from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import AnyLaunchDescriptionSource
 
 arguments = [tuple(word.split(":=", 1)) for word in sys.argv[2:]]
-service = LaunchService()
+service = LaunchService(noninteractive=True)  # it is signalled, not the terminal
 service.include_launch_description(
     LaunchDescription([IncludeLaunchDescription(AnyLaunchDescriptionSource(sys.argv[1]), launch_arguments=arguments)])
 )
