@@ -8,6 +8,7 @@ static masks do, it is asked for. A policy that the user has set is left alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ POLICIES = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILIT
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 LATCHED, VOLATILE = DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE
 Complain = Callable[[str], None]
+NAMING = 2.0  # seconds after which a report does without the name of a node: discovery may tell it after the event
+UNNAMED = "_NODE_NAME_UNKNOWN_"  # what rcl says until then
 
 
 def qos(depth: int, reliability: Any, durability: Any = VOLATILE) -> QoSProfile:
@@ -72,6 +75,15 @@ class Input:
         return self.subscription.qos_profile
 
 
+@dataclass(frozen=True)
+class _Report:
+    """Of a QoS that does not fit. explain: the text, or None where nothing is wrong any more, and who is meant."""
+
+    complain: Complain
+    explain: Callable[[], tuple[str | None, str]]
+    since: float
+
+
 class Endpoints:
     """The publishers and subscriptions of a lifecycle node; belongs to the thread of its executor."""
 
@@ -79,12 +91,15 @@ class Endpoints:
         self._node = node
         self.inputs: list[Input] = []
         self.outputs: list[Any] = []
+        self._reports: list[_Report] = []
 
     def publish(self, kind: Any, topic: str, complain: Complain, *, always: bool = False) -> Any:
         """A publisher, silent while the node is inactive unless ``always``. Raises ConfigError for a bad override."""
         create = self._node.create_publisher if always else self._node.create_lifecycle_publisher
         topic = self._node.resolve_topic_name(topic)
-        events = PublisherEventCallbacks(incompatible_qos=lambda event: complain(self._refused(publisher, event)))
+        events = PublisherEventCallbacks(
+            incompatible_qos=lambda event: self._note(complain, lambda: self._refused(publisher, event))
+        )
         publisher = self._create(create, topic, kind, topic, qos(5, RELIABLE), event_callbacks=events)
         self.outputs.append(publisher)
         return publisher
@@ -106,7 +121,7 @@ class Endpoints:
         return added
 
     def follow(self) -> None:
-        """Make the subscriptions again whose publishers allow, or need, another QoS by now."""
+        """Make the subscriptions again whose publishers allow, or need, another QoS by now; say what does not fit."""
         for item in self.inputs:
             offers = self._offers(item)
             if not offers:
@@ -116,16 +131,35 @@ class Endpoints:
                 self._node.destroy_subscription(item.subscription)
                 self._connect(item, wanted, declare=False)
 
+        self._tell()
+
+    def _note(self, complain: Complain, explain: Callable[[], tuple[str | None, str]]) -> None:
+        self._reports.append(_Report(complain, explain, time.monotonic()))
+
+    def _tell(self) -> None:
+        waiting, self._reports = self._reports, []
+        for report in waiting:
+            text, names = report.explain()
+            if text is None:
+                continue
+            if names or time.monotonic() - report.since > NAMING:
+                report.complain(text)
+            else:
+                self._reports.append(report)
+
     def close_inputs(self) -> None:
         while self.inputs:
             self._node.destroy_subscription(self.inputs.pop().subscription)
 
     def close_outputs(self) -> None:
+        self._reports.clear()
         while self.outputs:
             self._node.destroy_lifecycle_publisher(self.outputs.pop())  # takes plain publishers, too
 
     def _connect(self, item: Input, profile: QoSProfile, declare: bool) -> None:
-        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._unserved(item, event))
+        events = SubscriptionEventCallbacks(
+            incompatible_qos=lambda event: self._note(item.complain, lambda: self._unserved(item, event))
+        )
         create = self._node.create_subscription
         arguments = (item.kind, item.topic, item.callback, profile)
         if declare:
@@ -152,30 +186,34 @@ class Endpoints:
     def _offers(self, item: Input) -> list[QoSProfile]:
         return [info.qos_profile for info in self._node.get_publishers_info_by_topic(item.topic)]
 
-    def _unserved(self, item: Input, event: Any) -> None:
-        """A publisher does not offer what is asked for: follow it, or say why that cannot be done."""
+    def _unserved(self, item: Input, event: Any) -> tuple[str | None, str]:
+        """A publisher does not offer what is asked for: why that cannot be followed, and which nodes are meant."""
         policy = _policy(event)
         name = f"qos_overrides.{item.topic}.subscription.{policy}"
         infos = self._node.get_publishers_info_by_topic(item.topic)
         refused = [info for info in infos if _conflict(info.qos_profile, item.profile)]
         if name not in self._node._parameter_overrides and policy in ("reliability", "durability"):
-            return  # follow() asks for less in a moment
-        item.complain(
-            f"nothing arrives on {item.topic} from {_names(refused, 'a publisher')}: it offers "
+            return None, ""  # follow() asks for less
+        names = _names(refused)
+        text = (
+            f"nothing arrives on {item.topic} from {names or 'a publisher'}: it offers "
             f"{_value(refused, policy)}, and {policy} {_word(getattr(item.profile, policy, '?'))} is asked for by the "
             f"parameter {name}: remove that, or let the publisher offer it"
         )
+        return text, names
 
-    def _refused(self, publisher: Any, event: Any) -> str:
-        """A subscriber asks for more than a publisher offers."""
+    def _refused(self, publisher: Any, event: Any) -> tuple[str | None, str]:
+        """A subscriber asks for more than a publisher offers: what to do, and which nodes are meant."""
         policy, topic = _policy(event), publisher.topic_name
         infos = self._node.get_subscriptions_info_by_topic(topic)
         refused = [info for info in infos if _conflict(publisher.qos_profile, info.qos_profile)]
-        return (
-            f"nothing of {topic} reaches {_names(refused, 'a subscriber')}: it asks for {_value(refused, policy)}, and "
+        names = _names(refused)
+        text = (
+            f"nothing of {topic} reaches {names or 'a subscriber'}: it asks for {_value(refused, policy)}, and "
             f"{_word(getattr(publisher.qos_profile, policy, '?'))} is offered: change the subscriber, or set the "
             f"parameter qos_overrides.{topic}.publisher.{policy}"
         )
+        return text, names
 
 
 def _policy(event: Any) -> str:
@@ -187,10 +225,10 @@ def _conflict(offered: QoSProfile, asked: QoSProfile) -> bool:
     return qos_check_compatible(offered, asked)[0] == QoSCompatibility.ERROR
 
 
-def _names(infos: list[Any], otherwise: str) -> str:
-    """The nodes of these endpoints; discovery may not know them yet."""
-    names = {f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos}
-    return ", ".join(sorted(names)) or otherwise
+def _names(infos: list[Any]) -> str:
+    """The nodes of these endpoints; empty where discovery does not know them yet."""
+    known = [info for info in infos if info.node_name != UNNAMED]
+    return ", ".join(sorted({f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in known}))
 
 
 def _value(infos: list[Any], policy: str) -> str:

@@ -52,7 +52,7 @@ class FrameHealth:
 
 
 def frame_health(header: Header, result: FrameResult, **measured: Any) -> FrameHealth:
-    """header: of the image. measured: fields that the result does not know (queue, decode, publish, device, masked, …)."""
+    """header: of the image. measured: what the result does not know (queue, decode, publish, device, masked, …)."""
     geometry = result.pair.geometry if result.pair else None
     matches = len(result.pair.matches) if result.pair else 0
     ages = result.tracks.ages if result.tracks else ()

@@ -32,7 +32,7 @@ from scfeat_ros.monitor import Spread
 from scfeat_ros.processes import Child, remove_abandoned_shared_memory
 
 PATIENCE = 240.0  # seconds, on a machine with other work
-REASONS = {"busy", "stale", "decode", "sync", "no_calibration", "error"}
+REASONS = {"busy", "stale", "decode", "sync", "no_calibration", "unwanted", "error"}
 
 
 def demo(spawn: Callable[..., Any], *words: object) -> Any:
