@@ -18,7 +18,7 @@ import torch
 
 from scfeat_core import matching, stereo
 from scfeat_core.config import Range, check_config, load_config
-from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, ScfeatError, StaleImageError
+from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, StaleImageError
 from scfeat_core.extraction import Extractor, Precision
 from scfeat_core.geometry import check_camera, undistort_points
 from scfeat_core.inertial import check_rotation
@@ -222,17 +222,17 @@ class Frontend:
         """
         given = FrameInput(image, stamp, camera, calibration, mask, rotation, match, track, assess, score_map=score_map)
         (result,) = self.process_batch([given])
-        if isinstance(result, ScfeatError):
+        if isinstance(result, Exception):
             raise result
         return result
 
-    def process_batch(self, inputs: Sequence[FrameInput]) -> list[FrameResult | ScfeatError]:
+    def process_batch(self, inputs: Sequence[FrameInput]) -> list[FrameResult | Exception]:
         """Process the next images of several cameras; the same as one after the other, see :meth:`process`.
 
         The network runs once for all images of one size and kind. An image that cannot be used has the error in its
-        place, and the others go on.
+        place, and the others go on: a ScfeatError, or whatever else went wrong with it.
         """
-        found: dict[int, _Extracted | ScfeatError] = {}
+        found: dict[int, _Extracted | Exception] = {}
         for index, given in enumerate(inputs):
             if (refusal := self._refusal(given)) is not None:
                 found[index] = refusal
@@ -260,7 +260,7 @@ class Frontend:
 
     # -- one frame -----------------------------------------------------------------------------------------------------
 
-    def _refusal(self, given: FrameInput) -> ScfeatError | None:
+    def _refusal(self, given: FrameInput) -> Exception | None:
         """Why the network need not run for this image."""
         try:
             self._check_order(given.camera, given.stamp)
@@ -268,7 +268,7 @@ class Frontend:
                 check_camera(given.calibration)
             if given.rotation is not None:
                 check_rotation(given.rotation, "rotation")
-        except ScfeatError as error:
+        except Exception as error:  # here and below: one camera must not take the others with it
             return error
         return None
 
@@ -282,7 +282,7 @@ class Frontend:
             "other or come twice, two publishers share the topic, or the driver sets no stamps"
         )
 
-    def _extract(self, group: list[FrameInput]) -> list[_Extracted | ScfeatError]:
+    def _extract(self, group: list[FrameInput]) -> list[_Extracted | Exception]:
         """Features of images of one size; one by one where that fails for all at once, to tell which one it is."""
         try:
             found = self.extractor.extract_batch(
@@ -292,18 +292,18 @@ class Frontend:
                 score_maps=[given.score_map for given in group],
                 to_numpy=False,
             )
-        except ScfeatError as error:
+        except Exception as error:
             return [error] if len(group) == 1 else [self._extract([given])[0] for given in group]
         timings = {stage: time_ms / len(group) for stage, time_ms in self.extractor.timings.items()}
         return [_Extracted(features, dict(timings)) for features in found]
 
-    def _attempt(self, given: FrameInput, extracted: _Extracted | ScfeatError) -> FrameResult | ScfeatError:
-        if isinstance(extracted, ScfeatError):
+    def _attempt(self, given: FrameInput, extracted: _Extracted | Exception) -> FrameResult | Exception:
+        if isinstance(extracted, Exception):
             return extracted
         try:
             self._check_order(given.camera, given.stamp)  # again: the same batch may hold its predecessor
             return self._follow(given, extracted)
-        except ScfeatError as error:
+        except Exception as error:
             return error
 
     def _follow(self, given: FrameInput, extracted: _Extracted) -> FrameResult:

@@ -243,6 +243,10 @@ def check_camera(camera: Camera) -> None:
             f"expected a finite 3x3 K with positive focal lengths, found {k.tolist()}; an uncalibrated camera "
             "publishes zeros: calibrate it, or verify with the fundamental matrix"
         )
+    if not np.array_equal(k[2], (0, 0, 1)):
+        raise CalibrationError(
+            f"expected a K with the last row [0, 0, 1], found {k.tolist()}: give its 9 numbers row by row"
+        )
     if not np.isfinite(d).all():
         raise CalibrationError(
             f"expected finite distortion coefficients, found {d.tolist()}; calibrate the camera again"

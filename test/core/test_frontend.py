@@ -294,6 +294,34 @@ def test_an_input_that_fails_has_its_error_in_its_place(frontend):
     assert frontend.process_batch([]) == []
 
 
+def test_what_nobody_foresaw_is_the_error_of_its_image_alone(frontend):
+    frontend.process_batch(batch_of(0))
+    inputs = batch_of(1)
+    inputs[0] = replace(inputs[0], calibration=replace(CAMERA, K=K[:, :2]))
+    inputs[1] = replace(inputs[1], calibration=replace(CAMERA, size=(96, 96), D=None))
+    errors = frontend.process_batch(inputs)
+    assert isinstance(errors[0], CalibrationError)
+    assert isinstance(errors[1], TypeError) and errors[2].pair.sequence0 == 0
+    with pytest.raises(TypeError):
+        frontend.process(view(6), 1, "other", calibration=replace(CAMERA, D=None))
+    assert [result.sequence for result in frontend.process_batch(batch_of(2))] == [1, 1, 2]
+
+
+def test_an_error_of_the_network_is_that_of_the_image_that_causes_it(frontend, monkeypatch):
+    run = frontend.extractor._run_network
+
+    def fails(images: torch.Tensor) -> object:
+        if (images > 0.99).all(dim=(1, 2, 3)).any():
+            raise RuntimeError("out of memory")
+        return run(images)
+
+    monkeypatch.setattr(frontend.extractor, "_run_network", fails)
+    first, second = frontend.process_batch(
+        [FrameInput(view(0), 0, "left"), FrameInput(np.full(SIZE[::-1], 255, np.uint8), 0, "right")]
+    )
+    assert first.sequence == 0 and isinstance(second, RuntimeError)
+
+
 def test_a_batch_may_hold_a_camera_twice(frontend):
     inputs = [FrameInput(view(0), 0), FrameInput(view(6), 1), FrameInput(view(6), 1), FrameInput(view(12), 2)]
     _, second, again, third = frontend.process_batch(inputs)

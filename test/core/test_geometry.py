@@ -214,6 +214,7 @@ def test_undistort_points_inverts_the_projection(camera):
     [
         (Camera(np.zeros((3, 3)), np.zeros(5), (640, 480)), "focal lengths"),
         (Camera(K * np.nan, np.zeros(5), (640, 480)), "finite 3x3 K"),
+        (Camera(np.diag([500.0, 500, 0]), np.zeros(5), (640, 480)), r"last row \[0, 0, 1\], found"),
         (Camera(K, np.array([np.inf]), (640, 480)), "distortion coefficients"),
         (Camera(K, np.zeros(5), (640, 480), "thin_prism"), "'thin_prism' with 5 coefficients"),
         (Camera(K, np.zeros(3), (640, 480)), "'plumb_bob' with 3"),
