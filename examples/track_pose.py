@@ -13,7 +13,6 @@ from contextlib import suppress
 import cv2
 import numpy as np
 import rclpy
-from rclpy.qos import QoSProfile
 from scfeat.msg import Tracks
 
 PIXEL = 1 / 500  # rays are normalised: about one pixel at a focal length of 500
@@ -25,20 +24,20 @@ class Odometry:
     """``update`` takes the tracks of one frame; pose is T_camera_world (3, 4), None before the second keyframe."""
 
     def __init__(self) -> None:
-        self.pose: np.ndarray | None = None
-        self.map_ids = np.empty(0, np.int64)
-        self.map_points = np.empty((0, 3))
-        self.keyframe: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # ids, rays, pose
+        self._begin(np.empty(0, np.int64), np.empty((0, 2)), "")
 
-    def update(self, ids: np.ndarray, rays: np.ndarray) -> np.ndarray | None:
-        """ids: (T,), each once. rays: (T, 2), undistorted, z = 1. Returns the pose of this frame, None where lost."""
-        if self.keyframe is None:
-            self.keyframe = ids, rays, np.eye(3, 4)
-            return None
+    def _begin(self, ids: np.ndarray, rays: np.ndarray, session: str) -> None:
+        """With a map and a unit of its own."""
+        self.pose: np.ndarray | None = None
+        self.map_ids, self.map_points = np.empty(0, np.int64), np.empty((0, 3))
+        self.keyframe, self.session = (ids, rays, np.eye(3, 4)), session
+
+    def update(self, ids: np.ndarray, rays: np.ndarray, session: str = "") -> np.ndarray | None:
+        """ids: (T,), each once in a session. rays: (T, 2), undistorted, z = 1, NaN where not known. None where lost."""
+        ids, rays = (values[np.isfinite(rays).all(axis=1)] for values in (ids, rays))
         _, old, new = np.intersect1d(self.keyframe[0], ids, assume_unique=True, return_indices=True)
-        if len(new) < ENOUGH and self._locate(ids, rays) is None:
-            self.__init__()  # lost: begin anew, with a map and a unit of its own
-            self.keyframe = ids, rays, np.eye(3, 4)
+        if session != self.session or (len(new) < ENOUGH and self._locate(ids, rays) is None):
+            self._begin(ids, rays, session)
             return None
         far = len(new) > 0 and np.median(np.linalg.norm(rays[new] - self.keyframe[1][old], axis=1)) > PARALLAX
         pose = self._first_pose(old, rays[new]) if self.pose is None and far else self._locate(ids, rays)
@@ -63,12 +62,12 @@ class Odometry:
         found, rotation, translation, inliers = cv2.solvePnPRansac(
             self.map_points[known], rays[seen].astype(float), np.eye(3), None, reprojectionError=3 * PIXEL
         )
-        if not found or len(inliers) < ENOUGH:
-            return None
-        return np.hstack([cv2.Rodrigues(rotation)[0], translation])
+        return np.hstack([cv2.Rodrigues(rotation)[0], translation]) if found and len(inliers) >= ENOUGH else None
 
     def _triangulate(self, pose: np.ndarray, ids: np.ndarray, before: np.ndarray, now: np.ndarray) -> None:
         new = ~np.isin(ids, self.map_ids)
+        if not new.any():
+            return
         points = cv2.triangulatePoints(self.keyframe[2], pose, before[new].T.astype(float), now[new].T.astype(float))
         points = (points[:3] / points[3]).T
         good = np.ones(len(points), bool)
@@ -86,11 +85,11 @@ def main() -> None:
 
     def on_tracks(message: Tracks) -> None:
         ids, rays = np.array(message.ids, np.int64), np.array(message.rays, np.float32).reshape(-1, 2)
-        pose = odometry.update(ids, rays) if len(rays) == len(ids) else None
+        pose = odometry.update(ids, rays, message.session) if len(rays) == len(ids) else None
         where = "no pose" if pose is None else f"position {np.round(-pose[:, :3].T @ pose[:, 3], 3)}"
         print(f"{message.header.stamp.sec}.{message.header.stamp.nanosec:09d} {len(ids)} tracks, {where}", flush=True)
 
-    node.create_subscription(Tracks, "tracks", on_tracks, QoSProfile(depth=10))
+    node.create_subscription(Tracks, "tracks", on_tracks, 10)
     with suppress(KeyboardInterrupt):
         rclpy.spin(node)
 

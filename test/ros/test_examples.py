@@ -101,6 +101,45 @@ def test_lost_odometry_begins_anew(track_pose: ModuleType) -> None:
     assert again[0] is None and again[-1] is not None
 
 
+def test_rays_that_are_not_known_are_left_out(track_pose: ModuleType) -> None:
+    random = np.random.default_rng(7)
+    clean, patchy = track_pose.Odometry(), track_pose.Odometry()
+    for ids, rays in frames():
+        known = random.random(len(ids)) > 0.1
+        holes = np.where(known[:, None], rays, np.float32(np.nan))
+        expected, found = clean.update(ids[known], rays[known]), patchy.update(ids, holes)
+        assert (expected is None) == (found is None)
+        if expected is not None:
+            np.testing.assert_array_equal(found, expected)
+    assert clean.pose is not None
+
+
+def test_a_keyframe_without_new_points_is_none_the_worse(track_pose: ModuleType) -> None:
+    """The camera sees the same points all the time, as one that looks at a single thing does."""
+    sequence = list(frames(wrong=0.0))[:20]
+    common = sequence[0][0]
+    for ids, _ in sequence:
+        common = np.intersect1d(common, ids)
+    odometry = track_pose.Odometry()
+    for ids, rays in sequence:
+        pose = odometry.update(common, rays[np.isin(ids, common)])
+    assert len(common) > 50 and pose is not None
+    landmarks = len(odometry.map_ids)
+    odometry._triangulate(pose, odometry.map_ids[:3], np.zeros((3, 2)), np.zeros((3, 2)))
+    assert len(odometry.map_ids) == landmarks
+
+
+def test_ids_of_another_run_begin_anew(track_pose: ModuleType) -> None:
+    odometry = track_pose.Odometry()
+    for ids, rays in frames():
+        last = odometry.update(ids, rays, "first")
+    assert last is not None and odometry.update(ids, rays, "first") is not None
+    assert odometry.update(ids, rays, "second") is None
+    for ids, rays in frames():
+        last = odometry.update(ids, rays, "second")
+    assert last is not None
+
+
 def test_a_camera_that_only_turns_gets_no_map(track_pose: ModuleType) -> None:
     random = np.random.default_rng(5)
     directions = np.column_stack([random.uniform(-0.5, 0.5, (400, 2)), np.ones(400)])
@@ -126,6 +165,7 @@ def test_example_on_a_live_graph(ros: Any, spawn: Callable[..., Any], repository
         there_and_back = np.abs((turn + FRAMES - 1) % (2 * FRAMES - 2) - FRAMES + 1)
         ids, rays = sequence[int(there_and_back)]
         message = Tracks(ids=array("I", ids.astype(np.uint32)), rays=array("f", rays.ravel()))
+        message.session = "run"
         message.header.stamp.sec, message.header.stamp.nanosec = turn // 10, turn % 10 * 100_000_000
         publisher.publish(message)
 
