@@ -63,7 +63,8 @@ class Input:
     """A subscription with all that is needed to make it again."""
 
     kind: Any
-    topic: str  # resolved
+    name: str  # as rclpy takes it: whatever it is given it expands and remaps, so this must not have happened before
+    topic: str  # what that becomes
     callback: Callable[[Any], None]
     depth: int
     latched: bool
@@ -93,29 +94,35 @@ class Endpoints:
         self.outputs: list[Any] = []
         self._reports: list[_Report] = []
 
-    def publish(self, kind: Any, topic: str, complain: Complain, *, always: bool = False) -> Any:
-        """A publisher, silent while the node is inactive unless ``always``. Raises ConfigError for a bad override."""
+    def publish(self, kind: Any, name: str, complain: Complain, *, always: bool = False) -> Any:
+        """A publisher, silent while the node is inactive unless ``always``. name: before it is remapped.
+
+        Raises ConfigError for a bad override.
+        """
         create = self._node.create_publisher if always else self._node.create_lifecycle_publisher
-        topic = self._node.resolve_topic_name(topic)
         events = PublisherEventCallbacks(
-            incompatible_qos=lambda event: self._note(complain, lambda: self._refused(publisher, event))
+            incompatible_qos=lambda event: self._note(complain, lambda: self._refused(publisher, name, event))
         )
-        publisher = self._create(create, topic, kind, topic, qos(5, RELIABLE), event_callbacks=events)
+        topic = self._node.resolve_topic_name(name)
+        publisher = self._create(create, topic, kind, name, qos(5, RELIABLE), event_callbacks=events)
         self.outputs.append(publisher)
         return publisher
 
     def subscribe(
         self,
         kind: Any,
-        topic: str,
+        name: str,
         callback: Callable[[Any], None],
         complain: Complain,
         *,
         depth: int = 1,
         latched: bool = False,
     ) -> Input:
-        """A subscription that follows its publishers. Raises ConfigError for a bad override."""
-        added = Input(kind, self._node.resolve_topic_name(topic), callback, depth, latched, complain)
+        """A subscription that follows its publishers. name: before it is remapped.
+
+        Raises ConfigError for a bad override.
+        """
+        added = Input(kind, name, self._node.resolve_topic_name(name), callback, depth, latched, complain)
         self._connect(added, following(self._offers(added), depth, latched), declare=True)
         self.inputs.append(added)
         return added
@@ -161,7 +168,7 @@ class Endpoints:
             incompatible_qos=lambda event: self._note(item.complain, lambda: self._unserved(item, event))
         )
         create = self._node.create_subscription
-        arguments = (item.kind, item.topic, item.callback, profile)
+        arguments = (item.kind, item.name, item.callback, profile)
         if declare:
             item.subscription = self._create(create, item.topic, *arguments, event_callbacks=events)
         else:  # the parameters hold the values of the first time, which are not to be applied again
@@ -184,13 +191,13 @@ class Endpoints:
         return profile
 
     def _offers(self, item: Input) -> list[QoSProfile]:
-        return [info.qos_profile for info in self._node.get_publishers_info_by_topic(item.topic)]
+        return [info.qos_profile for info in self._node.get_publishers_info_by_topic(item.name)]
 
     def _unserved(self, item: Input, event: Any) -> tuple[str | None, str]:
         """A publisher does not offer what is asked for: why that cannot be followed, and which nodes are meant."""
         policy = _policy(event)
         name = f"qos_overrides.{item.topic}.subscription.{policy}"
-        infos = self._node.get_publishers_info_by_topic(item.topic)
+        infos = self._node.get_publishers_info_by_topic(item.name)
         refused = [info for info in infos if _conflict(info.qos_profile, item.profile)]
         if name not in self._node._parameter_overrides and policy in ("reliability", "durability"):
             return None, ""  # follow() asks for less
@@ -202,10 +209,10 @@ class Endpoints:
         )
         return text, names
 
-    def _refused(self, publisher: Any, event: Any) -> tuple[str | None, str]:
+    def _refused(self, publisher: Any, name: str, event: Any) -> tuple[str | None, str]:
         """A subscriber asks for more than a publisher offers: what to do, and which nodes are meant."""
         policy, topic = _policy(event), publisher.topic_name
-        infos = self._node.get_subscriptions_info_by_topic(topic)
+        infos = self._node.get_subscriptions_info_by_topic(name)
         refused = [info for info in infos if _conflict(publisher.qos_profile, info.qos_profile)]
         names = _names(refused)
         text = (

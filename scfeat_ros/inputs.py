@@ -101,6 +101,16 @@ class MaskGate:
         if self._waiting:
             self._advance(now)
 
+    def restart(self) -> None:
+        """The time starts anew: images that wait are dropped, and masks belong to no image that comes.
+
+        But with "hold" the newest one stays: a mask that was published once would not come again.
+        """
+        held = self._masks[-1] if self._masks and self.rules.policy == "hold" else None
+        self.clear()
+        if held is not None:
+            self._masks.append(held)
+
     def clear(self) -> None:
         """Forget the masks; images that wait for one are dropped."""
         self._masks.clear()
@@ -261,8 +271,15 @@ class Intake:
         for stage in (*self._gates.values(), *self._partners.values()):
             stage.poll(now)
 
+    def restart(self) -> None:
+        """Drop what waits: the time starts anew. Masks that are held stay."""
+        for gate in self._gates.values():
+            gate.restart()
+        for partners in self._partners.values():
+            partners.clear()
+
     def clear(self) -> None:
-        """Drop what waits and forget the masks: the time starts anew, or nothing more will come."""
+        """Drop what waits and forget the masks: nothing more will come."""
         for stage in (*self._gates.values(), *self._partners.values()):
             stage.clear()
 

@@ -100,7 +100,7 @@ class FrontendNode(LifecycleNode):
         self._pipeline: Pipeline
         self._statuses: dict[str, Any] = {}
         self._diagnostics: Any = None
-        self._timers: list[Any] = []
+        self._own_timers: list[Any] = []  # rclpy keeps all timers of a node in _timers
         self._jumps: Any = None
         self._camera_infos: dict[str, CameraInfo] = {}
         self._arrivals: dict[str, float] = {}  # when the last image of each camera came, time.perf_counter()
@@ -194,11 +194,11 @@ class FrontendNode(LifecycleNode):
             (DIAGNOSTICS_PERIOD, self._publish_diagnostics),
             (TICK, self._tick),
         ):
-            self._timers.append(self.create_timer(period, callback, clock=clock))
+            self._own_timers.append(self.create_timer(period, callback, clock=clock))
 
     def _stop_timers(self) -> None:
-        while self._timers:
-            self.destroy_timer(self._timers.pop())
+        while self._own_timers:
+            self.destroy_timer(self._own_timers.pop())
 
     def _subscribe(self) -> None:
         for camera in self.settings.cameras:
@@ -214,11 +214,12 @@ class FrontendNode(LifecycleNode):
 
     def _subscribe_camera(self, camera: str) -> None:
         subscribe, complain = self._endpoints.subscribe, self._complaint(camera)
-        # The transport appends to the name that it has after remapping.
-        topic = self.resolve_topic_name(self._name(camera, "image"))
-        compressed = self.settings.image_transport == "compressed"
-        kind, topic = (CompressedImage, f"{topic}/compressed") if compressed else (Image, topic)
-        subscribe(kind, topic, partial(self._on_image, camera), complain)
+        image = self._name(camera, "image")
+        if self.settings.image_transport == "compressed":  # appends to the name that the topic has after remapping
+            kind, image = CompressedImage, f"{self.resolve_topic_name(image)}/compressed"
+        else:
+            kind = Image
+        subscribe(kind, image, partial(self._on_image, camera), complain)
         info, mask = self._name(camera, "camera_info"), self._name(camera, "mask")
         subscribe(CameraInfo, info, partial(self._camera_infos.__setitem__, camera), complain, latched=True)
         subscribe(Image, mask, partial(self._on_mask, camera), complain, depth=MASK_DEPTH, latched=True)
@@ -233,7 +234,7 @@ class FrontendNode(LifecycleNode):
         if not self._worker.stop(STOP_PATIENCE):
             self.get_logger().fatal(f"a frame has been in work for more than {STOP_PATIENCE:g} s: the device hangs")
             return False
-        if self._timers:  # the last that configuring creates: all is there
+        if self._own_timers:  # the last that configuring creates: all is there
             self._pipeline.reset()
             self._publish_statuses()
             for publisher in self._statuses.values():
@@ -258,7 +259,7 @@ class FrontendNode(LifecycleNode):
         self._intake.set_rules(self._mask_rules())
         if hasattr(self, "_pipeline"):
             self._pipeline.change(settings)
-        if self._timers and settings.status_rate != status_rate:
+        if self._own_timers and settings.status_rate != status_rate:
             self._start_timers()
 
     def _mask_rules(self) -> MaskRules:
@@ -280,7 +281,8 @@ class FrontendNode(LifecycleNode):
 
     def _on_jump(self, jump: TimeJump) -> None:
         """The clock went back, or is another one: what waits is of the old time."""
-        self._intake.clear()
+        self._intake.restart()
+        self._worker.clear("stale")
         if self._pipeline.gyro is not None:
             self._pipeline.gyro.clear()
         self._pipeline.jump(self.get_clock().now().nanoseconds)

@@ -25,7 +25,8 @@ from scfeat_core.config import Range, check_config, load_config, type_hints
 from scfeat_core.errors import ConfigError, ScfeatError
 
 # What rclpy and launch put among the parameters of a node besides its own.
-_FOREIGN = ("use_sim_time", "qos_overrides.", "start_type_description_service")
+_FOREIGN = ("use_sim_time", "start_type_description_service")
+_FOREIGN_PREFIX = "qos_overrides."
 _CAMERA_NAME = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]*")  # becomes a part of topic names
 _ROTATION_TOLERANCE = 1e-3  # of the products of axes: what four digits after the point leave
 
@@ -180,7 +181,9 @@ class NodeParameters:
         DYNAMIC,
         "descriptors in ~/features; float16 keeps 1024 points under 512 KB, the limit of many DDS defaults",
     ] = "float16"
-    status_rate: Annotated[float, Range(above=0.0, maximum=100.0), DYNAMIC, "Hz: how often ~/status is published"] = 2.0
+    status_rate: Annotated[
+        float, Range(minimum=0.01, maximum=100.0), DYNAMIC, "Hz: how often ~/status is published"
+    ] = 2.0
     debug_rate: Annotated[
         float,
         Range(minimum=0.0, maximum=100.0),
@@ -349,7 +352,7 @@ def load_parameters(overrides: Mapping[str, Any], where: str = "parameters") -> 
 
     Raises ConfigError that names the nearest valid parameter where a name is unknown.
     """
-    own = {name: value for name, value in overrides.items() if not name.startswith(_FOREIGN)}
+    own = {name: value for name, value in overrides.items() if not _is_foreign(name)}
     table = {row.name: row for row in rows()}
     values = {name: table[name].from_ros(value) if name in table else value for name, value in own.items()}
     return load_config(NodeParameters, values, where)
@@ -381,7 +384,7 @@ def watch(node: Any, changed: Callable[[NodeParameters], None]) -> None:
 
     def on_set(parameters: list[Any]) -> Any:
         new = {parameter.name: parameter.value for parameter in parameters}
-        if all(name.startswith(_FOREIGN) for name in new):
+        if all(map(_is_foreign, new)):
             return SetParametersResult(successful=True)
         present = {row.name: node.get_parameter(row.name).value for row in rows()}
         try:
@@ -392,6 +395,10 @@ def watch(node: Any, changed: Callable[[NodeParameters], None]) -> None:
         return SetParametersResult(successful=True)
 
     node.add_on_set_parameters_callback(on_set)
+
+
+def _is_foreign(name: str) -> bool:
+    return name in _FOREIGN or name.startswith(_FOREIGN_PREFIX)
 
 
 def _refuse_deletion(values: Mapping[str, Any], where: str) -> None:

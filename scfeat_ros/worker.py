@@ -88,10 +88,15 @@ class Worker(Generic[Frame]):
         """Hand over received frames, by source, that belong together, and return at once."""
         with self._changed:
             lost = frames if self._closing else self._slots.get(group, {})
-            self._drop(lost)
+            self._drop(lost, "busy")
             if not self._closing:
                 self._slots[group] = frames
                 self._changed.notify()
+
+    def clear(self, reason: str) -> None:
+        """Drop what waits; the frames in work go on."""
+        with self._changed:
+            self._clear(reason)
 
     def counts(self, source: str) -> Counts:
         with self._changed:
@@ -101,9 +106,7 @@ class Worker(Generic[Frame]):
         """Drop what waits and let the frames in work finish. False where that takes longer than ``timeout`` seconds."""
         with self._changed:
             self._closing = True
-            for frames in self._slots.values():
-                self._drop(frames)
-            self._slots.clear()
+            self._clear("busy")
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(timeout)
@@ -115,9 +118,14 @@ class Worker(Generic[Frame]):
     def _ledger(self, source: str) -> _Ledger:
         return self._ledgers.setdefault(source, _Ledger())
 
-    def _drop(self, frames: Mapping[str, Frame]) -> None:
+    def _clear(self, reason: str) -> None:
+        for frames in self._slots.values():
+            self._drop(frames, reason)
+        self._slots.clear()
+
+    def _drop(self, frames: Mapping[str, Frame], reason: str) -> None:
         for source in frames:
-            self._ledger(source).dropped["busy"] += 1
+            self._ledger(source).dropped[reason] += 1
 
     def _run(self) -> None:
         while (frames := self._take()) is not None:

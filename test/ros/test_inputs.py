@@ -118,6 +118,27 @@ def test_a_recording_that_starts_again_forgets_its_masks() -> None:
     assert bench.passed == [{"camera": (90, 100)}]
 
 
+def test_a_new_time_drops_what_waits_and_keeps_a_mask_that_is_held() -> None:
+    held = Bench(policy="hold")
+    held.mask(10)
+    held.intake.restart()
+    held.image(0)
+    assert held.passed == [{"camera": (0, 10)}], "published once, it would not come again"
+    held.intake.clear()
+    held.image(20)
+    assert held.passed[-1] == {"camera": (20, None)}
+
+    exact = Bench("left", "right", stereo=(("left", "right"),), policy="exact")
+    exact.mask(10, "left")
+    exact.image(10, "left")  # waits for its partner
+    exact.image(20, "right")  # waits for its mask
+    exact.intake.restart()
+    assert exact.dropped == [("right", 20), ("left", 10)] and not exact.passed
+    exact.image(10, "left")
+    exact.wait(0.6)
+    assert exact.dropped[2:] == [("left", 10)], "a mask of the old time"
+
+
 def test_what_waits_is_bounded() -> None:
     bench = Bench("left", "right", "rear", stereo=(("left", "right"),), policy="exact", patience=60.0)
     for stamp in range(3 * ROOM):

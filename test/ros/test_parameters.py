@@ -101,7 +101,7 @@ def test_the_front_end_accepts_what_the_table_accepts() -> None:
         ({"wieghts": "lite"}, ["'wieghts'", "'weights'"]),
         ({"max_keypoints": 0}, ["max_keypoints", ">= 1", "found 0"]),
         ({"max_keypoints": 100.5}, ["max_keypoints", "int", "100.5"]),
-        ({"status_rate": 0.0}, ["status_rate", "> 0"]),
+        ({"status_rate": 0.0}, ["status_rate", ">= 0.01"]),
         ({"descriptor_type": "double"}, ["descriptor_type", "'float16'", "'double'"]),
         ({"verify": "yes"}, ["verify", "bool", "'yes'"]),
         ({"image_transport": "theora"}, ["image_transport", "'compressed'", "'theora'"]),
@@ -181,6 +181,9 @@ def test_a_whole_number_is_good_where_a_fraction_is_expected() -> None:
 def test_overrides_of_ros_itself_are_none_of_ours() -> None:
     foreign = {"use_sim_time": True, "qos_overrides./image.subscription.reliability": "reliable"}
     assert load_parameters(foreign) == NodeParameters()
+    for misspelt in ("use_sim_timer", "start_type_description_services", "qos_override./image.depth"):
+        with pytest.raises(ConfigError, match=f"unknown key '{misspelt}'"):
+            load_parameters({misspelt: True})
 
 
 def test_descriptors_carry_type_limits_and_meaning() -> None:
@@ -325,7 +328,7 @@ def test_whole_numbers_and_empty_lists_are_taken_as_ros2_param_sends_them(watche
     ("values", "words"),
     [
         ({"grid": 4, "max_keypoints": 0}, ["max_keypoints", "out of range", "0"]),
-        ({"grid": 4, "status_rate": 0.0}, ["parameters of /scfeat", "status_rate", "> 0", "0.0"]),
+        ({"grid": 4, "status_rate": 0.0}, ["status_rate", "out of range", "0.0"]),
         ({"grid": 4, "score_threshold": float("nan")}, ["score_threshold", "nan"]),
         ({"grid": 4, "mask_policy": "newest"}, ["mask_policy", "'nearest'", "'newest'"]),
         ({"grid": 4, "debug_layers": ["tracks", "arrows"]}, ["debug_layers[1]", "'arrows'"]),

@@ -93,6 +93,29 @@ def test_a_burst_at_high_rate_adds_up() -> None:
     assert taken == sorted(taken) and taken[-1] == 499
 
 
+def test_what_waits_may_be_dropped_for_a_reason_while_the_rest_goes_on() -> None:
+    taken: list[str] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def process(frame: str) -> None:
+        taken.append(frame)
+        entered.set()
+        assert go_on.wait(5.0)
+
+    with running(process) as worker:
+        send(worker, "left", "in work")
+        assert entered.wait(5.0)
+        send(worker, "left", "old")
+        send(worker, "right", "old")
+        worker.clear("stale")
+        assert worker.counts("left") == Counts(received=2, processed=0, dropped={"stale": 1}, waiting=1)
+        assert worker.counts("right") == Counts(received=1, processed=0, dropped={"stale": 1})
+        send(worker, "left", "new")
+        go_on.set()
+        assert settle(worker, "left") == [Counts(received=3, processed=2, dropped={"stale": 1})]
+    assert taken == ["in work", "new"]
+
+
 def test_sources_take_turns_and_are_counted_apart() -> None:
     taken: list[str] = []
     entered, go_on = threading.Event(), threading.Event()
