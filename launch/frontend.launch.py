@@ -46,7 +46,12 @@ ARGUMENTS = (
     Argument("weights", "", "shipped variant or .safetensors file; empty: as in params_file"),
     Argument("device", "", "cpu, cuda, cuda:<number> or auto; empty: as in params_file"),
     Argument("autostart", "", "false: leave configuring and activating to a lifecycle manager", ("", "true", "false")),
-    Argument("use_sim_time", "false", "take the time from /clock (simulation, bag)", ("true", "false")),
+    Argument(
+        "use_sim_time",
+        "",
+        "true: take the time from /clock (simulation, bag); empty: as in params_file",
+        ("", "true", "false"),
+    ),
     Argument("log_level", "info", "smallest severity that is logged", ("debug", "info", "warn", "error", "fatal")),
 )
 
@@ -102,7 +107,7 @@ def node_settings(values: Mapping[str, str]) -> dict[str, object]:
         "name": "scfeat",
         "namespace": values["namespace"],
         "output": "screen",
-        "parameters": [values["params_file"], overrides(values)],
+        "parameters": [values["params_file"], *filter(None, [overrides(values)])],
         "remappings": remappings(values),
         "ros_arguments": ["--log-level", values["log_level"]],
     }

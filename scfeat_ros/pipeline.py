@@ -39,18 +39,23 @@ class Unwanted(Exception):
 
 @dataclass(frozen=True)
 class Wants:
-    """What of one frame is asked for. listened: names of topics that have subscribers. draw: the debug image is due."""
+    """What of one frame is asked for.
+
+    listened: names of topics that have subscribers. draw: the debug image is due. stereo: of those topics, that of the
+    matches to the left camera. partner: the matches of another camera to this one are asked for.
+    """
 
     listened: frozenset[str] = frozenset()
     layers: tuple[str, ...] = ()
     draw: bool = False
     stereo: bool = False
+    partner: bool = False
     assess: bool = False
 
     @property
     def anything(self) -> bool:
         """Whether the network has to run."""
-        return self.stereo or bool(self.listened)
+        return self.stereo or self.partner or bool(self.listened)
 
     @property
     def match(self) -> bool:
@@ -98,10 +103,11 @@ class Channel:
         """What the subscribers of this camera ask for now."""
         listened = frozenset(name for name, endpoint in self.publishers.items() if endpoint.get_subscription_count())
         if settings.debug_rate == 0:
-            listened -= {"debug_image"}
+            listened -= {"debug_image", "annotations"}
         drawable = listened & {"debug_image", "annotations"} and settings.debug_rate > 0
         due = bool(drawable) and time.perf_counter() - self._drawn >= 1 / settings.debug_rate
-        return Wants(listened - {"stereo_matches"}, settings.debug_layers, due, "stereo_matches" in listened, assess)
+        stereo = "stereo_matches" in listened
+        return Wants(listened - {"stereo_matches"}, settings.debug_layers, due, stereo, assess=assess)
 
     def drawn(self) -> None:
         """The pictures have just been published."""
@@ -224,7 +230,7 @@ class Pipeline:
         """With what it warns about, such as an untrained network, in the log of the node."""
         with warnings.catch_warnings(record=True) as caught:
             frontend = Frontend(self._settings.frontend_config())
-            frontend.warm_up()
+            frontend.warm_up(batch=len(self._settings.cameras))
         for warning in caught:
             self._logger.warning(str(warning.message))
         return frontend
@@ -256,7 +262,7 @@ class Pipeline:
         found = {camera: self.channels[camera].wants(self._settings, assess) for camera in frames}
         for left, right in self._settings.stereo_pairs:
             if left in found and right in found and found[right].stereo:
-                found[left] = replace(found[left], stereo=True)
+                found[left] = replace(found[left], partner=True)
         return found
 
     def _prepare(self, frame: Frame, wants: Wants, started: float) -> _Job:

@@ -61,11 +61,13 @@ def test_every_argument_is_described_and_its_default_is_a_choice(launch_file: Mo
 def test_arguments_agree_with_the_parameters(launch_file: ModuleType) -> None:
     table = {row.name: row for row in rows()}
     types = {str: launch_file.TEXTS, bool: launch_file.SWITCHES}
-    for name in {*launch_file.TEXTS, *launch_file.SWITCHES, *launch_file.LISTS} - {"use_sim_time"}:
+    for name in {*launch_file.TEXTS, *launch_file.SWITCHES, *launch_file.LISTS}:
         argument = next(argument for argument in launch_file.ARGUMENTS if argument.name == name)
+        assert argument.default == "", "the default belongs into config/frontend.yaml"
+        if name == "use_sim_time":  # of every node
+            continue
         if argument.choices and table[name].choices:
             assert set(argument.choices) == {"", *table[name].choices}
-        assert argument.default == "", "the default belongs into config/frontend.yaml"
         assert name in (launch_file.LISTS if table[name].many else types[table[name].type])
         named = set(re.findall(r"'([a-z]+)'", table[name].doc)) - {"image", "random"}
         assert all(value in argument.description or value == "lite" for value in named), name
@@ -73,7 +75,7 @@ def test_arguments_agree_with_the_parameters(launch_file: ModuleType) -> None:
 
 def test_defaults_leave_everything_to_the_parameter_file(launch_file: ModuleType) -> None:
     settings = launch_file.node_settings(values(launch_file))
-    assert settings["parameters"] == [str(launch_file.CONFIG / "frontend.yaml"), {"use_sim_time": False}]
+    assert settings["parameters"] == [str(launch_file.CONFIG / "frontend.yaml")]
     assert settings["remappings"] == []
     assert (launch_file.CONFIG / "frontend.yaml").is_file() and (launch_file.CONFIG / "fastdds.xml").is_file()
 
@@ -285,8 +287,8 @@ def test_a_parameter_file_of_the_user_is_taken(launched: Any, ros: Any, tmp_path
     from rcl_interfaces.srv import GetParameters
 
     path = tmp_path / "mine.yaml"
-    path.write_text("/**:\n  ros__parameters:\n    weights: random\n    max_keypoints: 77\n    device: cuda:9\n")
-    process = launched("py", params_file=str(path), device="cpu", image="camera/image_raw", use_sim_time="true")
+    path.write_text("/**:\n  ros__parameters:\n    weights: random\n    max_keypoints: 77\n    device: cuda:9\n    use_sim_time: true\n")
+    process = launched("py", params_file=str(path), device="cpu", image="camera/image_raw")
     client = ros.create_node("user")
     request = GetParameters.Request(names=["max_keypoints", "device", "use_sim_time"])
     got = call(ros, client, GetParameters, "/scfeat/get_parameters", request).values

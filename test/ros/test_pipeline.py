@@ -19,6 +19,7 @@ from scfeat.msg import Features, Matches, Tracks, TwoViewGeometry
 from sensor_msgs.msg import CameraInfo, Image
 
 from scfeat_core.errors import ConfigError, DeviceError, ImageError, StaleImageError
+from scfeat_core.frontend import Frontend
 from scfeat_ros.inputs import Frame
 from scfeat_ros.messages import stamp_from_nanoseconds
 from scfeat_ros.parameters import NodeParameters
@@ -30,7 +31,7 @@ KINDS = {
     "tracks": Tracks,
     "stereo_matches": Matches,
     "debug_image": Image,
-    "annotations": Image,  # stands for a type that need not be there: nobody subscribes to it
+    "annotations": Image,  # stands for a type that need not be there: nothing is sent on it
 }
 
 
@@ -257,6 +258,38 @@ def test_stereo_matches_of_two_cameras_in_one_call(ros: Any, bench: Callable[...
         setup.send_to({"left": 3})
 
 
+def test_a_camera_in_the_middle_of_two_pairs_is_matched_for_its_own_listeners_alone(
+    ros: Any, bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = bench("stereo_matches", cameras=("a", "b", "c"), stereo=("b:c", "a:b"))
+    matched: list[tuple[str, str]] = []
+    match = setup.pipeline._frontend.match_stereo
+    monkeypatch.setattr(
+        setup.pipeline._frontend,
+        "match_stereo",
+        lambda left, right: matched.append((left.camera, right.camera)) or match(left, right),
+    )
+    with pytest.raises(Unwanted):  # a
+        setup.send_to({"a": 0, "b": 0, "c": 0})
+    ros.spin_until(lambda: setup.received["stereo_matches"])
+    assert matched == [("b", "c")] and setup.pipeline.channels["a"].health is None
+
+
+def test_the_network_is_warm_for_all_cameras_at_once(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    warm_up = Frontend.warm_up
+
+    def noted(self: Frontend, size: tuple[int, int] = (640, 480), batch: int = 1) -> None:
+        batches.append(batch)
+        warm_up(self, size, batch)
+
+    monkeypatch.setattr(Frontend, "warm_up", noted)
+    bench("features", cameras=("left", "right"))
+    assert batches == [2]
+
+
 def test_one_of_several_cameras_may_fail(bench: Callable[..., Bench]) -> None:
     setup = bench("features", cameras=("left", "right"))
     frames = {camera: Frame(camera, image(0), time.perf_counter()) for camera in ("left", "right")}
@@ -323,6 +356,7 @@ def test_pictures_come_at_most_at_their_rate(ros: Any, bench: Callable[..., Benc
     (picture,) = setup.received["debug_image"]
     assert (picture.header.stamp.sec, picture.encoding) == (0, "bgr8")
     assert setup.channel.health.tracks > 0, "tails need the tracks of every frame"
+    setup.listen("annotations")
     setup.pipeline.change(NodeParameters(weights="random", debug_rate=0.0))
     with pytest.raises(Unwanted):
         setup.send(4)
