@@ -127,15 +127,18 @@ class MaskGate:
                 return
             self._waiting.popleft()
             if found is None and self.rules.policy != "hold":
-                self._dropped(frame, self._missing())
+                self._dropped(frame, self._missing(now - frame.arrived))
             else:
                 self._passed(replace(frame, mask=found))
 
-    def _missing(self) -> str:
+    def _missing(self, waited: float) -> str:
+        """waited: seconds; less than patience where no mask can come any more."""
         rules = self.rules
         wanted = "with its stamp" if rules.policy == "exact" else f"within {rules.tolerance:g} s of its stamp"
+        late = waited >= rules.patience
+        when = f"within {rules.patience:g} s" if late else "when later ones or more images had come already"
         return (
-            f"expected a mask {wanted}, found none after {rules.patience:g} s (mask_policy {rules.policy}): publish "
+            f"expected a mask {wanted}, found none {when} (mask_policy {rules.policy}): publish "
             "masks with the stamps of the images, or set mask_tolerance, mask_patience, or mask_policy to 'hold'"
         )
 

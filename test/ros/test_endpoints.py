@@ -55,8 +55,8 @@ def subscribed(node: FrontendNode) -> dict[str, str]:
 
 def test_swapped_cameras_keep_image_calibration_and_mask_together(ros: Any, remapped: Callable[..., Any]) -> None:
     node = remapped(*SWAPPED, cameras=["left", "right"])
-    expected = {f"left/{name}": f"/right/{name}" for name in KINDS} | {f"right/{name}": f"/left/{name}" for name in KINDS}
-    assert subscribed(node) == expected
+    swapped = (("left", "right"), ("right", "left"))
+    assert subscribed(node) == {f"{own}/{name}": f"/{other}/{name}" for own, other in swapped for name in KINDS}
 
 
 def test_compressed_images_are_remapped_once_and_keep_their_ending(ros: Any, remapped: Callable[..., Any]) -> None:
@@ -109,10 +109,11 @@ def active(ros: Any) -> Iterator[FrontendNode]:
 
 def test_no_attribute_of_the_node_hides_one_of_rclpy(ros: Any) -> None:
     plain = ros.add_node(LifecycleNode("plain", context=ros.context))
+    attributes = [
+        node for node in ast.walk(ast.parse(inspect.getsource(FrontendNode))) if isinstance(node, ast.Attribute)
+    ]
     targets = [
-        node.attr
-        for node in ast.walk(ast.parse(inspect.getsource(FrontendNode)))
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and getattr(node.value, "id", "") == "self"
+        node.attr for node in attributes if ast.unparse(node.value) == "self" and isinstance(node.ctx, ast.Store)
     ]
     assert {"settings", "_worker"} <= set(targets)
     transitions = {f"on_{name}" for name in ("configure", "activate", "deactivate", "cleanup", "shutdown", "error")}

@@ -77,11 +77,12 @@ def test_exact_waits_for_its_mask_and_drops_what_has_none() -> None:
         bench.image(stamp)
     bench.mask(33)
     assert bench.passed == [{"camera": (33, 33)}] and bench.dropped == [("camera", 0)], "masks come in order"
+    assert "found none when later ones" in bench.reasons[-1]
     bench.wait(0.4)
     assert len(bench.dropped) == 1
     bench.wait(0.2)
     assert bench.dropped == [("camera", 0), ("camera", 66)]
-    assert "mask with its stamp" in bench.reasons[-1] and "mask_patience" in bench.reasons[-1]
+    assert "mask with its stamp, found none within 0.5 s" in bench.reasons[-1] and "mask_patience" in bench.reasons[-1]
     bench.mask(100)
     bench.image(100)
     assert bench.passed[-1] == {"camera": (100, 100)}, "a mask may come first"

@@ -287,7 +287,8 @@ def test_a_parameter_file_of_the_user_is_taken(launched: Any, ros: Any, tmp_path
     from rcl_interfaces.srv import GetParameters
 
     path = tmp_path / "mine.yaml"
-    path.write_text("/**:\n  ros__parameters:\n    weights: random\n    max_keypoints: 77\n    device: cuda:9\n    use_sim_time: true\n")
+    lines = ["/**:", "  ros__parameters:", "    weights: random", "    max_keypoints: 77", "    device: cuda:9"]
+    path.write_text("\n".join([*lines, "    use_sim_time: true"]))
     process = launched("py", params_file=str(path), device="cpu", image="camera/image_raw")
     client = ros.create_node("user")
     request = GetParameters.Request(names=["max_keypoints", "device", "use_sim_time"])
