@@ -32,6 +32,7 @@ BLURRED = 0.15  # sharpness below which an image is blurred
 DARK, SATURATED = 0.03, 0.98  # of the full range: 7 and 250 of 255
 _WORKING_SIZE = 320
 _STEP = 4  # pixels: the scale that fine detail is compared with
+_FLAT = 0.25 / 255  # standard deviation, of the full range: real images that are 50 times too dark have four times that
 _NO_CONTRAST = 1e-8  # mean square difference, of the full range: a fortieth of a level of 8 bits
 
 
@@ -47,6 +48,15 @@ def assess(image: Array) -> ImageQuality:
     if not np.isfinite(mean):
         raise ImageError("expected an image of finite values, found NaN or infinity; replace them, or drop the image")
     return ImageQuality(mean, float((gray < DARK).mean()), float((gray > SATURATED).mean()), _sharpness(gray))
+
+
+def has_contrast(image: Array) -> bool:
+    """Whether anything can be seen: False for a lens cap, a white wall out of focus, a camera that sends black.
+
+    What a detector finds there are the borders of the image and its own noise, alike in each frame. image: as
+    :func:`assess` takes it; the standard deviation of its gray values, decimated, against a quarter of a level of 255.
+    """
+    return bool(_decimated_gray(image).std() > _FLAT)
 
 
 def _sharpness(gray: np.ndarray) -> float:

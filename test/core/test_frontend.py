@@ -452,6 +452,48 @@ def test_tracks_of_a_real_image_are_right_and_survive_a_dark_frame(shared_data):
             assert (tracks.flags[old] == TrackFlag.REIDENTIFIED).mean() > 0.9
 
 
+def test_no_track_goes_on_from_one_photograph_to_another(shared_data):
+    names = ("oxford_graf", "oxford_bikes", "churchill", "oxford_bark", "oxford_leuven")
+    frontend = Frontend(FrontendConfig(max_keypoints=512))
+    seen = 0
+    for step, name in enumerate(names):
+        photo = cv2.imread(str(shared_data / "eval" / name / "1.png"), cv2.IMREAD_GRAYSCALE)
+        calibration = replace(CAMERA, K=np.array([[300, 0, 200], [0, 300, 160], [0, 0, 1.0]]), size=(400, 320))
+        result = frontend.process(
+            cv2.resize(photo, (400, 320), interpolation=cv2.INTER_AREA),
+            step * SECOND // 15,
+            calibration=calibration if step % 2 else None,
+        )
+        assert len(result.features) == 512 and len(result.tracks) == 512
+        assert (result.tracks.ids > seen).mean() > 0.995, "at most two look like a point that was lost before the cut"
+        seen = int(result.tracks.ids.max())
+    again = frontend.process(cv2.resize(photo, (400, 320), interpolation=cv2.INTER_AREA), SECOND)
+    assert (again.tracks.ids <= seen).mean() > 0.9
+
+
+@pytest.mark.parametrize("value", [0, 127, 255])
+def test_an_image_without_contrast_has_no_points(value):
+    frontend = Frontend(FrontendConfig())
+    for stamp in range(4):
+        level = np.uint8 if stamp % 2 else np.uint16
+        image = np.full((120, 160), value * (1 if level is np.uint8 else 257), level)
+        image[::7, ::5] ^= 1  # a bit that flickers
+        result = frontend.process(image, stamp)
+        assert len(result.features) == len(result.tracks) == 0
+        assert stamp == 0 or result.pair.geometry.model is GeometryModel.NONE
+    dim = (view(0).astype(float) / 50).astype(np.uint8)
+    assert len(frontend.process(dim, 9).features) > 100, "dark, but not without contrast"
+
+
+def test_matches_that_no_model_explains_continue_no_track(frontend):
+    mask = np.zeros(SIZE[::-1], np.uint8)
+    mask[50:58, 70:80] = 1
+    frontend.process(view(0), 0, mask=mask)
+    result = frontend.process(view(1), 1, mask=mask)
+    assert 0 < len(result.pair.matches) < 5 and result.pair.geometry.model is GeometryModel.NONE
+    assert (result.tracks.flags == TrackFlag.NEW).all()
+
+
 def test_a_window_keeps_matches_near_their_prediction():
     """With the velocity known, what is sought is near; nothing is known at first, and nothing right after a jump."""
     frontend = create_frontend(search_radius=12.0)

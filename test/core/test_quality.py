@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scfeat_core.errors import ImageError
-from scfeat_core.quality import BLURRED, assess
+from scfeat_core.quality import BLURRED, assess, has_contrast
 
 
 def series(shared_data: Path, name: str) -> list[np.ndarray]:
@@ -110,3 +110,13 @@ def test_small_images_do_no_harm(size):
 def test_unusable_images_are_named(image, message):
     with pytest.raises(ImageError, match=message):
         assess(image)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_contrast_is_what_is_above_a_fraction_of_a_level(kind):
+    flat = np.full((120, 160), 40, np.uint8)
+    assert not has_contrast(kind(flat))
+    flat[::40, ::40] += 1
+    assert not has_contrast(kind(flat))
+    flat[:, 80:] += 1
+    assert has_contrast(kind(flat)), "one level is enough"
