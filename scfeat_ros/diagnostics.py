@@ -48,6 +48,7 @@ class Limits:
     masked_error: float = 0.98
     keypoints: int = 50  # five-point RANSAC needs about 15 inliers, and a third of the points are matched
     coverage: float = 0.25  # share of the 8 x 8 cells: points in one quarter leave rotation and translation ambiguous
+    matches: int = 30  # from so many on a share of inliers says something
     inlier_ratio: float = 0.3  # at 0.3 a sample of 5 has no outlier once in 400: RANSAC finds models by chance, below
     free_memory: float = 0.05  # share: the next allocation may fail
 
@@ -210,7 +211,7 @@ def _drop_findings(report: CameraReport) -> Iterator[Finding]:
 
 def _rate_findings(report: CameraReport, limits: Limits) -> Iterator[Finding]:
     processed = report.processed_per_second
-    if report.per_second("busy") > 0 and processed < limits.rate:
+    if processed < min(limits.rate, 0.9 * report.per_second()) and report.per_second("busy") > 0:
         yield Finding(
             WARN,
             f"only {processed:.1f} of {report.per_second():.1f} Hz are processed, the network is too slow for this "
@@ -269,7 +270,7 @@ def _feature_findings(health: FrameHealth, limits: Limits) -> Iterator[Finding]:
         yield Finding(level, f"{found}: too little texture or light, or score_threshold is too high")
     elif health.coverage < limits.coverage:
         yield Finding(WARN, f"keypoints cover {_percent(health.coverage)} of the image: set grid to spread them; mask?")
-    if health.inlier_ratio < limits.inlier_ratio:
+    if health.matches >= limits.matches and health.inlier_ratio < limits.inlier_ratio:
         found = f"{_percent(health.inlier_ratio)} of {health.matches} matches are inliers"
         yield Finding(WARN, f"{found}: blur, too low a rate, moving objects, or a calibration that does not fit")
 

@@ -18,11 +18,9 @@ from rclpy.qos import (
     DurabilityPolicy,
     HistoryPolicy,
     InvalidQoSProfileException,
-    QoSCompatibility,
     QoSPolicyKind,
     QoSProfile,
     ReliabilityPolicy,
-    qos_check_compatible,
     qos_policy_name_from_kind,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -229,7 +227,11 @@ def _policy(event: Any) -> str:
 
 
 def _conflict(offered: QoSProfile, asked: QoSProfile) -> bool:
-    return qos_check_compatible(offered, asked)[0] == QoSCompatibility.ERROR
+    """By the two policies that endpoints choose. rclpy's own comparison takes the deadline of 0 of a profile of this
+    node for one, and finds that nobody fits.
+    """
+    unreliable = asked.reliability == RELIABLE and offered.reliability == BEST_EFFORT
+    return unreliable or (asked.durability == LATCHED and offered.durability == VOLATILE)
 
 
 def _names(infos: list[Any]) -> str:

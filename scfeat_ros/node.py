@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ MASK_DEPTH = 10  # masks may come in bursts, and with "exact" each of them count
 IMU_DEPTH = 200  # half a second of a fast one
 TICK = 0.1  # seconds between two looks at images that wait, and at the publishers of the inputs
 DIAGNOSTICS_PERIOD = 1.0  # seconds, as diagnostic aggregators expect
+DIAGNOSTICS_WINDOW = 3  # reports back that rates go; over less than 3 s, one or two frames a second look like none
 FAREWELL = 2.0  # seconds for the final counts to reach their subscribers, before the publisher may go
 STOP_PATIENCE = 30.0  # seconds for the frame in work to finish; a large image on a busy CPU may need many
 
@@ -104,7 +106,7 @@ class FrontendNode(LifecycleNode):
         self._jumps: Any = None
         self._camera_infos: dict[str, CameraInfo] = {}
         self._arrivals: dict[str, float] = {}  # when the last image of each camera came, time.perf_counter()
-        self._reported: tuple[float, dict[str, Counts]] = (0.0, {})  # when diagnostics were sent, and with what
+        self._reported: deque[tuple[float, dict[str, Counts]]] = deque(maxlen=DIAGNOSTICS_WINDOW)  # when, and with what
         self._repeats = Repeats()  # of the executor's thread; that of the pipeline belongs to the worker's
 
     @_explained
@@ -308,7 +310,8 @@ class FrontendNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         now, counts = time.perf_counter(), {camera: self._worker.counts(camera) for camera in self.settings.cameras}
-        (then, before), self._reported = self._reported, (now, counts)
+        then, before = self._reported[0] if self._reported else (now, {})
+        self._reported.append((now, counts))
         if not (before and self._diagnostics.get_subscription_count()):
             return
         cameras = [self._camera_report(name, counts[name], before[name], now - then) for name in counts]

@@ -408,7 +408,9 @@ def test_qos_follows_and_explains_and_a_simulation_may_jump(ros: Any, start: Cal
     client.subscribe_matches()
     asked = driver.create_subscription(Matches, "scfeat/matches", lambda message: None, LATCHED)
     ros.spin_until(lambda: "nothing of /scfeat/matches reaches" in process.output, PATIENCE, "a report of the other")
-    assert "/driver" in process.output and "qos_overrides./scfeat/matches.publisher.durability" in process.output
+    (said,) = [line for line in process.output.splitlines() if "nothing of /scfeat/matches reaches" in line]
+    assert "/driver: it asks for durability transient_local, and volatile" in said and "/client" not in said
+    assert "qos_overrides./scfeat/matches.publisher.durability" in said
     driver.destroy_subscription(asked)
 
     stamps = itertools.count(START, STEP // 10)
