@@ -139,11 +139,13 @@ class FrontendNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         if not self._stop():
             return TransitionCallbackReturn.ERROR
+        self.get_logger().info("inactive: no images are taken")
         return super().on_deactivate(state)
 
     @_explained
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
+        self.get_logger().info("network and memory of the device given back")
         return TransitionCallbackReturn.SUCCESS
 
     @_explained
