@@ -221,7 +221,8 @@ def camera_from_message(message: CameraInfo, image_size: tuple[int, int], rectif
 def _window(message: CameraInfo, image_size: tuple[int, int]) -> np.ndarray | None:
     """(3, 3) float64: pixels of the full resolution to those of an image of (width, height); None for the same ones.
 
-    Raises CalibrationError where there is no way from one to the other. The region of interest is in pixels of the full resolution (sensor_msgs/CameraInfo), it is cut out first.
+    The region of interest is in pixels of the full resolution (sensor_msgs/CameraInfo), and is cut out first. Raises
+    CalibrationError where that and binning do not give an image of this size.
     """
     full, roi = (message.width, message.height), message.roi
     if full in (image_size, (0, 0)):

@@ -14,6 +14,8 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: run `make setup`, o
 pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run `make setup`")
 
 from live_graph import START, STEP, calibration, image_message, texture
+from rclpy.clock import ClockChange, TimeJump
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -124,7 +126,7 @@ def test_no_attribute_of_the_node_hides_one_of_rclpy(ros: Any) -> None:
 def ends(row: Row) -> list[Any]:
     """The least and the greatest value that the table takes."""
     assert row.limits is not None
-    lowest = row.limits.minimum if row.limits.minimum is not None else np.nextafter(row.limits.above, np.inf)
+    lowest = row.limits.minimum if row.limits.minimum is not None else np.nextafter(row.limits.above or 0.0, np.inf)
     highest = row.limits.maximum if row.limits.maximum is not None else np.finfo(np.float64).max
     values = [row.type(lowest), row.type(highest)]
     return [[value] for value in values] if row.many else values
@@ -168,7 +170,7 @@ def test_a_jump_drops_the_image_that_waits_and_keeps_the_mask(ros: Any, active: 
     active._worker.start()
     with active._worker._changed:  # the thread cannot take it
         active._on_image("camera", image_message(texture(), START + 10 * STEP))
-        active._on_jump(None)
+        active._on_jump(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(nanoseconds=-1)))
     active._on_image("camera", image_message(texture(), START))
     ros.spin_until(lambda: active._worker.counts("camera").waiting == 0)
     assert [frame.stamp for frame in passed] == [START], "an image of the old time became the newest one"

@@ -20,6 +20,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from scfeat_core.errors import ConfigError, DeviceError, ImageError, StaleImageError
 from scfeat_core.frontend import Frontend
+from scfeat_core.types import FrameResult, PairResult
 from scfeat_ros.inputs import Frame
 from scfeat_ros.messages import stamp_from_nanoseconds
 from scfeat_ros.parameters import NodeParameters
@@ -264,11 +265,12 @@ def test_a_camera_in_the_middle_of_two_pairs_is_matched_for_its_own_listeners_al
     setup = bench("stereo_matches", cameras=("a", "b", "c"), stereo=("b:c", "a:b"))
     matched: list[tuple[str, str]] = []
     match = setup.pipeline._frontend.match_stereo
-    monkeypatch.setattr(
-        setup.pipeline._frontend,
-        "match_stereo",
-        lambda left, right: matched.append((left.camera, right.camera)) or match(left, right),
-    )
+
+    def noted(left: FrameResult, right: FrameResult) -> PairResult:
+        matched.append((left.camera, right.camera))
+        return match(left, right)
+
+    monkeypatch.setattr(setup.pipeline._frontend, "match_stereo", noted)
     with pytest.raises(Unwanted):  # a
         setup.send_to({"a": 0, "b": 0, "c": 0})
     ros.spin_until(lambda: setup.received["stereo_matches"])
