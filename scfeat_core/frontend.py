@@ -42,6 +42,9 @@ from scfeat_core.types import (
 # Nanoseconds: images that overtake each other are closer together, clocks that are set and recordings that start again
 # go further back.
 LATE = 1_000_000_000
+# Nanoseconds between two processed frames of a camera after which tracks do not go on: nobody asked for them meanwhile,
+# or the images stayed away. Matches are made all the same, and say themselves how far apart their frames are.
+TRACK_GAP = 5_000_000_000
 
 _FIXED = ("weights", "device", "precision")
 # Of the matches that a model does not fit by construction, this share must agree with it, or no track goes on by them.
@@ -222,7 +225,9 @@ class Frontend:
         by the essential matrix of undistorted rays; without, by the fundamental matrix of pixels, which is only right
         for images without much distortion. rotation: (3, 3), takes rays of the camera at its previous processed frame
         to rays at this one, from a gyroscope; with a calibration it predicts where points are. match, track, assess:
-        False spares the work where nobody asks for matches, tracks or the quality of the image. score_map: True keeps
+        False spares the work where nobody asks for matches, tracks or the quality of the image; tracks need the matches,
+        which the result then has, too. Tracks end with a frame for which they were not asked for, and where more than
+        five seconds (TRACK_GAP) are between two frames; the next frame that has tracks says so. score_map: True keeps
         that of the detector in the features.
 
         Stamps must increase. One that equals the previous one, or lies less than a second (LATE) before it, is that of
@@ -339,7 +344,7 @@ class Frontend:
         tracks = self._track(given, previous, frame, found, timings)
         self._previous[given.camera] = frame
         self._counts[given.camera] = sequence + 1
-        pair = None if found is None or previous is None or not given.match else _pair(found, previous, given.camera)
+        pair = None if found is None or previous is None else _pair(found, previous, given.camera)
         return FrameResult(given.camera, sequence, given.stamp, features, pair, timings, reset_reason, tracks, quality)
 
     def _predecessor(self, camera: str, stamp: int, features: Features) -> tuple[_Frame | None, str]:
@@ -452,7 +457,8 @@ class Frontend:
         timings: dict[str, float],
     ) -> Tracks | None:
         manager = self._tracks.get(given.camera)
-        if previous is None and manager is not None:
+        apart = previous is None or not given.track or frame.stamp - previous.stamp > TRACK_GAP
+        if apart and manager is not None:
             manager.reset()
         if not given.track:
             return None

@@ -155,8 +155,9 @@ class Pipeline:
 
     Only what somebody subscribes to is computed. Without a subscriber of ``~/features``, ``~/matches``, ``~/tracks``,
     the stereo matches or the pictures, images are not even decoded, and count as "unwanted". Tracks keep their history
-    only while somebody wants them (``~/tracks``, or a picture that draws them): who subscribes later sees tracks begin
-    with the next image, with new ids, ages from 1, and all flagged as new; ids that were given before do not come back.
+    only while somebody wants them (``~/tracks``, or a picture that draws them): whoever subscribes after frames that were
+    processed without tracks, or more than five seconds (TRACK_GAP) after the last processed frame, sees tracks begin with
+    the next image, with new ids, ages from 1, and all flagged as new; ids that were given before do not come back.
     The first matches come with the second frame that was processed, whoever it was processed for.
     """
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, ImageError, StaleImageError
-from scfeat_core.frontend import Frontend, FrontendConfig
+from scfeat_core.frontend import TRACK_GAP, Frontend, FrontendConfig
 from scfeat_core.geometry import essential_from_pose, warp_points
 from scfeat_core.inertial import exponential
 from scfeat_core.types import Camera, FrameInput, FrameResult, GeometryModel, MatchKind, TrackFlag
@@ -150,8 +150,9 @@ def test_work_that_nobody_asks_for_is_not_done(frontend):
     assert (result.sequence, result.pair, result.tracks, result.quality) == (1, None, None, None)
     assert set(result.timings) == {"preprocess", "network", "select"}
     tracked = frontend.process(view(12), 2, match=False)
-    assert tracked.pair is None and (tracked.tracks.ages > 1).sum() > 30
-    assert frontend.process(view(18), 3).pair.sequence0 == 2
+    assert len(tracked.pair.matches) > 30 and (tracked.tracks.flags == TrackFlag.NEW).all()
+    assert (frontend.process(view(13), 20, match=False).tracks.ages > 1).sum() > 30
+    assert frontend.process(view(18), 30).pair.sequence0 == 3
     plain = create_frontend(verify=False)
     plain.process(view(0), 0)
     result = plain.process(view(6), 1)
@@ -419,12 +420,16 @@ def test_tracks_end_at_a_reset_and_their_ids_are_not_given_again(frontend):
     assert after.tracks.ids.min() > jumped.tracks.ids.max()
 
 
-def test_tracks_survive_frames_that_nobody_tracked(frontend):
+@pytest.mark.parametrize("meanwhile", ["a frame without tracks", "nothing"])
+def test_tracks_begin_anew_after_nobody_asked_for_them(frontend, meanwhile):
     first = frontend.process(view(0), 0)
-    frontend.process(view(1), 1, track=False)
-    tracks = frontend.process(view(2), 2).tracks
-    back = np.isin(tracks.ids, first.tracks.ids)
-    assert back.sum() > 30 and (tracks.flags[back] == TrackFlag.REIDENTIFIED).all()
+    assert (frontend.process(view(0), TRACK_GAP).tracks.ages == 2).sum() > 30
+    if meanwhile != "nothing":
+        frontend.process(view(1), TRACK_GAP + 1, track=False)
+    after = frontend.process(view(2), 2 * TRACK_GAP + (meanwhile == "nothing"))
+    assert len(after.pair.matches) > 30
+    assert (after.tracks.flags == TrackFlag.NEW).all() and (after.tracks.ages == 1).all()
+    assert np.isin(first.tracks.ids, after.tracks.lost_ids).all() and after.tracks.ids.min() > first.tracks.ids.max()
 
 
 def test_tracks_of_a_real_image_are_right_and_survive_a_dark_frame(shared_data):

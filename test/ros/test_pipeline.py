@@ -231,7 +231,10 @@ def test_what_nobody_listens_to_is_not_done(ros: Any, bench: Callable[..., Bench
     tracks = setup.received["tracks"][-1]
     assert setup.channel.health.tracks == len(tracks.ids) > 50 and max(tracks.ages) == 2
     assert set(tracks.ids) == set(setup.features[-1].track_ids) - {0}
-    assert setup.channel.health.quality is not None
+    health = setup.channel.health
+    assert health.quality is not None
+    assert health.matches > 50 and health.inliers > 20 and health.inlier_ratio == health.inliers / health.matches
+    assert not setup.matches, "counted, since tracks need them, but not sent"
 
     setup.log.lines.clear()
     setup.forget("tracks")
@@ -241,6 +244,29 @@ def test_what_nobody_listens_to_is_not_done(ros: Any, bench: Callable[..., Bench
     assert setup.pipeline.failed(frame(), caught.value) == "unwanted"
     assert setup.channel.last_error == "" and not setup.log.lines, "nothing is wrong"
     assert setup.channel.health.header.stamp.sec == 3
+
+
+def test_who_subscribes_later_sees_tracks_begin(ros: Any, bench: Callable[..., Bench]) -> None:
+    setup = bench("features", "tracks")
+    setup.send(0)
+    setup.send(1)
+    setup.forget("tracks")
+    setup.send(2)
+    ros.spin_until(lambda: len(setup.received["tracks"]) == 2)
+    setup.listen("tracks")
+    setup.send(3)
+    setup.forget("features")
+    setup.send(4)
+    setup.forget("tracks")
+    for stamp in (5, 6, 7, 8, 9):
+        with pytest.raises(Unwanted):
+            setup.send(stamp)
+    setup.listen("tracks")
+    setup.send(10)
+    ros.spin_until(lambda: len(setup.received["tracks"]) == 5)
+    assert [max(tracks.ages) for tracks in setup.received["tracks"]] == [1, 2, 1, 2, 1]
+    before, after = (setup.received["tracks"][index].ids for index in (1, 2))
+    assert min(after) > max(before)
 
 
 def test_stereo_matches_of_two_cameras_in_one_call(ros: Any, bench: Callable[..., Bench]) -> None:
