@@ -271,7 +271,7 @@ class Intake:
     def poll(self, now: float) -> None:
         """To be called several times a second: drops what has waited too long."""
         self._now = now
-        for stage in (*self._gates.values(), *self._partners.values()):
+        for stage in self._stages():
             stage.poll(now)
 
     def restart(self) -> None:
@@ -283,8 +283,11 @@ class Intake:
 
     def clear(self) -> None:
         """Drop what waits and forget the masks: nothing more will come."""
-        for stage in (*self._gates.values(), *self._partners.values()):
+        for stage in self._stages():
             stage.clear()
+
+    def _stages(self) -> list[MaskGate | Partners]:
+        return [*self._gates.values(), *self._partners.values()]
 
     def _masked(self, frame: Frame) -> None:
         group = self._groups[frame.camera]
