@@ -46,6 +46,10 @@ LATE = 1_000_000_000
 # or the images stayed away. Matches are made all the same, and say themselves how far apart their frames are.
 TRACK_GAP = 5_000_000_000
 
+# Of the longer side of the image: the search radius where none is set but the rotation of the camera is known. Wide, as
+# the parallax of what is near stays unknown.
+TURN_RADIUS = 0.1
+
 _FIXED = ("weights", "device", "precision")
 # Of the matches that a model does not fit by construction, this share must agree with it, or no track goes on by them.
 # Unrelated photographs: 0.01 to 0.06. Four recorded cameras: 0.6 and more at the rate that they were recorded at, 0.33
@@ -65,7 +69,8 @@ class FrontendConfig:
     is the homography where the scene is planar or the camera only turned, else the essential matrix with a
     calibration and the fundamental matrix without. verification_threshold: pixels.
     search_radius: pixels around the predicted position within which a point is looked for, and everywhere where that
-    finds too little; 0: everywhere at once. Descriptors that tell points apart need no window (benchmarks/tracking.py),
+    finds too little; 0: everywhere at once, or, where the rotation of the camera is known, within a tenth of the longer
+    side of the image (TURN_RADIUS). Descriptors that tell points apart need no window (benchmarks/tracking.py),
     textures that repeat do. max_track_gap: frames that a lost track waits for a point like it to appear, 0 for none.
     reidentify_cosine: least cosine similarity that brings it back. stereo_gate: pixels that a stereo match may be off
     its epipolar line.
@@ -225,8 +230,8 @@ class Frontend:
         by the essential matrix of undistorted rays; without, by the fundamental matrix of pixels, which is only right
         for images without much distortion. rotation: (3, 3), takes rays of the camera at its previous processed frame
         to rays at this one, from a gyroscope; with a calibration it predicts where points are. match, track, assess:
-        False spares the work where nobody asks for matches, tracks or the quality of the image; tracks need the matches,
-        which the result then has, too. Tracks end with a frame for which they were not asked for, and where more than
+        False spares the work where nobody asks for matches, tracks or the quality of the image; tracks need matches,
+        and the result has them then, too. Tracks end with a frame for which they were not asked for, and where more than
         five seconds (TRACK_GAP) are between two frames; the next frame that has tracks says so. score_map: True keeps
         that of the detector in the features.
 
@@ -386,7 +391,10 @@ class Frontend:
 
         The radius grows with the time since, where frames were dropped: the prediction is for as much longer.
         """
-        if self.config.search_radius == 0:
+        radius = self.config.search_radius
+        if radius == 0 and turned is not None:
+            radius = TURN_RADIUS * max(frame.features.image_size)
+        if radius == 0:
             return None
         seconds = 1e-9 * (frame.stamp - previous.stamp)
         expected = predict(previous.features.keypoints, previous.motion, seconds, turned)
@@ -394,9 +402,7 @@ class Frontend:
             return None
         longer = 1.0 if previous.motion is None else max(1.0, seconds / previous.motion.seconds)
         positions = frame.on_device.keypoints
-        return matching.window(
-            torch.from_numpy(expected).to(positions.device), positions, longer * self.config.search_radius
-        )
+        return matching.window(torch.from_numpy(expected).to(positions.device), positions, longer * radius)
 
     def _matches(self, frame0: _Frame, frame1: _Frame, gate: matching.Gate | None) -> Matches:
         return matching.match(frame0.on_device, frame1.on_device, min_cosine=self.config.min_cosine, gate=gate).numpy()

@@ -218,9 +218,9 @@ class FrameResult:
     """Everything the front end has to say about one image.
 
     sequence: counter of processed frames of this camera, from 0 and over resets. stamp: nanoseconds, of the image.
-    pair: None on the first frame of a camera, after a reset, and where neither matches nor tracks were asked for. tracks,
-    quality: None where they were not asked for. timings: stage name -> milliseconds (preprocess, network, select, match, verify,
-    track, assess); of a batch, each frame has its share of what was done for all at once.
+    pair: None on the first frame of a camera, after a reset, and where neither matches nor tracks were asked for.
+    tracks, quality: None where they were not asked for. timings: stage name -> milliseconds (preprocess, network,
+    select, match, verify, track, assess); of a batch, each frame has its share of what was done for all at once.
     reset_reason: why the previous frame was forgotten, where this one could have had a predecessor; else empty.
     """
 

@@ -155,9 +155,9 @@ class Pipeline:
 
     Only what somebody subscribes to is computed. Without a subscriber of ``~/features``, ``~/matches``, ``~/tracks``,
     the stereo matches or the pictures, images are not even decoded, and count as "unwanted". Tracks keep their history
-    only while somebody wants them (``~/tracks``, or a picture that draws them): whoever subscribes after frames that were
-    processed without tracks, or more than five seconds (TRACK_GAP) after the last processed frame, sees tracks begin with
-    the next image, with new ids, ages from 1, and all flagged as new; ids that were given before do not come back.
+    only while somebody wants them (``~/tracks``, or a picture that draws them): whoever subscribes after frames that
+    were processed without tracks, or more than five seconds (TRACK_GAP) after the last processed frame, sees tracks
+    begin with the next image, with new ids, ages from 1, and all flagged as new; old ids do not come back.
     The first matches come with the second frame that was processed, whoever it was processed for.
     """
 
@@ -291,6 +291,13 @@ class Pipeline:
     def _rotation(self, channel: Channel, stamp: int) -> np.ndarray | None:
         """How the camera turned since its newest frame; None where that is not known."""
         if self.gyro is None or channel.newest is None:
+            return None
+        if len(self.gyro) == 0:
+            channel.complain(
+                "use_imu is on, and no sensor_msgs/Imu with finite angular velocities has come on 'imu': remap the "
+                "topic to that of the driver, and check that its QoS fits",
+                "imu",
+            )
             return None
         return self.gyro.rotation(channel.newest, stamp, self._rotations[channel.name])
 

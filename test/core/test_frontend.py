@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, ImageError, StaleImageError
-from scfeat_core.frontend import TRACK_GAP, Frontend, FrontendConfig
+from scfeat_core.frontend import TRACK_GAP, TURN_RADIUS, Frontend, FrontendConfig
 from scfeat_core.geometry import essential_from_pose, warp_points
 from scfeat_core.inertial import exponential
 from scfeat_core.types import Camera, FrameInput, FrameResult, GeometryModel, MatchKind, TrackFlag
@@ -521,9 +521,21 @@ def test_a_gyroscope_says_where_points_turn():
     homography = camera.K @ rotation @ np.linalg.inv(camera.K)
     image = view(20, camera.size)
     turned = cv2.warpPerspective(image, homography, camera.size)
-    frontend = create_frontend(search_radius=3.0, verify=False)
-    frontend.process(image, 0, calibration=camera)
-    pair = frontend.process(turned, 1, calibration=camera, rotation=rotation).pair
-    error = np.abs(warp_points(pair.keypoints0.astype(float), homography) - pair.keypoints1).max(1)
-    assert len(pair.matches) > 50 and error.max() <= 3.001
-    assert np.median(np.abs(pair.keypoints0 - pair.keypoints1).max(1)) > 15
+
+    def matched(radius: float, rotation: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """How far matches are from where the turn takes them, and how far they moved, pixels."""
+        frontend = create_frontend(search_radius=radius, verify=False)
+        frontend.process(image, 0, calibration=camera)
+        pair = frontend.process(turned, 1, calibration=camera, rotation=rotation).pair
+        error = np.abs(warp_points(pair.keypoints0.astype(float), homography) - pair.keypoints1).max(1)
+        return error, np.abs(pair.keypoints0 - pair.keypoints1).max(1)
+
+    error, moved = matched(3.0, rotation)
+    assert len(error) > 50 and error.max() <= 3.001 and np.median(moved) > 15
+    tenth = TURN_RADIUS * 320
+    without, _ = matched(0.0, None)
+    error, _ = matched(0.0, rotation)
+    assert error.max() <= tenth + 0.001 < without.max(), "known turns are of use without a radius, too"
+    assert (error < 3).sum() > (without < 3).sum()
+    wrong, _ = matched(0.0, exponential(np.array([[0, np.deg2rad(-80), 0]]))[0])
+    assert (wrong < 3).sum() == (without < 3).sum(), "a prediction out of view is of none"

@@ -248,25 +248,26 @@ def test_what_nobody_listens_to_is_not_done(ros: Any, bench: Callable[..., Bench
 
 def test_who_subscribes_later_sees_tracks_begin(ros: Any, bench: Callable[..., Bench]) -> None:
     setup = bench("features", "tracks")
+    tracks = setup.received["tracks"]
     setup.send(0)
     setup.send(1)
+    ros.spin_until(lambda: len(tracks) == 2)
     setup.forget("tracks")
     setup.send(2)
-    ros.spin_until(lambda: len(setup.received["tracks"]) == 2)
     setup.listen("tracks")
     setup.send(3)
-    setup.forget("features")
     setup.send(4)
+    ros.spin_until(lambda: len(tracks) == 4)
+    setup.forget("features")
     setup.forget("tracks")
-    for stamp in (5, 6, 7, 8, 9):
+    for stamp in range(5, 10):
         with pytest.raises(Unwanted):
             setup.send(stamp)
     setup.listen("tracks")
     setup.send(10)
-    ros.spin_until(lambda: len(setup.received["tracks"]) == 5)
-    assert [max(tracks.ages) for tracks in setup.received["tracks"]] == [1, 2, 1, 2, 1]
-    before, after = (setup.received["tracks"][index].ids for index in (1, 2))
-    assert min(after) > max(before)
+    ros.spin_until(lambda: len(tracks) == 5)
+    assert [max(message.ages) for message in tracks] == [1, 2, 1, 2, 1]
+    assert min(tracks[2].ids) > max(tracks[1].ids) and min(tracks[4].ids) > max(tracks[3].ids)
 
 
 def test_stereo_matches_of_two_cameras_in_one_call(ros: Any, bench: Callable[..., Bench]) -> None:
@@ -388,6 +389,16 @@ def test_pictures_come_at_most_at_their_rate(ros: Any, bench: Callable[..., Benc
     setup.pipeline.change(NodeParameters(weights="random", debug_rate=0.0))
     with pytest.raises(Unwanted):
         setup.send(4)
+
+
+def test_a_gyroscope_that_is_silent_is_complained_about(bench: Callable[..., Bench]) -> None:
+    setup = bench("features", use_imu=True)
+    setup.log.lines.clear()
+    for stamp in range(3):
+        setup.send(stamp)
+    ((level, line),) = setup.log.lines
+    assert level == "warning" and "no sensor_msgs/Imu" in line and "'imu'" in line
+    assert setup.channel.last_error.startswith("use_imu is on")
 
 
 def test_the_gyroscope_says_where_points_are_after_a_turn(bench: Callable[..., Bench]) -> None:
