@@ -231,9 +231,9 @@ class Frontend:
         for images without much distortion. rotation: (3, 3), takes rays of the camera at its previous processed frame
         to rays at this one, from a gyroscope; with a calibration it predicts where points are. match, track, assess:
         False spares the work where nobody asks for matches, tracks or the quality of the image; tracks need matches,
-        and the result has them then, too. Tracks end with a frame for which they were not asked for, and where more than
-        five seconds (TRACK_GAP) are between two frames; the next frame that has tracks says so. score_map: True keeps
-        that of the detector in the features.
+        and the result has them then, too. Tracks end with a frame for which they were not asked for, and where more
+        than five seconds (TRACK_GAP) are between two frames; the next frame that has tracks says so. score_map: True
+        keeps that of the detector in the features.
 
         Stamps must increase. One that equals the previous one, or lies less than a second (LATE) before it, is that of
         an image which was sent twice or came too late. One that lies further back says that a clock was set or that a
