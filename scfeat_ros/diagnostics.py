@@ -241,6 +241,8 @@ def _arrival_age(health: FrameHealth | None) -> float:
 
 
 def _image_findings(health: FrameHealth, limits: Limits) -> Iterator[Finding]:
+    for text in health.ignored:
+        yield Finding(WARN, text)
     if health.masked > limits.masked_warn:
         level = ERROR if health.masked > limits.masked_error else WARN
         yield Finding(level, f"mask covers {_percent(health.masked)}: is it inverted, or too generous? 0 hides")

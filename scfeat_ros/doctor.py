@@ -229,7 +229,12 @@ def check_weights(facts: Facts) -> Check:
         fix = "use weights lite, or a file of yours: features of an untrained network mean nothing"
         return Check("weights", "WARN", "'random': an untrained network", fix)
     if facts.get("weights_error"):
-        return Check("weights", "FAIL", facts.get("weights_error"), "check the name or the path; weights lite is shipped; a damaged file must be fetched again")
+        return Check(
+            "weights",
+            "FAIL",
+            facts.get("weights_error"),
+            "check the name or the path; weights lite is shipped; a damaged file must be fetched again",
+        )
     if facts.get("space") is None:
         return _unusable("weights", facts, "see torch; pip install safetensors")
     licence = facts.get("licence") or "licence not stated (no card)"
@@ -253,7 +258,12 @@ def check_parameters(path: str, facts: Facts) -> Check:
     if facts.get("weights") is not None:
         return Check("parameters", "OK", f"{path}: all names and values are valid")
     if facts.get("parameters_error"):
-        return Check("parameters", "FAIL", facts.get("parameters_error"), f"check the path of {path}, and what is in it; see config/frontend.yaml")
+        return Check(
+            "parameters",
+            "FAIL",
+            facts.get("parameters_error"),
+            f"check the path of {path}, and what is in it; see config/frontend.yaml",
+        )
     return _unusable("parameters", facts, "see numpy; pip install pyyaml")
 
 

@@ -25,7 +25,7 @@ class FrameHealth:
     """Times (milliseconds, NaN = not run) and quality of one frame, named as in FrontendStatus.
 
     Only in the diagnostics: quality, of the image, None where it was not assessed; masked, the share of the image that
-    the mask hides, NaN without one.
+    the mask hides, NaN without one; ignored, why a mask or a calibration that is there was not used.
     """
 
     header: Header
@@ -49,6 +49,7 @@ class FrameHealth:
     descriptor_space: str = ""
     quality: ImageQuality | None = None
     masked: float = math.nan
+    ignored: tuple[str, ...] = ()
 
 
 def frame_health(header: Header, result: FrameResult, **measured: Any) -> FrameHealth:

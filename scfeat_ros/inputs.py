@@ -338,6 +338,7 @@ class Masks:
     _cached: tuple[Any, tuple[int, int]] | None = None  # what the mask was made of
     _mask: np.ndarray | None = field(default=None, repr=False)
     share: float = math.nan  # of the image that the last mask hides; NaN without one
+    refused: str = ""  # why a mask that is there was left out
 
     def __call__(self, message: Any, image_size: tuple[int, int]) -> np.ndarray | None:
         """(H, W) bool, True where keypoints may be; None where nothing is hidden.
@@ -345,6 +346,7 @@ class Masks:
         message: sensor_msgs/Image with one channel, non-zero = keep; None without one. image_size: (width, height).
         """
         if self._cached is None or self._cached[0] is not message or self._cached[1] != image_size:
+            self.refused = ""
             self._mask = self._combine(message, image_size)
             self.share = math.nan if self._mask is None else 1.0 - float(self._mask.mean())
             self._cached = message, image_size
@@ -363,17 +365,21 @@ class Masks:
         try:
             pixels = image_to_array(message)
         except ImageError as error:
-            self.complain(f"mask not used: {error}")
+            self._refuse(f"mask not used: {error}")
             return None
         if pixels.ndim != 2:
-            self.complain(f"mask not used: expected one channel (mono8), found encoding '{message.encoding}'")
+            self._refuse(f"mask not used: expected one channel (mono8), found encoding '{message.encoding}'")
             return None
         return pixels != 0
+
+    def _refuse(self, text: str) -> None:
+        self.refused = text
+        self.complain(text)
 
     def _checked(self, mask: np.ndarray | None, image_size: tuple[int, int], what: str) -> np.ndarray | None:
         if mask is None or mask.shape == image_size[::-1]:
             return mask
-        self.complain(
+        self._refuse(
             f"mask not used: expected {what} to have the size of the image, {image_size[0]}x{image_size[1]}, found "
             f"{mask.shape[1]}x{mask.shape[0]}"
         )

@@ -97,6 +97,7 @@ class Channel:
         self.frame_id = ""  # of the newest processed frame
         self._calibrated: tuple[CameraInfo, tuple[int, int]] | None = None  # what the calibration was made of
         self._calibration: Camera | None = None
+        self._refused = ""  # why that could not be used
         self.pictures.reset()
 
     def wants(self, settings: NodeParameters, assess: bool) -> Wants:
@@ -122,10 +123,17 @@ class Channel:
         self._calibrated = message, image_size
         try:
             self._calibration = camera_from_message(message, image_size, rectified)
+            self._refused = ""
         except CalibrationError as error:
             self._calibration = None
-            self.complain(f"camera_info not used: {error}")
+            self._refused = f"camera_info not used: {error}"
+            self.complain(self._refused)
         return self._calibration
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Why the calibration or the mask of the newest frame, which were there, were not used."""
+        return tuple(text for text in (self._refused, self.masks.refused) if text)
 
     def complain(self, text: str, kind: str | None = None) -> None:
         self.last_error = text
@@ -372,6 +380,7 @@ class Pipeline:
             ms_total=1e3 * (published - arrived),
             age_ms=1e-6 * (self._clock.now().nanoseconds - result.stamp),
             masked=channel.masks.share,
+            ignored=channel.ignored,
             device=self.device,
             precision=self.precision,
         )

@@ -115,6 +115,11 @@ def test_what_is_wrong_with_the_image(quality: ImageQuality, level: bytes, text:
     assert status.level == level and status.message.startswith(text) and ";" not in status.message.partition(text)[0]
 
 
+def test_what_is_there_and_not_used() -> None:
+    status = statuses(report(ignored=("mask not used: too small",)))["image"]
+    assert status.level == WARN and status.message == "mask not used: too small"
+
+
 @pytest.mark.parametrize(("masked", "level"), [(0.5, OK), (0.94, WARN), (0.999, ERROR), (math.nan, OK)])
 def test_a_mask_that_leaves_little(masked: float, level: bytes) -> None:
     status = statuses(report(masked=masked))["image"]

@@ -267,4 +267,6 @@ def test_a_mask_that_cannot_be_used_is_left_out_with_a_complaint(topic: Any, wor
     masks(topic, (6, 4))
     assert len(complaints) == 1, "told once for each mask"
     assert complaints[0].startswith("mask not used: ") and words in complaints[0]
+    assert masks.refused == complaints[0]
     assert masks(None, (12, 8)) is None and "the mask file" in complaints[-1]
+    assert masks(None, (6, 4)) is masks.static and not masks.refused, "usable again"
