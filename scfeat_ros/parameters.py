@@ -118,8 +118,8 @@ class NodeParameters:
         float,
         Range(minimum=0.0, maximum=65536.0),
         DYNAMIC,
-        "pixels around the predicted position in which a track is searched; 0: the whole image, or with use_imu a tenth of "
-        "its longer side",
+        "pixels around the predicted position in which a track is searched; 0: the whole image, or with use_imu a "
+        "tenth of its longer side",
     ] = 0.0
     max_track_gap: Annotated[
         int, Range(minimum=0, maximum=1000), DYNAMIC, "frames for which a lost track waits to be recognised again"
