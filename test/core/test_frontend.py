@@ -270,7 +270,9 @@ def test_a_batch_gives_what_single_frames_give(frontend, monkeypatch):
         for given, result in zip(batch_of(step), results, strict=True):
             single = other.process(given.image, given.stamp, given.camera, mask=given.mask)
             assert (result.camera, result.sequence, len(result.features)) == (given.camera, step, len(single.features))
-            np.testing.assert_allclose(result.features.keypoints, single.features.keypoints, atol=1e-2)
+            # Scores that are equal but for the arithmetic of batches may change places.
+            apart = np.linalg.norm(result.features.keypoints[:, None] - single.features.keypoints, axis=2)
+            assert apart.min(0).max() < 1e-2 and apart.min(1).max() < 1e-2
             assert (result.pair is None) == (step == 0)
             assert (result.tracks.ages.max(), result.quality) == (step + 1, single.quality)
     assert [tuple(shape) for shape in calls] == [(2, 3, 120, 160), (1, 3, 96, 96)] * 3, "one call for each size"
