@@ -74,11 +74,18 @@ def resident_memory(pid: int) -> float:
 
 
 def slope(seconds: np.ndarray, rss: np.ndarray) -> Slope:
-    """Least squares through (n,) samples; n >= 3."""
+    """Least squares through (n,) samples; n >= 3.
+
+    Memory goes in steps, so that neighbouring samples say nearly the same: the interval is that of an autoregressive
+    process of first order, not of independent samples.
+    """
     hours = seconds / 3600
     value, offset = np.polyfit(hours, rss, 1)
     residuals = rss - value * hours - offset
-    spread = float(np.sqrt((residuals**2).sum() / (len(rss) - 2) / ((hours - hours.mean()) ** 2).sum()))
+    energy = float((residuals**2).sum())
+    spread = float(np.sqrt(energy / (len(rss) - 2) / ((hours - hours.mean()) ** 2).sum()))
+    alike = min(max(float((residuals[1:] * residuals[:-1]).sum()) / energy, 0.0), 0.99) if energy else 0.0
+    spread *= float(np.sqrt((1 + alike) / (1 - alike)))
     return Slope(float(value), float(value - 1.96 * spread), float(value + 1.96 * spread))
 
 

@@ -197,3 +197,9 @@ def test_soak_tells_growing_memory_from_noise(soak: ModuleType, per_hour: float,
     assert ("--duration" in soak.table(summary)) == (verdict == "undecided")
     with pytest.raises(ScfeatError, match="--duration"):
         soak.summarise(argparse.Namespace(warm_up=1e9, limit=10.0), samples, soak.Heard())
+
+
+def test_soak_does_not_take_one_step_for_growth(soak: ModuleType) -> None:
+    seconds = np.arange(60.0, 1200, 10)
+    growth = soak.slope(seconds, np.where(seconds < 860, 655.0, 659.6))
+    assert soak.verdict(growth, 10.0) == "undecided", growth
