@@ -13,6 +13,7 @@ from contextlib import suppress
 import cv2
 import numpy as np
 import rclpy
+from rclpy.executors import ExternalShutdownException
 from scfeat.msg import Tracks
 
 PIXEL = 1 / 500  # rays are normalised: about one pixel at a focal length of 500
@@ -90,7 +91,7 @@ def main() -> None:
         print(f"{message.header.stamp.sec}.{message.header.stamp.nanosec:09d} {len(ids)} tracks, {where}", flush=True)
 
     node.create_subscription(Tracks, "tracks", on_tracks, 10)
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, ExternalShutdownException):
         rclpy.spin(node)
 
 

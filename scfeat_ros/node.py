@@ -40,6 +40,7 @@ from .health import Repeats, status_to_message
 from .inputs import Frame, Intake, MaskRules, stamp_of
 from .parameters import NodeParameters, declare, unused_overrides, watch
 from .pictures import foxglove_module
+from .processes import handle_signals
 from .worker import Counts, Worker
 
 if TYPE_CHECKING:
@@ -347,7 +348,7 @@ class FrontendNode(LifecycleNode):
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status. Arguments are those of any ROS 2 node (--ros-args ...)."""
     stop = threading.Event()
-    _handle_signals(lambda *_: stop.set())
+    handle_signals(lambda *_: stop.set())
     try:
         _init(args)
         return _run(stop)
@@ -355,13 +356,8 @@ def main(args: list[str] | None = None) -> int:
         get_logger("scfeat").fatal(str(error))
         return 1
     finally:
-        _handle_signals(signal.SIG_IGN)  # launch signals twice; the second one must not hit a dying interpreter
+        handle_signals(signal.SIG_IGN)  # launch signals twice; the second one must not hit a dying interpreter
         rclpy.try_shutdown()
-
-
-def _handle_signals(handler: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
 
 
 def _init(args: list[str] | None) -> None:

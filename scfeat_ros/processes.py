@@ -10,9 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 SHARED_MEMORY = Path("/dev/shm")
 STARTING = 5.0  # seconds within which a participant on a busy machine has surely locked what it made
+
+
+def handle_signals(handler: Any) -> None:
+    """Set the handler of SIGINT and SIGTERM, as of :func:`signal.signal`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 class Child:
