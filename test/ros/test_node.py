@@ -500,7 +500,8 @@ def test_a_lifecycle_manager_takes_it_round_fifty_times_without_growth(ros: Any,
         go(Transition.TRANSITION_CLEANUP, State.PRIMARY_STATE_UNCONFIGURED)
         resident.append(resident_megabytes(process.popen.pid))
     # The weights alone are 3.3 MB: a network that stays behind each time would be 130 MB over 40 rounds.
-    assert max(resident[40:]) - max(resident[:10]) < 20, resident
+    # What stays behind is there in every round; the allocator's peaks come and go.
+    assert np.median(resident[40:]) - np.median(resident[:10]) < 20, resident
     assert process.stop() == 0, process.output
     assert "Traceback" not in process.output
 
