@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 
 from scfeat_core.errors import ScfeatError
-from scfeat_ros.domain import free_domain
-from scfeat_ros.fastdds import profile_environment
+from scfeat_ros.domain import free_domain, own_graph
 from scfeat_ros.processes import Child
 
 START_PATIENCE = 600.0  # seconds for torch, network and renderer on a busy machine
@@ -145,7 +144,7 @@ def soak(args: argparse.Namespace) -> tuple[list[Sample], Heard]:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scfeat-soak-")))
         domain = stack.enter_context(free_domain())
-        os.environ.update(environment(domain, scratch))  # before Fast DDS reads it, in this process, too
+        os.environ.update(own_graph(domain, scratch))  # before Fast DDS reads it, in this process, too
         listener = Listener(domain, args.bag is None)
         stack.callback(listener.close)
         node = stack.enter_context(Child("node", node_command(args), scratch / "node.log", os.environ))
@@ -172,18 +171,6 @@ class Camera:
         if self.child.exit_code == 0:
             self.child = self._start()
         check_alive(self.child)
-
-
-def environment(domain: int, scratch: Path) -> dict[str, str]:
-    """A graph of its own on this machine, with room for large images."""
-    return {
-        "ROS_DOMAIN_ID": str(domain),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_LOCALHOST_ONLY": "1",  # what Humble knows
-        "ROS_LOG_DIR": str(scratch),
-        "AMENT_PREFIX_PATH": os.environ.get("AMENT_PREFIX_PATH", sys.prefix),
-        **profile_environment(),
-    }
 
 
 def node_command(args: argparse.Namespace) -> list[str]:

@@ -22,7 +22,7 @@ from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, Stal
 from scfeat_core.extraction import Extractor, Precision
 from scfeat_core.geometry import check_camera, undistort_points
 from scfeat_core.inertial import check_rotation
-from scfeat_core.quality import assess, has_contrast
+from scfeat_core.quality import assess, has_contrast, reduce
 from scfeat_core.tracking import Links, Motion, TrackManager, View, predict, turn
 from scfeat_core.two_view import MINIMUM_MATCHES, ModelChoice, verify
 from scfeat_core.types import (
@@ -226,14 +226,13 @@ class Frontend:
         """Process the next image of a camera.
 
         image, mask: as :class:`Extractor` takes them; an image without any contrast has no features. stamp:
-        nanoseconds. calibration: with it, matches are verified
-        by the essential matrix of undistorted rays; without, by the fundamental matrix of pixels, which is only right
-        for images without much distortion. rotation: (3, 3), takes rays of the camera at its previous processed frame
-        to rays at this one, from a gyroscope; with a calibration it predicts where points are. match, track, assess:
-        False spares the work where nobody asks for matches, tracks or the quality of the image; tracks need matches,
-        and the result has them then, too. Tracks end with a frame for which they were not asked for, and where more
-        than five seconds (TRACK_GAP) are between two frames; the next frame that has tracks says so. score_map: True
-        keeps that of the detector in the features.
+        nanoseconds. calibration: with it, matches are verified by the essential matrix of undistorted rays; without, by
+        the fundamental matrix of pixels, which is only right for images without much distortion. rotation: (3, 3),
+        takes rays of the camera at its previous processed frame to rays at this one, from a gyroscope; with a
+        calibration it predicts where points are. match, track, assess: False spares the work where nobody asks for
+        matches, tracks or the quality of the image; tracks need matches, and the result has them then, too. Tracks end
+        with a frame for which they were not asked for, and where more than five seconds (TRACK_GAP) are between two
+        frames; the next frame that has tracks says so. score_map: True keeps that of the detector in the features.
 
         Stamps must increase. One that equals the previous one, or lies less than a second (LATE) before it, is that of
         an image which was sent twice or came too late. One that lies further back says that a clock was set or that a
@@ -333,13 +332,14 @@ class Frontend:
         """Everything that comes after the network. What it leaves behind is written at the end, all or nothing."""
         timings = extracted.timings
         with _timed(timings, "select"):
-            on_device = extracted.features if has_contrast(given.image) else _no_features(extracted.features)
+            gray = reduce(given.image)
+            on_device = extracted.features if has_contrast(gray) else _no_features(extracted.features)
             features = on_device.numpy()  # waits for the device, where there is one
         _check_size(given.calibration, features.image_size)
         quality = None
         if given.assess:
             with _timed(timings, "assess"):
-                quality = assess(given.image)
+                quality = assess(gray)
         previous, reset_reason = self._predecessor(given.camera, given.stamp, features)
         sequence = self._counts.get(given.camera, 0)
         frame = _frame(sequence, given, on_device, features)

@@ -23,8 +23,7 @@ from scfeat_core.report import text_table, write
 
 from .bags import open_bag
 from .demo_report import Played, PlayedCamera, facts_of, figures_of, warnings_of, write_report
-from .domain import free_domain
-from .fastdds import profile_environment
+from .domain import free_domain, own_graph
 from .player import check_arguments, distinct_frames
 from .processes import Child
 
@@ -161,7 +160,7 @@ def _watch(
     """Start node and player, watch until all is done. Raises ScfeatError with the end of a child's log."""
     with ExitStack() as stack:
         domain = stack.enter_context(free_domain())
-        os.environ.update(_environment(domain, scratch))  # before Fast DDS reads it, in this process, too
+        os.environ.update(own_graph(domain, scratch))  # before Fast DDS reads it, in this process, too
         from .monitor import Monitor
 
         print(f"starting the node and the player in ROS domain {domain}")
@@ -177,19 +176,6 @@ def _watch(
         if code != 0 or not summary.exists():
             raise _died(player)
     return monitor.seen, _played(summary)
-
-
-def _environment(domain: int, scratch: Path) -> dict[str, str]:
-    """For all processes of the demo: a graph of their own on this machine, and room for large images."""
-    return {
-        "ROS_DOMAIN_ID": str(domain),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_LOCALHOST_ONLY": "1",  # what Humble knows
-        "ROS_LOG_DIR": str(scratch),
-        "PYTHONUNBUFFERED": "1",
-        "AMENT_PREFIX_PATH": os.environ.get("AMENT_PREFIX_PATH", sys.prefix),
-        **profile_environment(),
-    }
 
 
 def _node_command(args: argparse.Namespace, camera: PlayedCamera) -> list[str]:

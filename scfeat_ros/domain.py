@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,22 @@ from pathlib import Path
 
 from scfeat_core.errors import ScfeatError
 
+from .fastdds import profile_environment
+
 DOMAINS = range(1, 102)  # above 101 the ports of a domain run into the ephemeral ones of Linux
+
+
+def own_graph(domain: int, logs: Path) -> dict[str, str]:
+    """The environment of processes that have a graph of their own on this machine, and room for large images."""
+    return {
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_LOCALHOST_ONLY": "1",  # what Humble knows
+        "ROS_LOG_DIR": str(logs),
+        "PYTHONUNBUFFERED": "1",
+        "AMENT_PREFIX_PATH": os.environ.get("AMENT_PREFIX_PATH", sys.prefix),
+        **profile_environment(),
+    }
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import time
@@ -76,6 +77,7 @@ class Child:
 
     def stop(self, patience: float = 12.0) -> int:
         """End it, and whatever it started. Returns the exit status."""
+        segments = shared_memory_of(self._popen.pid)
         for number in (signal.SIGINT, signal.SIGTERM):
             if self._popen.poll() is None:
                 self._popen.send_signal(number)
@@ -90,7 +92,18 @@ class Child:
         code = self._popen.wait()
         if code < 0:
             remove_abandoned_shared_memory()
+        for segment in segments:  # however young: those that are not its own are locked, or about to go
+            _remove_unlocked(segment)
         return code
+
+
+def shared_memory_of(pid: int) -> set[Path]:
+    """The Fast DDS segments that a process has open: its own and those of others in its domain; none where it ended."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return set()
+    return {Path(name) for name in re.findall(rf"{SHARED_MEMORY}/fastdds_[0-9a-f]{{16}}$", maps, re.MULTILINE)}
 
 
 def remove_abandoned_shared_memory(folder: Path = SHARED_MEMORY) -> list[Path]:
@@ -106,12 +119,22 @@ def remove_abandoned_shared_memory(folder: Path = SHARED_MEMORY) -> list[Path]:
         try:
             if lock.stat().st_mtime > newest:
                 continue
+        except OSError:
+            continue
+        removed += _remove_unlocked(lock.with_name(lock.name.removesuffix("_el")))
+    return removed
+
+
+def _remove_unlocked(segment: Path) -> list[Path]:
+    """Delete a segment and its lock where no living participant holds that; returns what was deleted."""
+    lock = segment.with_name(segment.name + "_el")
+    try:
+        if lock.exists():
             with lock.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                segment = lock.with_name(lock.name.removesuffix("_el"))
-                for path in (segment, lock):
-                    path.unlink(missing_ok=True)
-                    removed.append(path)
-        except OSError:
-            continue  # in use, or another user's
+        removed = [path for path in (segment, lock) if path.exists()]
+        for path in removed:
+            path.unlink(missing_ok=True)
+    except OSError:
+        return []  # in use, or another user's
     return removed

@@ -29,7 +29,7 @@ from scfeat_ros.bags import COMPRESSED_IMAGE, BagMessage, write_bag
 from scfeat_ros.demo_report import PlayedCamera
 from scfeat_ros.domain import free_domain
 from scfeat_ros.monitor import Spread
-from scfeat_ros.processes import Child, remove_abandoned_shared_memory
+from scfeat_ros.processes import SHARED_MEMORY, Child, remove_abandoned_shared_memory, shared_memory_of
 
 PATIENCE = 240.0  # seconds, on a machine with other work
 REASONS = {"busy", "stale", "decode", "sync", "no_calibration", "unwanted", "error"}
@@ -170,7 +170,8 @@ def test_interrupt_leaves_nothing_behind(spawn, tmp_path: Path) -> None:
     children = wait_for_children(process, 2)
     wait_for(lambda: "playing" in process.output, process)
     time.sleep(2)
-    mine = set().union(*(shared_memory_of(pid) for pid in (process.popen.pid, *children)))
+    segments = {pid: shared_memory_of(pid) for pid in (process.popen.pid, *children)}
+    mine = set().union(*segments.values())
     assert mine and all(path.exists() for path in mine)
     assert process.stop(patience=60) == 130
     assert "interrupted" in process.output
@@ -178,7 +179,7 @@ def test_interrupt_leaves_nothing_behind(spawn, tmp_path: Path) -> None:
     end = time.monotonic() + 10  # a participant of another test that starts just now may be the one that clears them
     while (left := [path for path in mine if path.exists()]) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not left, process.output
+    assert not left, (segments, process.popen.pid, process.output)
 
 
 def wait_for(condition: Callable[[], Any], process: Any, timeout: float = PATIENCE) -> Any:
@@ -198,12 +199,6 @@ def wait_for_children(process: Any, count: int) -> list[int]:
         return pids if len(pids) >= count else []
 
     return wait_for(found, process)
-
-
-def shared_memory_of(pid: int) -> set[Path]:
-    """The Fast DDS segments that a process has open: its own, and those of others in its domain, so of its demo."""
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    return {Path(name) for name in re.findall(r"/dev/shm/fastdds_[0-9a-f]{16}(?:_el)?$", maps, re.MULTILINE)}
 
 
 def test_true_geometry_of_the_rendered_camera() -> None:
@@ -227,6 +222,40 @@ def test_two_users_get_two_domains() -> None:
             assert first != second
         with free_domain() as third:
             assert third == second
+
+
+def test_a_killed_child_leaves_no_segment_however_young(tmp_path: Path) -> None:
+    """Its own has no lock any more, or one that nobody holds; that of a living peer, which it had open, stays."""
+    own, unlocked, peer = (SHARED_MEMORY / f"fastdds_{os.urandom(8).hex()}" for _ in range(3))
+    locks = [path.with_name(path.name + "_el") for path in (own, peer)]
+    program = """
+import mmap, os, signal, sys
+maps = []
+for name in sys.argv[1:]:
+    with open(name, "w+b") as file:
+        file.write(bytes(4096))
+        file.flush()
+        maps.append(mmap.mmap(file.fileno(), 4096))
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+print("ready", flush=True)
+signal.pause()
+"""
+    try:
+        with locks[1].open("wb") as living:
+            fcntl.flock(living, fcntl.LOCK_EX)
+            locks[0].touch()
+            command = [sys.executable, "-c", program, *map(str, (own, unlocked, peer))]
+            child = Child("peer", command, tmp_path / "log", os.environ)
+            end = time.monotonic() + PATIENCE
+            while not child.output_size and time.monotonic() < end:
+                time.sleep(0.05)
+            assert shared_memory_of(child.pid) == {own, unlocked, peer}
+            assert child.stop() < 0
+            assert not own.exists() and not locks[0].exists() and not unlocked.exists()
+            assert peer.exists() and locks[1].exists()
+    finally:
+        for path in (own, unlocked, peer, *locks):
+            path.unlink(missing_ok=True)
 
 
 def test_shared_memory_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path: Path) -> None:
