@@ -1,1 +1,1 @@
-"""What a replay leaves behind, and what is made of it: metrics, trajectory, report, comparison. Knows nothing of bags."""
+"""What a replay leaves behind, and what is made of it: metrics, trajectory, report, comparison, without bags."""

@@ -39,8 +39,9 @@ class FrameRecord:
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """Poses of the camera. stamps: (P,) int64, nanoseconds, ascending. poses: (P, 4, 4) float64, T_world_camera, metres.
+    """Poses of the camera.
 
+    stamps: (P,) int64, nanoseconds, ascending. poses: (P, 4, 4) float64, T_world_camera, metres.
     source: where they are from, in words.
     """
 
