@@ -1,4 +1,6 @@
-"""How well an image is exposed, and how sharp it is: whether it can have good features at all.
+"""How well an image is exposed, how sharp it is, and how well its keypoints cover it.
+
+The former two say whether it can have good features at all.
 
 ``sharpness`` is the mean square of the Laplacian over the mean square of the differences at a distance of 4 pixels, of
 the gray image brought to about 320 pixels along its longer side: how much of the contrast is in the finest details. It
@@ -33,6 +35,7 @@ DARK, SATURATED = 0.03, 0.98  # of the full range: 7 and 250 of 255
 _WORKING_SIZE = 320
 _STEP = 4  # pixels: the scale that fine detail is compared with
 _FLAT = 0.25 / 255  # standard deviation, of the full range: real images that are 50 times too dark have four times that
+_GRID = 8  # cells per axis of the coverage, as FrontendStatus defines it
 _NO_CONTRAST = 1e-8  # mean square difference, of the full range: a fortieth of a level of 8 bits
 
 
@@ -55,6 +58,12 @@ def has_contrast(gray: np.ndarray) -> bool:
     :func:`reduce`; its standard deviation against a quarter of a level of 255.
     """
     return bool(gray.std() > _FLAT)
+
+
+def coverage(keypoints: np.ndarray, image_size: tuple[int, int]) -> float:
+    """Share of the cells of an 8 x 8 grid over the image that hold a keypoint. keypoints: (N, 2) pixels."""
+    cells = ((np.asarray(keypoints) + 0.5) * _GRID / np.asarray(image_size)).astype(np.int64).clip(0, _GRID - 1)
+    return len(np.unique(cells @ (1, _GRID))) / _GRID**2
 
 
 def _sharpness(gray: np.ndarray) -> float:

@@ -12,12 +12,12 @@ import numpy as np
 from scfeat.msg import FrontendStatus
 from std_msgs.msg import Header
 
+from scfeat_core.quality import coverage
 from scfeat_core.types import FrameResult, ImageQuality
 
 from .worker import Counts
 
 _STATUS_FIELDS = frozenset(FrontendStatus.get_fields_and_field_types())
-_GRID = 8  # cells per axis, as FrontendStatus.coverage is defined
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,6 @@ def status_to_message(camera: str, counts: Counts, frame: FrameHealth | None, la
         if name in _STATUS_FIELDS:
             setattr(message, name, value)
     return message
-
-
-def coverage(keypoints: np.ndarray, image_size: tuple[int, int]) -> float:
-    """Share of the cells of an 8 x 8 grid over the image that hold a keypoint. keypoints: (N, 2) pixels."""
-    cells = ((np.asarray(keypoints) + 0.5) * _GRID / np.asarray(image_size)).astype(np.int64).clip(0, _GRID - 1)
-    return len(np.unique(cells @ (1, _GRID))) / _GRID**2
 
 
 def _total(timings: dict[str, float], *stages: str) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scfeat_core.errors import ImageError
-from scfeat_core.quality import BLURRED, has_contrast, reduce
+from scfeat_core.quality import BLURRED, coverage, has_contrast, reduce
 from scfeat_core.quality import assess as assess_reduced
 
 
@@ -125,3 +125,12 @@ def test_contrast_is_what_is_above_a_fraction_of_a_level(kind):
     assert not has_contrast(reduce(kind(flat)))
     flat[:, 80:] += 1
     assert has_contrast(reduce(kind(flat))), "one level is enough"
+
+
+def test_coverage_counts_the_cells_of_the_grid() -> None:
+    y, x = np.mgrid[0:8, 0:8]
+    centres = np.stack([x.ravel() * 80 + 39.5, y.ravel() * 60 + 29.5], 1)
+    assert coverage(centres, (640, 480)) == 1.0
+    assert coverage(np.repeat(centres[:16], 3, axis=0), (640, 480)) == 0.25
+    assert coverage(np.array([[-0.5, -0.5], [639.5, 479.5]]), (640, 480)) == 2 / 64
+    assert coverage(np.empty((0, 2)), (640, 480)) == 0.0

@@ -25,7 +25,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from scfeat.msg import FrontendStatus
 from std_msgs.msg import Header
 
-from scfeat_ros.health import Repeats, coverage, frame_health, status_to_message
+from scfeat_ros.health import Repeats, frame_health, status_to_message
 from scfeat_ros.messages import nanoseconds, stamp_from_nanoseconds
 from scfeat_ros.worker import Counts
 
@@ -100,15 +100,6 @@ def test_every_reason_of_the_status_can_be_counted() -> None:
     assert {"busy", "stale", "decode", "sync", "unwanted", "error"} <= {
         name.removeprefix("dropped_") for name in reasons
     }
-
-
-def test_coverage_counts_the_cells_of_the_grid() -> None:
-    y, x = np.mgrid[0:8, 0:8]
-    centres = np.stack([x.ravel() * 80 + 39.5, y.ravel() * 60 + 29.5], 1)
-    assert coverage(centres, (640, 480)) == 1.0
-    assert coverage(np.repeat(centres[:16], 3, axis=0), (640, 480)) == 0.25
-    assert coverage(np.array([[-0.5, -0.5], [639.5, 479.5]]), (640, 480)) == 2 / 64
-    assert coverage(np.empty((0, 2)), (640, 480)) == 0.0
 
 
 def test_a_line_that_repeats_is_held_back_and_counted() -> None:
