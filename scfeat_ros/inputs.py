@@ -1,8 +1,9 @@
 """What comes into the node: which image waits for which mask or partner, and what masks hide.
 
-Three stages, each with the frames that wait in it: :class:`MaskGate` gives an image its mask, :class:`Partners` brings
-the images of a stereo pair together, the worker (worker.py) keeps the newest. The first two belong to the executor's
-thread; they only compare stamps and never wait themselves. Nothing here imports ROS or torch.
+Four stages, each with the frames that wait in it: :class:`InfoGate` gives an image its calibration, :class:`MaskGate`
+its mask, :class:`Partners` brings the images of a stereo pair together, the worker (worker.py) keeps the newest. The
+first three belong to the executor's thread; they only compare stamps and never wait themselves. Nothing here imports
+ROS or torch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .images import image_to_array
 # Nanoseconds: images that overtake each other are closer together, recordings that start again go further back.
 LATE = 1_000_000_000
 ROOM = 30  # images or masks that may wait, a second of a usual camera: whatever does not come, memory is bounded
+INFO_PATIENCE = 0.5  # seconds that the first images wait for a calibration that somebody publishes
 PARTNER_PATIENCE = 0.5  # seconds that an image waits for that of the other camera; transport differs by far less
 
 
@@ -54,6 +56,52 @@ class Frame:
 
 
 Dropped = Callable[[Frame, str], None]  # told the image, and why it is dropped
+
+
+class InfoGate:
+    """Gives the images of one camera the newest CameraInfo. passed(frame): where the images go, in their order.
+
+    A driver sends its first image before the CameraInfo of it: images wait for that, at most INFO_PATIENCE seconds in
+    all, and then go on without a calibration.
+    """
+
+    def __init__(self, passed: Callable[[Frame], None]) -> None:
+        self._passed = passed
+        self._waiting: deque[Frame] = deque()
+        self._info: Any = None
+        self._end: float | None = None  # of the patience, time.perf_counter(), seconds
+
+    def add_image(self, frame: Frame, now: float, expected: Callable[[], bool]) -> None:
+        """now: time.perf_counter(). expected: whether somebody publishes a CameraInfo; asked only before the first."""
+        if self._info is not None:
+            self._passed(replace(frame, camera_info=self._info))
+            return
+        self._end = now + INFO_PATIENCE if self._end is None else self._end
+        self._waiting.append(frame)
+        if now >= self._end or len(self._waiting) > ROOM or not expected():
+            self._release()
+
+    def add_info(self, info: Any) -> None:
+        """info: sensor_msgs/CameraInfo."""
+        self._info = info
+        self._release()
+
+    def poll(self, now: float) -> None:
+        """To be called from time to time, for images that wait while nothing else comes."""
+        if self._end is not None and now >= self._end:
+            self._release()
+
+    def clear(self) -> None:
+        """Nothing more comes: what waits goes on without a calibration. One that is there stays."""
+        self._release()
+
+    def forget(self) -> None:
+        """The next images wait for a calibration anew."""
+        self._info = self._end = None
+
+    def _release(self) -> None:
+        while self._waiting:
+            self._passed(replace(self._waiting.popleft(), camera_info=self._info))
 
 
 @dataclass(frozen=True)
@@ -229,7 +277,7 @@ class Partners:
 
 
 class Intake:
-    """The way of all images of the node to the worker: masks first, then partners. For the executor's thread.
+    """The way of all images of the node to the worker: calibration, mask, partners. For the executor's thread.
 
     stereo: pairs of names; cameras that are connected by pairs form one group. tolerance: seconds between the stamps
     of a pair. submit(group, frames): what is complete. dropped(frame, why): what found no mask or no partner in time.
@@ -245,6 +293,7 @@ class Intake:
         dropped: Dropped,
     ) -> None:
         self._gates = {camera: MaskGate(rules, self._masked, dropped) for camera in cameras}
+        self._infos = {camera: InfoGate(self._calibrated) for camera in cameras}
         self._groups = {camera: group for group in groups(cameras, stereo) for camera in group}
         self._submit = submit
         self._partners = {
@@ -258,10 +307,15 @@ class Intake:
         for gate in self._gates.values():
             gate.rules = rules
 
-    def add_image(self, frame: Frame, now: float) -> None:
-        """now: time.perf_counter()."""
+    def add_image(self, frame: Frame, now: float, calibrated: Callable[[], bool] = lambda: False) -> None:
+        """now: time.perf_counter(). calibrated: whether somebody publishes a CameraInfo for it."""
         self._now = now
-        self._gates[frame.camera].add_image(frame, now)
+        self._infos[frame.camera].add_image(frame, now, calibrated)
+
+    def add_info(self, camera: str, info: Any, now: float) -> None:
+        """info: sensor_msgs/CameraInfo."""
+        self._now = now
+        self._infos[camera].add_info(info)
 
     def add_mask(self, camera: str, mask: Any, now: float) -> None:
         """mask: sensor_msgs/Image."""
@@ -275,19 +329,27 @@ class Intake:
             stage.poll(now)
 
     def restart(self) -> None:
-        """Drop what waits: the time starts anew. Masks that are held stay."""
+        """Drop what waits: the time starts anew. Calibrations, and masks that are held, stay."""
         for gate in self._gates.values():
             gate.restart()
         for partners in self._partners.values():
             partners.clear()
 
     def clear(self) -> None:
-        """Drop what waits and forget the masks: nothing more will come."""
+        """Drop what waits and forget the masks: nothing more will come. Calibrations stay."""
         for stage in self._stages():
             stage.clear()
 
-    def _stages(self) -> list[MaskGate | Partners]:
-        return [*self._gates.values(), *self._partners.values()]
+    def forget_calibrations(self) -> None:
+        """What comes next may be of other cameras."""
+        for gate in self._infos.values():
+            gate.forget()
+
+    def _stages(self) -> list[InfoGate | MaskGate | Partners]:
+        return [*self._infos.values(), *self._gates.values(), *self._partners.values()]
+
+    def _calibrated(self, frame: Frame) -> None:
+        self._gates[frame.camera].add_image(frame, self._now)
 
     def _masked(self, frame: Frame) -> None:
         group = self._groups[frame.camera]

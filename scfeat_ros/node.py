@@ -105,7 +105,6 @@ class FrontendNode(LifecycleNode):
         self._diagnostics: Any = None
         self._own_timers: list[Any] = []  # rclpy keeps all timers of a node in _timers
         self._jumps: Any = None
-        self._camera_infos: dict[str, CameraInfo] = {}
         self._arrivals: dict[str, float] = {}  # when the last image of each camera came, time.perf_counter()
         self._reported: deque[tuple[float, dict[str, Counts]]] = deque(maxlen=DIAGNOSTICS_WINDOW)  # when, and with what
         self._repeats = Repeats()  # of the executor's thread; that of the pipeline belongs to the worker's
@@ -226,7 +225,7 @@ class FrontendNode(LifecycleNode):
             kind = Image
         subscribe(kind, image, partial(self._on_image, camera), complain)
         info, mask = self._name(camera, "camera_info"), self._name(camera, "mask")
-        subscribe(CameraInfo, info, partial(self._camera_infos.__setitem__, camera), complain, latched=True)
+        subscribe(CameraInfo, info, partial(self._on_info, camera), complain, latched=True)
         subscribe(Image, mask, partial(self._on_mask, camera), complain, depth=MASK_DEPTH, latched=True)
 
     def _stop(self) -> bool:
@@ -251,7 +250,7 @@ class FrontendNode(LifecycleNode):
         self._stop_timers()
         self._statuses.clear()
         self._diagnostics = None
-        self._camera_infos.clear()
+        self._intake.forget_calibrations()
         self._arrivals.clear()
         self._endpoints.close_outputs()
         if hasattr(self, "_pipeline"):
@@ -275,14 +274,21 @@ class FrontendNode(LifecycleNode):
         now = time.perf_counter()
         self._arrivals[camera] = now
         self._worker.receive(camera)
-        self._intake.add_image(Frame(camera, message, now, self._camera_infos.get(camera)), now)
+        self._intake.add_image(Frame(camera, message, now), now, partial(self._is_calibrated, camera))
+
+    def _is_calibrated(self, camera: str) -> bool:
+        return self.count_publishers(self.resolve_topic_name(self._name(camera, "camera_info"))) > 0
+
+    def _on_info(self, camera: str, message: CameraInfo) -> None:
+        self._intake.add_info(camera, message, time.perf_counter())
 
     def _on_mask(self, camera: str, message: Image) -> None:
         self._intake.add_mask(camera, message, time.perf_counter())
 
     def _on_imu(self, message: Imu) -> None:
-        rate = message.angular_velocity
-        self._pipeline.gyro.add(stamp_of(message), np.array((rate.x, rate.y, rate.z)))
+        gyro, rate = self._pipeline.gyro, message.angular_velocity
+        assert gyro is not None  # with use_imu alone there is a subscription
+        gyro.add(stamp_of(message), np.array((rate.x, rate.y, rate.z)))
 
     def _on_jump(self, jump: TimeJump) -> None:
         """The clock went back, or is another one: what waits is of the old time."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scfeat_core.errors import ConfigError
-from scfeat_ros.inputs import PARTNER_PATIENCE, ROOM, Frame, Intake, MaskRules, Masks, groups, read_mask
+from scfeat_ros.inputs import INFO_PATIENCE, PARTNER_PATIENCE, ROOM, Frame, Intake, MaskRules, Masks, groups, read_mask
 
 MS = 1_000_000  # nanoseconds
 START = 1_700_000_000_000_000_000
@@ -32,10 +32,14 @@ class Bench:
         self.passed: list[dict[str, tuple[int, int | None]]] = []  # camera -> stamp of the image, of its mask
         self.dropped: list[tuple[str, int]] = []
         self.reasons: list[str] = []
+        self.infos: list[int | None] = []  # stamps, of the calibrations of what was passed
         self.intake = Intake(cameras or ("camera",), stereo, 0.005, MaskRules(**rules), self._submit, self._drop)
 
-    def image(self, stamp: int, camera: str = "camera") -> None:
-        self.intake.add_image(Frame(camera, message(stamp), self.now), self.now)
+    def image(self, stamp: int, camera: str = "camera", calibrated: bool = False) -> None:
+        self.intake.add_image(Frame(camera, message(stamp), self.now), self.now, lambda: calibrated)
+
+    def info(self, stamp: int, camera: str = "camera") -> None:
+        self.intake.add_info(camera, message(stamp), self.now)
 
     def mask(self, stamp: int, camera: str = "camera") -> None:
         self.intake.add_mask(camera, message(stamp), self.now)
@@ -46,6 +50,7 @@ class Bench:
 
     def _submit(self, group: tuple[str, ...], frames: dict[str, Frame]) -> None:
         assert set(group) == set(frames)
+        self.infos += [_since(frame.camera_info) for frame in frames.values()]
         self.passed.append({camera: (_since(frame), _since(frame.mask)) for camera, frame in frames.items()})
 
     def _drop(self, frame: Frame, why: str) -> None:
@@ -270,3 +275,68 @@ def test_a_mask_that_cannot_be_used_is_left_out_with_a_complaint(topic: Any, wor
     assert masks.refused == complaints[0]
     assert masks(None, (12, 8)) is None and "the mask file" in complaints[-1]
     assert masks(None, (6, 4)) is masks.static and not masks.refused, "usable again"
+
+
+# -- calibrations ------------------------------------------------------------------------------------------------------
+
+
+def test_first_images_wait_for_the_calibration_that_somebody_publishes() -> None:
+    bench = Bench()
+    bench.image(0, calibrated=True)
+    bench.image(30, calibrated=True)
+    assert not bench.passed
+    bench.info(0)
+    bench.image(60, calibrated=True)
+    bench.info(90)
+    bench.image(90, calibrated=True)
+    assert [frames["camera"][0] for frames in bench.passed] == [0, 30, 60, 90]
+    assert bench.infos == [0, 0, 0, 90]
+
+
+def test_images_without_a_publisher_of_calibrations_do_not_wait() -> None:
+    bench = Bench()
+    bench.image(0)
+    assert bench.infos == [None]
+    bench.info(10)
+    bench.image(30)
+    assert bench.infos == [None, 10]
+
+
+def test_a_publisher_of_calibrations_that_stays_silent_delays_the_first_images_only() -> None:
+    bench = Bench()
+    bench.image(0, calibrated=True)
+    bench.wait(INFO_PATIENCE - 0.01)
+    assert not bench.passed
+    bench.wait(0.02)
+    bench.image(600, calibrated=True)
+    assert bench.infos == [None, None] and not bench.dropped
+
+
+def test_images_that_wait_for_a_calibration_are_bounded_and_keep_their_order() -> None:
+    bench = Bench()
+    for stamp in range(ROOM + 1):
+        bench.image(stamp, calibrated=True)
+    assert [frames["camera"][0] for frames in bench.passed] == list(range(ROOM + 1))
+
+
+def test_the_calibration_outlives_a_pause_and_not_the_configuration() -> None:
+    bench = Bench()
+    bench.info(0)
+    bench.intake.clear()
+    bench.image(10, calibrated=True)
+    assert bench.infos == [0]
+    bench.intake.forget_calibrations()
+    bench.image(20, calibrated=True)
+    assert bench.infos == [0]
+    bench.intake.clear()
+    assert bench.infos == [0, None]
+
+
+def test_both_images_of_a_pair_have_their_calibrations_from_the_first_on() -> None:
+    bench = Bench("left", "right", stereo=(("left", "right"),))
+    bench.image(0, "left", calibrated=True)
+    bench.image(0, "right", calibrated=True)
+    bench.info(0, "left")
+    assert not bench.passed
+    bench.info(0, "right")
+    assert bench.infos == [0, 0]

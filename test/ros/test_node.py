@@ -29,6 +29,7 @@ from rosgraph_msgs.msg import Clock
 from scfeat.msg import Features, Matches, TwoViewGeometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from scfeat_core.types import GeometryModel
 from scfeat_ros.messages import features_from_message, matches_from_message, nanoseconds, stamp_from_nanoseconds
 from scfeat_ros.node import FrontendNode, shut_down
 
@@ -315,11 +316,11 @@ def test_three_cameras_two_of_them_a_stereo_pair(ros: Any, start: Callable[..., 
 
     def send() -> None:
         stamp = next(stamps)
-        left.calibrations.publish(calibration())
-        moved = [120.0, 0.0, 80.0, -12.0, 0.0, 120.0, 60.0, 0.0, 0.0, 0.0, 1.0, 0.0]  # 10 cm to the right
-        right.calibrations.publish(calibration(p=moved))
         for client, shift, late in ((left, 0, 0), (right, 4, 1_000_000), (rear, 8, 7_000_000)):
             client.images.publish(image_message(texture(shift), stamp + late))
+        left.calibrations.publish(calibration())  # after the first images, as drivers do
+        moved = [120.0, 0.0, 80.0, -12.0, 0.0, 120.0, 60.0, 0.0, 0.0, 0.0, 1.0, 0.0]  # 10 cm to the right
+        right.calibrations.publish(calibration(p=moved))
 
     def by_stamp(client: Client) -> dict[int, Features]:
         return {nanoseconds(features.header.stamp): features for features in client.features}
@@ -330,6 +331,8 @@ def test_three_cameras_two_of_them_a_stereo_pair(ros: Any, start: Callable[..., 
         return [m for m in both if nanoseconds(m.header.stamp) in by_stamp(right) and len(m.inliers)]
 
     ros.pump(send, lambda: len(complete()) >= 3 and rear.features, timeout=PATIENCE, what="stereo matches")
+    models = {matches_from_message(message).geometry.model for message in stereo}
+    assert models == {GeometryModel.ESSENTIAL}, "an image did not wait for its calibration"
     matches = complete()[-1]
     assert (matches.kind, matches.camera0, matches.camera1) == (Matches.STEREO, "left", "right")
     assert nanoseconds(matches.header.stamp) - nanoseconds(matches.stamp0) == 1_000_000
