@@ -56,6 +56,11 @@ COMMANDS = {
         "write the features of images, folders and data sets to files",
         "pip install 'scfeat-python[extract]'",
     ),
+    "bag-from-images": Command(
+        "scfeat_ros.bag_from_images",
+        "make a rosbag2 of images, stamps, calibration and ground truth (TUM, EuRoC, KITTI, any folder)",
+        "pip install 'scfeat-python[bags]'",
+    ),
     "match": Command("scfeat_core.commands.match", "match two images, verify the matches, draw them"),
     "evaluate": Command(
         "scfeat_core.evaluation.cli",
