@@ -154,6 +154,15 @@ class Bag:
         except Exception as error:
             raise _unreadable(self.path, error, f" after {count} messages") from error
 
+    def deserialize(self, message: BagMessage) -> Any:
+        """An object with the fields of the message, as :mod:`scfeat_ros.images` takes them; arrays are numpy views of
+        ``message.data``. Raises DataError where the message is damaged."""
+        kind = next(topic.type for topic in self.topics if topic.name == message.topic)
+        try:
+            return _typestore().deserialize_cdr(message.data, kind)
+        except Exception as error:
+            raise DataError(f"expected a {kind} on {message.topic} in {self.path}, found {error}") from error
+
     def _no_images(self, name: str | None) -> str:
         wanted = f"an image topic '{name}'" if name else "a topic of sensor_msgs/Image or sensor_msgs/CompressedImage"
         return f"expected {wanted} in {self.path}, found none"

@@ -1,4 +1,4 @@
-"""COLMAP models as text: cameras.txt, images.txt, points3D.txt. Undistorted pinhole cameras only.
+"""COLMAP models as text: cameras.txt, images.txt, points3D.txt. Scenes must be of undistorted pinhole cameras.
 
 COLMAP puts (0.5, 0.5) at the centre of the top-left pixel, we (0, 0): half a pixel is taken off everything.
 """
@@ -12,10 +12,27 @@ import numpy as np
 
 from scfeat_core.data.posed import PosedScene
 from scfeat_core.data.tracks import Tracks, make_tracks
-from scfeat_core.errors import DataError
+from scfeat_core.errors import CalibrationError, DataError
+from scfeat_core.types import Camera
 
 _PLACES = ("", "sparse", "sparse/0")
-_PINHOLES = {"SIMPLE_PINHOLE": [0, 0, 1, 2], "PINHOLE": [0, 1, 2, 3]}  # where fx, fy, cx, cy are in the parameters
+_SINGLE, _DOUBLE = (0, 0, 1, 2), (0, 1, 2, 3)  # where fx, fy, cx, cy are in the parameters
+_PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
+# name: (places of fx, fy, cx, cy; how many coefficients follow; name in ROS; how many zeros ROS wants behind them)
+# The polynomials of COLMAP (src/colmap/sensor/models.h) are those of OpenCV, cut short.
+_MODELS = {
+    "SIMPLE_PINHOLE": (_SINGLE, 0, "plumb_bob", 0),
+    "PINHOLE": (_DOUBLE, 0, "plumb_bob", 0),
+    "SIMPLE_RADIAL": (_SINGLE, 1, "plumb_bob", 4),
+    "RADIAL": (_SINGLE, 2, "plumb_bob", 3),
+    "OPENCV": (_DOUBLE, 4, "plumb_bob", 1),
+    "FULL_OPENCV": (_DOUBLE, 8, "rational_polynomial", 0),
+    "SIMPLE_FISHEYE": (_SINGLE, 0, "equidistant", 4),
+    "FISHEYE": (_DOUBLE, 0, "equidistant", 4),
+    "SIMPLE_RADIAL_FISHEYE": (_SINGLE, 1, "equidistant", 3),
+    "RADIAL_FISHEYE": (_SINGLE, 2, "equidistant", 2),
+    "OPENCV_FISHEYE": (_DOUBLE, 4, "equidistant", 0),
+}
 
 
 def find_model(folder: Path) -> Path | None:
@@ -35,11 +52,11 @@ def read_model(name: str, folder: Path) -> PosedScene:
             f"expected a COLMAP model as text in {model or folder}, found a binary one; convert it: "
             "colmap model_converter --input_path DIR --output_path DIR --output_type TXT"
         )
-    cameras = _read_cameras(model / "cameras.txt")
+    cameras = _read_pinholes(model / "cameras.txt")
     try:
         heads, observed = _read_images(model / "images.txt")
-        k = np.array([cameras[head[8]][1] for head in heads]).reshape(-1, 3, 3)
-        sizes = np.array([cameras[head[8]][0] for head in heads], np.int32).reshape(-1, 2)
+        k = np.array([cameras[head[8]].K for head in heads]).reshape(-1, 3, 3)
+        sizes = np.array([cameras[head[8]].size for head in heads], np.int32).reshape(-1, 2)
         poses = np.array([head[1:8] for head in heads], np.float64).reshape(-1, 7)
     except (ValueError, KeyError, IndexError) as error:
         raise DataError(
@@ -72,24 +89,47 @@ def _lines(path: Path) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
-def _read_cameras(path: Path) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
-    """Size (width, height) and K (3, 3) by the camera's id."""
-    cameras = {}
+def read_cameras(path: Path) -> dict[str, Camera]:
+    """The cameras of a cameras.txt by their id, in our pixels and under the names of sensor_msgs/CameraInfo.
+
+    Raises DataError where it is no such file, CalibrationError for a model that ROS has no name for.
+    """
+    lines = [line.split() for line in _lines(path) if line.strip()]
+    return {words[0]: _camera(words, path) for words in lines}
+
+
+def _camera(words: list[str], path: Path) -> Camera:
+    """words: CAMERA_ID MODEL WIDTH HEIGHT PARAMS..."""
+    line = " ".join(words)
+    if len(words) < 4:
+        raise DataError(f"expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS in each line of {path}, found '{line}'")
+    if words[1] not in _MODELS:
+        raise CalibrationError(
+            f"expected one of the camera models {', '.join(_MODELS)} in {path}, found {words[1]}, which no distortion "
+            "model of ROS can express: calibrate with OPENCV or OPENCV_FISHEYE, or undistort the images"
+        )
+    places, count, name, zeros = _MODELS[words[1]]
+    try:
+        values, size = np.array(words[4:], np.float64), (int(words[2]), int(words[3]))
+    except ValueError as error:
+        raise DataError(f"expected a size and the parameters of a camera in {path}, found '{line}'") from error
+    if len(values) != places[-1] + 1 + count:
+        raise DataError(f"expected {places[-1] + 1 + count} parameters of {words[1]} in {path}, found '{line}'")
+    fx, fy, cx, cy = values[list(places)]
+    k = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
+    return Camera(k, np.append(values[places[-1] + 1 :], np.zeros(zeros)), size, name)
+
+
+def _read_pinholes(path: Path) -> dict[str, Camera]:
+    """The cameras of undistorted images."""
     for line in filter(str.strip, _lines(path)):
         words = line.split()
-        order = _PINHOLES.get(words[1] if len(words) > 1 else "")
-        if order is None:
+        if len(words) < 2 or words[1] not in _PINHOLES:
             raise DataError(
                 f"expected undistorted images (PINHOLE or SIMPLE_PINHOLE) in {path}, found '{line.strip()}'; "
                 "undistort them: colmap image_undistorter"
             )
-        try:
-            fx, fy, cx, cy = np.array(words[4:], np.float64)[order]
-            size = int(words[2]), int(words[3])
-        except (ValueError, IndexError) as error:
-            raise DataError(f"expected a size and the parameters of a camera in {path}, found '{line}'") from error
-        cameras[words[0]] = size, np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
-    return cameras
+    return read_cameras(path)
 
 
 def _read_images(path: Path) -> tuple[list[list[str]], list[np.ndarray]]:
