@@ -55,12 +55,14 @@ def repeatability(
 
     Only points whose warp is inside the other image count; 0 where there are none. points: (N, 2); sizes: (w, h).
     """
-    nearest0 = _distance_to_nearest(warp_points(points0, homography), points1, sizes[1])
-    nearest1 = _distance_to_nearest(warp_points(points1, np.linalg.inv(homography)), points0, sizes[0])
+    nearest0 = distance_to_nearest(warp_points(points0, homography), points1, sizes[1])
+    nearest1 = distance_to_nearest(warp_points(points1, np.linalg.inv(homography)), points0, sizes[0])
     return matching_accuracy(np.concatenate([nearest0, nearest1]), thresholds)
 
 
-def _distance_to_nearest(warped: np.ndarray, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def distance_to_nearest(warped: np.ndarray, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels (K,) from those of the warped points (N, 2) that are inside the image, in their order, to the nearest of
+    its points (M, 2); infinite without any. size: (width, height)."""
     inside = (warped >= 0).all(1) & (warped <= np.array(size) - 1).all(1)
     if len(points) == 0:
         return np.full(int(inside.sum()), np.inf)

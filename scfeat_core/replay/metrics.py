@@ -1,0 +1,385 @@
+"""What a replay was worth: figures of each frame and of all of them.
+
+Nothing is made up: what is not known is NaN in arrays, None in the summary and null in the file. All but the timings
+depends on the recording alone and is rounded to six digits, so that equal recordings give equal files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scfeat_core.errors import DataError
+from scfeat_core.evaluation.metrics import symmetric_epipolar_distance
+from scfeat_core.feature_files import replaced
+from scfeat_core.geometry import warp_points
+from scfeat_core.quality import coverage
+from scfeat_core.replay.figures import SUMMARY_NAMES, Number, is_timed
+from scfeat_core.replay.records import FrameRecord, Recording
+from scfeat_core.replay.survival import Survival, lives, survival
+from scfeat_core.replay.truth import OFF, Rays, motions, repeatability, true_distance
+from scfeat_core.types import GeometryModel, TrackFlag
+
+if TYPE_CHECKING:
+    from scfeat_core.odometry import Odometry, TrajectoryScores
+
+FILE = "metrics.json"
+FORMAT = 1
+WEAK_INLIERS = 30  # with fewer, a pose hangs on single points: matches of scfeat_ros.diagnostics.Limits
+LABELS = ("index", "time_s", "model")  # columns of frames that are no measurements
+MEASURED = (
+    "keypoints",
+    "matches",
+    "inliers",
+    "inlier_ratio",
+    "coverage",
+    "flow_px",
+    "tracks",
+    "new",
+    "reidentified",
+    "ended",
+    "track_age",
+    "epipolar_px",
+    "transfer_px",
+    "epipolar_truth_px",
+    "off_truth",
+    "repeatability",
+    "sharpness",
+    "brightness",
+)
+_SUMS = ("ms_total", "ms_overhead")
+_NOT_OVERHEAD = ("decode", "network")
+_Row = dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """summary: a number or None for each of figures.SUMMARY_NAMES. distributions: column -> mean, median, p5, p95, p99.
+
+    per_frame: column -> (F,) float64, one value for each record, dropped or not, NaN where there is none: LABELS
+    (time_s: since the first image), MEASURED, and milliseconds, ``ms_<stage>`` and their sums. lengths: (L,) int64, how
+    many tracks were seen in 0, 1, 2, … frames. resets: index of the image -> why all tracks ended before it.
+    """
+
+    summary: Mapping[str, Number]
+    distributions: Mapping[str, Mapping[str, float | None]]
+    per_frame: Mapping[str, np.ndarray]
+    lengths: np.ndarray
+    survival: Survival
+    resets: Mapping[int, str]
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the timed stages, as they came in the timings of the frames."""
+        return [name[3:] for name in self.per_frame if name.startswith("ms_") and name not in _SUMS]
+
+
+def summarise(
+    recording: Recording, odometry: Odometry | None = None, scores: TrajectoryScores | None = None
+) -> Metrics:
+    """All figures of a recording, with those of its trajectory where there is one, and truth to compare it with."""
+    per_frame = {**_frame_columns(recording), **_timing_columns(recording.frames)}
+    tracks = lives(recording.processed)
+    lived = survival(tracks, _interval(recording.processed))
+    lengths = np.bincount(tracks.observations, minlength=2)
+    found = {
+        **_counts(recording),
+        **_medians(per_frame),
+        **_track_figures(lengths, lived, per_frame),
+        **_trajectory_figures(odometry, scores),
+        **_timing_figures(per_frame),
+    }
+    summary = {name: _tidy(found.pop(name, None)) for name in SUMMARY_NAMES} | {k: _tidy(v) for k, v in found.items()}
+    distributions = {name: _distribution(values) for name, values in per_frame.items() if name not in LABELS}
+    resets = {frame.index: frame.reset_reason for frame in recording.frames if frame.reset_reason}
+    return Metrics(summary, distributions, per_frame, lengths, lived, resets)
+
+
+# -- per frame ---------------------------------------------------------------------------------------------------------
+
+
+def _frame_columns(recording: Recording) -> dict[str, np.ndarray]:
+    frames = recording.frames
+    moved = motions(recording)
+    rows = [
+        _measure(frame) | _measure_pair(frame, recording, motion) for frame, motion in zip(frames, moved, strict=True)
+    ]
+    _add_repeatability(rows, recording, moved)
+    first = frames[0].stamp if frames else 0
+    return {
+        "index": np.array([frame.index for frame in frames], np.float64),
+        "time_s": np.array([1e-9 * (frame.stamp - first) for frame in frames], np.float64),
+        **{name: _column(rows, name) for name in ("model", *MEASURED)},
+    }
+
+
+def _column(rows: Iterable[Mapping[str, float]], name: str) -> np.ndarray:
+    return np.array([row.get(name, np.nan) for row in rows], np.float64)
+
+
+def _measure(frame: FrameRecord) -> _Row:
+    """What a frame says without its predecessor."""
+    if frame.dropped:
+        return {}
+    found: _Row = {"keypoints": len(frame.keypoints), "coverage": coverage(frame.keypoints, frame.image_size)}
+    if frame.quality is not None:
+        found |= {"sharpness": frame.quality.sharpness, "brightness": frame.quality.mean}
+    if (tracks := frame.tracks) is not None:
+        found |= {
+            "tracks": len(tracks),
+            "new": int((tracks.flags & int(TrackFlag.NEW) != 0).sum()),
+            "reidentified": int((tracks.flags & int(TrackFlag.REIDENTIFIED) != 0).sum()),
+            "ended": len(tracks.lost_ids),
+            "track_age": _median(tracks.ages),
+        }
+    return found
+
+
+def _measure_pair(frame: FrameRecord, recording: Recording, motion: np.ndarray) -> _Row:
+    """motion: (4, 4), true T_1_0, NaN where it is not known."""
+    if (pair := frame.pair) is None:
+        return {}
+    if (geometry := pair.geometry) is None:
+        return {"matches": len(pair.matches)}
+    inliers = geometry.inliers
+    points0, points1 = pair.keypoints0[inliers].astype(np.float64), pair.keypoints1[inliers].astype(np.float64)
+    rays = None if recording.camera is None else Rays.of(points0, points1, recording.camera)
+    return {
+        "matches": len(pair.matches),
+        "model": int(geometry.model),
+        "inliers": int(inliers.sum()),
+        "inlier_ratio": float(inliers.mean()) if len(inliers) else np.nan,
+        "flow_px": _median(np.linalg.norm(points1 - points0, axis=1)),
+        **_residual(geometry.model, geometry.matrix, points0, points1, rays),
+        **({} if rays is None else _true_residual(rays, motion)),
+    }
+
+
+def _residual(
+    model: GeometryModel, matrix: np.ndarray, points0: np.ndarray, points1: np.ndarray, rays: Rays | None
+) -> _Row:
+    """Median distance of the inliers from the model that verified them, pixels; for a homography that in view 1."""
+    if model is GeometryModel.FUNDAMENTAL:
+        return {"epipolar_px": _median(symmetric_epipolar_distance(points0, points1, matrix))}
+    if model is GeometryModel.ESSENTIAL and rays is not None:
+        return {"epipolar_px": _median(rays.epipolar_distance(matrix))}
+    if model is GeometryModel.HOMOGRAPHY:
+        before, after = (points0, points1) if rays is None else rays.pixels()
+        return {"transfer_px": _median(np.linalg.norm(warp_points(before, matrix) - after, axis=1))}
+    return {}
+
+
+def _true_residual(rays: Rays, motion: np.ndarray) -> _Row:
+    distance = true_distance(rays, motion)
+    if distance is None or not len(distance):
+        return {}
+    return {"epipolar_truth_px": _median(distance), "off_truth": float((distance > OFF).mean())}
+
+
+def _add_repeatability(rows: Sequence[_Row], recording: Recording, moved: np.ndarray) -> None:
+    if recording.camera is None:
+        return
+    before = {frame.sequence: frame for frame in recording.processed}
+    for row, frame, motion in zip(rows, recording.frames, moved, strict=True):
+        if frame.pair is not None and (other := before.get(frame.pair.sequence0)) is not None:
+            row["repeatability"] = repeatability(other, frame, recording.camera, motion)
+
+
+def _timing_columns(frames: Sequence[FrameRecord]) -> dict[str, np.ndarray]:
+    """ms_<stage> of all stages, ms_total, and ms_overhead: all but decoding and the network."""
+    stages = list(dict.fromkeys(stage for frame in frames for stage in frame.timings))
+    columns = {stage: _column([frame.timings for frame in frames], stage) for stage in stages}
+    if not columns:
+        return {}
+    ran = np.array([not frame.dropped and bool(frame.timings) for frame in frames])
+    own = [values for stage, values in columns.items() if stage not in _NOT_OVERHEAD]
+    sums = {"total": list(columns.values()), "overhead": own}
+    totals = {
+        name: np.where(ran, np.nansum([np.zeros(len(frames)), *parts], 0), np.nan) for name, parts in sums.items()
+    }
+    return {f"ms_{name}": values for name, values in (columns | totals).items()}
+
+
+# -- in all ------------------------------------------------------------------------------------------------------------
+
+
+def _counts(recording: Recording) -> dict[str, Number]:
+    frames = recording.frames
+    dropped = Counter(frame.dropped for frame in frames if frame.dropped)
+    interval = _interval(frames)
+    return {
+        "frames": len(frames),
+        "processed": len(recording.processed),
+        "dropped": sum(dropped.values()),
+        **{f"dropped_{reason}": 0 for reason in ("decode", "stale", "error")},
+        **{f"dropped_{reason}": count for reason, count in sorted(dropped.items())},
+        "resets": sum(bool(frame.reset_reason) for frame in frames),
+        "duration_s": 1e-9 * (max(f.stamp for f in frames) - min(f.stamp for f in frames)) if frames else None,
+        "rate_hz": 1 / interval if interval > 0 else None,
+    }
+
+
+def _interval(frames: Sequence[FrameRecord]) -> float:
+    """Median seconds between two frames; NaN where there are not two that follow each other."""
+    steps = np.diff(np.array([frame.stamp for frame in frames], np.int64))
+    return 1e-9 * _median(steps[steps > 0])
+
+
+def _medians(per_frame: Mapping[str, np.ndarray]) -> dict[str, Number]:
+    apart = ("tracks", "new", "reidentified", "ended", "track_age", "sharpness", "brightness")
+    inliers, model = per_frame["inliers"], per_frame["model"]
+    verified = model[model > 0]
+    return {
+        "homography_share": float((verified == GeometryModel.HOMOGRAPHY).mean()) if len(verified) else None,
+        **{name: _median(per_frame[name]) for name in MEASURED if name not in apart},
+        "inliers_p5": _percentile(inliers, 5),
+        "inlier_ratio_p5": _percentile(per_frame["inlier_ratio"], 5),
+        "weak_frames": int((inliers < WEAK_INLIERS).sum()) if np.isfinite(inliers).any() else None,
+    }
+
+
+def _track_figures(lengths: np.ndarray, lived: Survival, per_frame: Mapping[str, np.ndarray]) -> dict[str, Number]:
+    if not np.isfinite(per_frame["tracks"]).any():
+        return {}
+    followed = lengths[2:]
+    half_life = lived.half_life
+    return {
+        "tracks": int(lengths.sum()),
+        "track_length": float(followed @ np.arange(2, len(lengths)) / followed.sum()) if followed.sum() else None,
+        "track_half_life": half_life,
+        "track_half_life_s": None if half_life is None else half_life * lived.interval,
+        "alive_1s": lived.after(1.0),
+        "reidentified": int(np.nansum(per_frame["reidentified"])),
+    }
+
+
+def _trajectory_figures(odometry: Any, scores: Any) -> dict[str, Number]:
+    found: dict[str, Number] = {}
+    if odometry is not None:
+        found |= {"lost": int((~odometry.tracked).sum()), "initialisations": int(odometry.initialisations)}
+    if scores is not None:
+        found |= {name: getattr(scores, name) for name in ("ate_m", "rpe_m", "rpe_deg")}
+    return found
+
+
+def _timing_figures(per_frame: Mapping[str, np.ndarray]) -> dict[str, Number]:
+    if "ms_total" not in per_frame:
+        return {}
+    total = per_frame["ms_total"]
+    mean = float(np.nanmean(total)) if np.isfinite(total).any() else np.nan
+    return {
+        **{name: _median(per_frame.get(name, ())) for name in ("ms_total", "ms_network", "ms_overhead")},
+        "ms_total_p95": _percentile(total, 95),
+        "fps": 1000 / mean if mean > 0 else None,
+    }
+
+
+def _distribution(values: np.ndarray) -> dict[str, float | None]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return dict.fromkeys(("mean", "median", "p5", "p95", "p99"))
+    figures = np.percentile(finite, (50, 5, 95, 99))
+    return dict(zip(("mean", "median", "p5", "p95", "p99"), map(_digits, (finite.mean(), *figures)), strict=True))
+
+
+def _median(values: Any) -> float:
+    return _percentile(values, 50)
+
+
+def _percentile(values: Any, share: float) -> float:
+    """Of the finite values; NaN where there are none."""
+    array = np.asarray(values, np.float64)
+    finite = array[np.isfinite(array)]
+    return float(np.percentile(finite, share)) if len(finite) else float("nan")
+
+
+def _digits(value: float) -> float | None:
+    """Rounded to six digits; None where it is not finite."""
+    return float(f"{value:.6g}") if np.isfinite(value) else None
+
+
+def _tidy(value: Number) -> Number:
+    return _digits(value) if isinstance(value, float) else value
+
+
+# -- file --------------------------------------------------------------------------------------------------------------
+
+
+def write_metrics(folder: Path, metrics: Metrics) -> Path:
+    """``metrics.json``: the summary, distributions, frames and tracks; all that differs between two equal runs is under
+    "timings". Raises ScfeatError where it cannot be written."""
+    tables = {
+        "summary": metrics.summary,
+        "distributions": metrics.distributions,
+        "per_frame": _lists(metrics.per_frame),
+    }
+    lived = metrics.survival
+    content = {
+        "format": FORMAT,
+        **{key: {k: v for k, v in table.items() if not is_timed(k)} for key, table in tables.items()},
+        "tracks": {"lengths": metrics.lengths.tolist(), "survival": _survival_content(lived)},
+        "resets": {str(index): reason for index, reason in metrics.resets.items()},
+        "timings": {key: {k: v for k, v in table.items() if is_timed(k)} for key, table in tables.items()},
+    }
+    path = folder / FILE
+    with replaced(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _lists(per_frame: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
+    return {name: [_digits(value) for value in values.tolist()] for name, values in per_frame.items()}
+
+
+def _survival_content(lived: Survival) -> dict[str, Any]:
+    return {
+        "frames": lived.frames.tolist(),
+        "share": [_digits(value) for value in lived.share],
+        "at_risk": lived.at_risk.tolist(),
+        "interval_s": _digits(lived.interval),
+    }
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """What :func:`write_metrics` wrote into a folder. Raises DataError where there is nothing that can be read."""
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _read(content)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"expected the metrics of a replay at {path}, found no file; give a folder that `scfeat replay --out` wrote"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"expected the metrics of a replay in {path}, found {error!r}: damaged, or written by another version; "
+            "replay the bag again"
+        ) from error
+
+
+def _read(content: Mapping[str, Any]) -> Metrics:
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']}, not {FORMAT}")
+    timed, tracks = content["timings"], content["tracks"]
+    curve = tracks["survival"]
+    merged = {key: {**content[key], **timed[key]} for key in ("summary", "distributions", "per_frame")}
+    interval = float("nan") if curve["interval_s"] is None else float(curve["interval_s"])
+    return Metrics(
+        merged["summary"],
+        merged["distributions"],
+        {name: np.array(values, np.float64) for name, values in merged["per_frame"].items()},
+        np.array(tracks["lengths"], np.int64),
+        Survival(
+            np.array(curve["frames"], np.int64),
+            np.array(curve["share"], np.float64),
+            np.array(curve["at_risk"], np.int64),
+            interval,
+        ),
+        {int(index): reason for index, reason in content["resets"].items()},
+    )

@@ -1,0 +1,116 @@
+"""What ground truth says about the frames of a replay: true motion between them, errors of matches, repeatability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scfeat_core.evaluation.metrics import distance_to_nearest, symmetric_epipolar_distance
+from scfeat_core.geometry import essential_from_pose, undistort_points, warp_points
+from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
+from scfeat_core.tracking import turn
+from scfeat_core.types import Camera
+
+OFF = 3.0  # pixels from the true epipolar line: beyond the noise of a keypoint in both images
+STILL = 0.01  # metres: a camera that moved less has no epipolar lines that its ground truth could tell
+TURNED_ONLY = 0.001  # metres: with a focal length of 500 pixels, half a pixel of parallax at a metre
+REPEATED = 3.0  # pixels, the threshold of the repeatability
+_INTERPOLATED = 50_000_000  # ns between two true poses, in which even a hand turns a few degrees only
+_NEAREST = 10_000_000  # ns from the one true pose that is near, where there is no other on the far side
+
+
+def poses_at(truth: GroundTruth, stamps: np.ndarray) -> np.ndarray:
+    """True poses (N, 4, 4) at some stamps (N,) int64, nanoseconds; NaN where they are not known.
+
+    Interpolated between two poses that are at most 50 ms apart; else that of the nearest stamp, within 10 ms.
+    Rotations are interpolated along the chord and brought back to SO(3), which for small angles is the great circle.
+    """
+    if len(truth.stamps) == 0:
+        return np.full((len(stamps), 4, 4), np.nan)
+    after = np.searchsorted(truth.stamps, stamps).clip(0, len(truth.stamps) - 1)
+    before = np.where((after > 0) & (truth.stamps[after] > stamps), after - 1, after)
+    ahead, behind = truth.stamps[after] - stamps, stamps - truth.stamps[before]
+    between = (ahead > 0) & (behind >= 0) & (ahead + behind <= _INTERPOLATED)
+    nearest = np.where(abs(ahead) < abs(behind), after, before)
+    poses = truth.poses[nearest].astype(np.float64)
+    poses[~between & (abs(truth.stamps[nearest] - stamps) > _NEAREST)] = np.nan
+    share = behind[between] / (ahead + behind)[between]
+    poses[between] = _blended(truth.poses[before[between]], truth.poses[after[between]], share)
+    return poses
+
+
+def _blended(poses0: np.ndarray, poses1: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Poses (N, 4, 4) on the way from poses0 to poses1, at some share of it (N,)."""
+    mixed = poses0 + share[:, None, None] * (poses1 - poses0)
+    u, _, vt = np.linalg.svd(mixed[:, :3, :3])
+    mixed[:, :3, :3] = u @ vt
+    return mixed
+
+
+def motions(recording: Recording) -> np.ndarray:
+    """True T_1_0 (F, 4, 4) from the frame that each was matched to: takes points of that camera to this one. NaN where
+    it is not known."""
+    frames, truth = recording.frames, recording.truth
+    found = np.full((len(frames), 4, 4), np.nan)
+    paired = np.array([place for place, frame in enumerate(frames) if frame.pair is not None], np.int64)
+    if truth is None or not len(paired):
+        return found
+    stamps = np.array([(f.pair.stamp0, f.stamp) for f in frames if f.pair is not None], np.int64)
+    poses0, poses1 = poses_at(truth, stamps[:, 0]), poses_at(truth, stamps[:, 1])
+    known = np.isfinite(poses0).all((1, 2)) & np.isfinite(poses1).all((1, 2))
+    found[paired[known]] = np.linalg.inv(poses1[known]) @ poses0[known]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Rays:
+    """Undistorted rays (M, 2) of matched points, z = 1, of a camera; focal: its mean focal length, pixels."""
+
+    rays0: np.ndarray
+    rays1: np.ndarray
+    camera: Camera
+    focal: float
+
+    @classmethod
+    def of(cls, points0: np.ndarray, points1: np.ndarray, camera: Camera) -> Rays:
+        """points0, points1: (M, 2) pixels, parallel."""
+        rays = undistort_points(np.concatenate((points0, points1)), camera)
+        return cls(rays[: len(points0)], rays[len(points0) :], camera, float(camera.K[0, 0] + camera.K[1, 1]) / 2)
+
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """K times the rays, (M, 2) each: what the homographies of a calibrated camera act on."""
+        return warp_points(self.rays0, self.camera.K), warp_points(self.rays1, self.camera.K)
+
+    def epipolar_distance(self, essential: np.ndarray) -> np.ndarray:
+        """(M,) pixels, the mean of those in both views."""
+        return self.focal * symmetric_epipolar_distance(self.rays0, self.rays1, essential)
+
+
+def true_distance(rays: Rays, motion: np.ndarray) -> np.ndarray | None:
+    """Pixels (K,) of the points from their epipolar lines under the true motion (4, 4), T_1_0; of those that can be
+    undistorted. None where the camera did not move enough to have any."""
+    if not np.linalg.norm(motion[:3, 3]) >= STILL:
+        return None
+    distance = rays.epipolar_distance(essential_from_pose(motion[:3, :3], motion[:3, 3]))
+    return distance[np.isfinite(distance)]
+
+
+def repeatability(frame0: FrameRecord, frame1: FrameRecord, camera: Camera, motion: np.ndarray) -> float:
+    """Share of the keypoints of both frames that have one of the other within 3 pixels of where the true turn of the
+    camera takes them, among those that stay in view.
+
+    NaN where the camera moved by more than a millimetre: where its points are in the other frame is their depth's
+    doing then, and nobody has measured that. motion: (4, 4), T_1_0.
+    """
+    if not np.linalg.norm(motion[:3, 3]) <= TURNED_ONLY or frame0.image_size != frame1.image_size:
+        return float("nan")
+    there = turn(undistort_points(frame0.keypoints, camera), motion[:3, :3], camera)
+    back = turn(undistort_points(frame1.keypoints, camera), motion[:3, :3].T, camera)
+    nearest = np.concatenate(
+        (
+            distance_to_nearest(there, frame1.keypoints, frame1.image_size),
+            distance_to_nearest(back, frame0.keypoints, frame0.image_size),
+        )
+    )
+    return float((nearest <= REPEATED).mean()) if len(nearest) else float("nan")
