@@ -36,10 +36,10 @@ def extract_with_ray(
     some. A Ray that is connected is used, else RAY_ADDRESS, else one is started on this machine for the time of the
     call. Raises ScfeatError where Ray is not installed, DeviceError where a GPU is wanted and there is none.
     """
-    ray = _require_ray()
+    ray = require_ray()
     if not files:
         return
-    with _connected(ray, workers):
+    with connected(ray, workers):
         device = _device(settings.device, ray.cluster_resources().get("GPU", 0) > 0)
         block = max(1, min(BLOCK_IMAGES, math.ceil(len(files) / (workers * _BLOCKS_EACH))))
         blocks = math.ceil(len(files) / block)
@@ -110,7 +110,8 @@ class _Actor:
         }
 
 
-def _require_ray() -> Any:
+def require_ray() -> Any:
+    """The module ray, with ray.data. Raises ScfeatError with the fix where it is not installed."""
     try:
         import ray
         import ray.data
@@ -120,15 +121,23 @@ def _require_ray() -> Any:
 
 
 @contextlib.contextmanager
-def _connected(ray: Any, workers: int) -> Iterator[None]:
+def connected(ray: Any, workers: int, address: str | None = None) -> Iterator[None]:
+    """A Ray that is connected, else that at ``address``, else at RAY_ADDRESS, else one of this machine for the time.
+
+    Raises ScfeatError where there is none at the address.
+    """
     if ray.is_initialized():
         yield
         return
-    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(workers, os.cpu_count() or 1)}
+    address = address or os.environ.get("RAY_ADDRESS")
+    place = {"address": address} if address else {"num_cpus": max(workers, os.cpu_count() or 1)}
     # Its own bar and, without a terminal, a block of lines every few seconds would bury ours.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, **local)
+    try:
+        ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False, **place)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ScfeatError(f"expected a Ray cluster at {address or 'this machine'}, found: {error}") from error
     try:
         yield
     finally:
