@@ -11,19 +11,20 @@ import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 
 from scfeat_core import matching, stereo
+from scfeat_core.columns import Columns, Table, to_columns
 from scfeat_core.config import Range, check_config, load_config
 from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, StaleImageError
 from scfeat_core.extraction import Extractor, Precision
 from scfeat_core.geometry import check_camera, undistort_points
 from scfeat_core.inertial import check_rotation
 from scfeat_core.quality import assess, has_contrast, reduce
-from scfeat_core.tracking import Links, Motion, TrackManager, View, predict, turn
+from scfeat_core.tracking import Links, Motion, TrackManager, TracksState, View, predict, turn
 from scfeat_core.two_view import MINIMUM_MATCHES, ModelChoice, verify
 from scfeat_core.types import (
     Array,
@@ -157,15 +158,60 @@ class _Correspondence:
         return len(self.matches) if self.geometry is None else self.geometry.num_inliers
 
 
+@dataclass(frozen=True, eq=False)
+class _CameraState:
+    """All that a camera leaves behind, for :meth:`Frontend.snapshot`; the previous frame without its tensors."""
+
+    camera: str
+    count: int
+    sequence: int
+    stamp: int
+    features: Features | None
+    calibration: Camera | None
+    rays: np.ndarray | None
+    motion: Motion | None
+    tracks: TracksState | None
+
+
+class FeatureExtractor(Protocol):
+    """What the front end needs of an :class:`Extractor`; another one takes its place with other features.
+
+    Descriptors have unit rows, and the higher their dot product, the more alike they are. timings: milliseconds of the
+    last call by stage: preprocess, network, select.
+    """
+
+    device: torch.device
+    timings: dict[str, float]
+
+    @property
+    def descriptor_space(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def update(self, **options: Any) -> None: ...
+
+    def extract_batch(
+        self,
+        images: Sequence[Array],
+        masks: Sequence[Array | None] | None = None,
+        max_keypoints: Sequence[int] | None = None,
+        *,
+        score_maps: bool | Sequence[bool] = False,
+        to_numpy: bool = True,
+    ) -> list[Features]: ...
+
+
 class Frontend:
     """Features, matches, two-view geometry and tracks of image streams, any number of cameras.
 
-    To be used by one thread at a time, whichever it is. Raises WeightsError, DeviceError, ConfigError.
+    To be used by one thread at a time, whichever it is. extractor: what finds the features instead of the network; the
+    weights, device and precision of the configuration are not used then. Raises WeightsError, DeviceError, ConfigError.
     """
 
-    def __init__(self, config: FrontendConfig | None = None) -> None:
+    def __init__(self, config: FrontendConfig | None = None, extractor: FeatureExtractor | None = None) -> None:
         self.config = config = FrontendConfig() if config is None else config
-        self.extractor = Extractor(
+        self.extractor: FeatureExtractor = extractor or Extractor(
             config.weights, config.device, precision=config.precision, **_extraction_options(config)
         )
         self._previous: dict[str, _Frame] = {}
@@ -198,6 +244,38 @@ class Frontend:
         """
         for name in list(self._previous) if camera is None else [camera]:
             self._previous.pop(name, None)
+
+    def snapshot(self) -> Columns:
+        """All that later frames depend on, as plain arrays (columns.py): what :meth:`restore` takes."""
+        cameras = sorted({*self._previous, *self._tracks, *self._counts})
+        return to_columns(_CameraState, [self._state(camera) for camera in cameras])
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from where a front end of the same configuration was at its :meth:`snapshot`: results are the same.
+
+        Raises DataError for what is no such state, and FeatureError where the descriptors are of another space; both
+        leave everything as it was.
+        """
+        states: list[_CameraState] = list(Table(_CameraState, state))
+        spaces = {each.features.descriptor_space for each in states if each.features is not None}
+        if spaces - {self.extractor.descriptor_space}:
+            raise FeatureError(
+                f"expected the state of a front end with descriptors of '{self.extractor.descriptor_space}', found one "
+                f"of {', '.join(sorted(spaces))}: go on with the same weights"
+            )
+        device = self.extractor.device
+        self._counts = {each.camera: each.count for each in states}
+        self._previous = {each.camera: frame for each in states if (frame := _restored(each, device)) is not None}
+        self._tracks = {each.camera: TrackManager(each.tracks, device) for each in states if each.tracks is not None}
+
+    def _state(self, camera: str) -> _CameraState:
+        count, frame, tracks = self._counts.get(camera, 0), self._previous.get(camera), self._tracks.get(camera)
+        state = None if tracks is None else tracks.state()
+        if frame is None:
+            return _CameraState(camera, count, -1, 0, None, None, None, None, state)
+        features = replace(frame.features, score_map=None)
+        kept = (features, frame.calibration, frame.rays, frame.motion, state)
+        return _CameraState(camera, count, frame.sequence, frame.stamp, *kept)
 
     def close(self) -> None:
         """Give the memory on the device back, to other processes, too. Nothing can be processed after that."""
@@ -499,6 +577,17 @@ def _frame(sequence: int, given: FrameInput, on_device: Features, features: Feat
         rays = undistort_points(features.keypoints, given.calibration)
     kept = replace(on_device, score_map=None)
     return _Frame(sequence, given.stamp, kept, features, given.calibration, rays)
+
+
+def _restored(state: _CameraState, device: torch.device) -> _Frame | None:
+    """The previous frame of a camera, with its tensors on the device again."""
+    features = state.features
+    if features is None:
+        return None
+    names = ("keypoints", "scores", "descriptors")
+    tensors: dict[str, Any] = {name: torch.from_numpy(getattr(features, name)).to(device) for name in names}
+    on_device = replace(features, **tensors)
+    return _Frame(state.sequence, state.stamp, on_device, features, state.calibration, state.rays, state.motion)
 
 
 def _no_features(features: Features) -> Features:

@@ -144,6 +144,16 @@ class _Pool:
     descriptors: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class TracksState:
+    """All that a TrackManager remembers. next_id: of the next new track. ended: (E,) int64, ids still to be told."""
+
+    next_id: int
+    epoch: int
+    ended: np.ndarray
+    pool: _Pool | None
+
+
 class TrackManager:
     """The tracks of one camera. Every feature belongs to one: that of the point it continues, or a new one.
 
@@ -151,11 +161,17 @@ class TrackManager:
     new tracks a frame and 30 Hz), all tracks end, ids begin again and ``Tracks.epoch`` grows.
     """
 
-    def __init__(self) -> None:
-        self._next = 1
-        self._epoch = 0
-        self._pool: _Pool | None = None
-        self._ended = np.zeros(0, np.int64)  # tracks that a reset has ended, for the next frame to say so
+    def __init__(self, state: TracksState | None = None, device: torch.device | str = "cpu") -> None:
+        """state: of another one, to go on from there; with descriptors of any kind, which go to the device."""
+        state = TracksState(1, 0, np.zeros(0, np.int64), None) if state is None else state
+        self._next = state.next_id
+        self._epoch = state.epoch
+        self._pool = None if state.pool is None else _on_device(state.pool, device)
+        self._ended = state.ended  # tracks that a reset has ended, for the next frame to say so
+
+    def state(self) -> TracksState:
+        """All that it remembers now; not changed by what comes."""
+        return TracksState(self._next, self._epoch, self._ended, self._pool)
 
     def reset(self) -> None:
         """All tracks end; the next frame says so."""
@@ -187,6 +203,10 @@ class TrackManager:
         """Begin anew where there are not enough ids left for so many tracks."""
         if self._next + count > _IDS:
             self._next, self._epoch, self._pool, self._ended = 1, self._epoch + 1, None, np.zeros(0, np.int64)
+
+
+def _on_device(pool: _Pool, device: torch.device | str) -> _Pool:
+    return replace(pool, descriptors=torch.as_tensor(pool.descriptors).to(device))
 
 
 def _nothing(view: View) -> _Pool:
