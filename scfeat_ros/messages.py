@@ -17,13 +17,10 @@ from scfeat.msg import Features as FeaturesMessage
 from scfeat.msg import Matches as MatchesMessage
 from scfeat.msg import Tracks as TracksMessage
 from scfeat.msg import TwoViewGeometry as GeometryMessage
-from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from scfeat_core.errors import CalibrationError, ConfigError, DataError
-from scfeat_core.geometry import check_camera
+from scfeat_core.errors import ConfigError, DataError
 from scfeat_core.types import (
-    Camera,
     Features,
     FrameResult,
     GeometryModel,
@@ -188,69 +185,6 @@ def geometry_from_message(message: GeometryMessage, inliers: Any) -> TwoViewGeom
     matrix = np.array(message.matrix, np.float64).reshape(3, 3)
     mask = _unpack(inliers, np.uint8).astype(bool)
     return TwoViewGeometry(_member(GeometryModel, message.model), matrix, mask, message.threshold)
-
-
-def camera_from_message(message: CameraInfo, image_size: tuple[int, int], rectified: bool = False) -> Camera:
-    """The intrinsics of a camera: K and D, or for rectified images P and no distortion.
-
-    R and P go with them, for stereo; R of rectified images is the identity. Both are None where R or P is all zeros,
-    as drivers of single cameras leave them. image_size: (width, height) of the images that it is meant for.
-
-    K and P of the message are those of the full resolution. Where the image is what the message's region of interest
-    and binning leave of it, they are shifted and scaled to its pixels; a binned pixel has its centre in the middle of
-    those that it combines, and what is left over at the edge belongs to no pixel.
-
-    Raises CalibrationError where the camera is not calibrated (zeros, by the convention of sensor_msgs), where a value
-    is not finite, or where the size is another one.
-    """
-    window = _window(message, image_size)
-    rotation, projection = np.array(message.r, np.float64).reshape(3, 3), np.array(message.p, np.float64).reshape(3, 4)
-    if rectified:
-        intrinsics, distortion, model, rotation = projection[:, :3], np.zeros(0), "plumb_bob", np.eye(3)
-    else:
-        intrinsics = np.array(message.k, np.float64).reshape(3, 3)
-        distortion, model = np.array(message.d, np.float64), message.distortion_model
-    if window is not None:
-        intrinsics, projection = window @ intrinsics, window @ projection
-    stereo = (rotation, projection) if rotation.any() and projection.any() else (None, None)
-    camera = Camera(intrinsics, distortion, image_size, model, *stereo)
-    check_camera(camera)
-    return camera
-
-
-def _window(message: CameraInfo, image_size: tuple[int, int]) -> np.ndarray | None:
-    """(3, 3) float64: pixels of the full resolution to those of an image of (width, height); None for the same ones.
-
-    The region of interest is in pixels of the full resolution (sensor_msgs/CameraInfo), and is cut out first. Raises
-    CalibrationError where that and binning do not give an image of this size.
-    """
-    full, roi = (message.width, message.height), message.roi
-    if full in (image_size, (0, 0)):
-        return None
-    cut = roi.width > 0 and roi.height > 0
-    offset, size = ((roi.x_offset, roi.y_offset), (roi.width, roi.height)) if cut else ((0, 0), full)
-    binning = (max(message.binning_x, 1), max(message.binning_y, 1))
-    result = (size[0] // binning[0], size[1] // binning[1])
-    if result != image_size:
-        steps = f" with roi {_by(size)} and binning {_by(binning)}, which gives {_by(result)}"
-        raise CalibrationError(
-            f"expected the calibration of images of {_by(image_size)}, found one for {_by(full)}"
-            f"{steps if result != full else ''}: remap "
-            "camera_info to the topic that belongs to the image"
-        )
-    if offset[0] + size[0] > full[0] or offset[1] + size[1] > full[1]:
-        raise CalibrationError(
-            f"expected a region of interest within {_by(full)}, found {_by(size)} at {offset}, which reaches beyond "
-            "it: mend roi in the CameraInfo of the driver"
-        )
-    (x, y), (by_x, by_y) = offset, binning
-    return np.array(
-        [[1 / by_x, 0, (0.5 - x) / by_x - 0.5], [0, 1 / by_y, (0.5 - y) / by_y - 0.5], [0, 0, 1]], np.float64
-    )
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def nanoseconds(stamp: Time) -> int:

@@ -13,17 +13,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 from rclpy.clock import Clock
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import Image
 
-from scfeat_core.errors import CalibrationError, ImageError, ScfeatError, StaleImageError
+from scfeat_core.errors import ImageError, ScfeatError, StaleImageError
 from scfeat_core.frontend import Frontend
 from scfeat_core.inertial import GyroBuffer
-from scfeat_core.types import Camera, FrameInput, FrameResult
+from scfeat_core.types import FrameInput, FrameResult
 
+from .calibration import Calibrations
 from .health import FrameHealth, Repeats, frame_health
 from .images import compressed_to_array, image_to_array
 from .inputs import Frame, Masks, read_mask
-from .messages import camera_from_message, features_to_message, matches_to_message, tracks_to_message
+from .messages import features_to_message, matches_to_message, tracks_to_message
 from .parameters import NodeParameters
 from .pictures import Pictures, foxglove_module, wants_scores
 
@@ -87,6 +88,7 @@ class Channel:
         self.newest: int | None = None
         self.pictures = Pictures(())
         self.masks = Masks(mask, lambda text: self.complain(text))
+        self.calibrations = Calibrations(lambda text: self.complain(text))
         self._log = complain
         self._drawn = 0.0  # time.perf_counter(), when the debug image was published
         self.reset()
@@ -95,9 +97,7 @@ class Channel:
         """The next frame has no predecessor, and its calibration is read anew."""
         self.newest = None
         self.frame_id = ""  # of the newest processed frame
-        self._calibrated: tuple[CameraInfo, tuple[int, int]] | None = None  # what the calibration was made of
-        self._calibration: Camera | None = None
-        self._refused = ""  # why that could not be used
+        self.calibrations.reset()
         self.pictures.reset()
 
     def wants(self, settings: NodeParameters, assess: bool) -> Wants:
@@ -114,26 +114,10 @@ class Channel:
         """The pictures have just been published."""
         self._drawn = time.perf_counter()
 
-    def calibrate(self, message: CameraInfo | None, image_size: tuple[int, int], rectified: bool) -> Camera | None:
-        """The calibration; None, with a complaint, where it cannot be used: the image can be, all the same."""
-        if message is None:
-            return None
-        if self._calibrated is not None and message is self._calibrated[0] and image_size == self._calibrated[1]:
-            return self._calibration
-        self._calibrated = message, image_size
-        try:
-            self._calibration = camera_from_message(message, image_size, rectified)
-            self._refused = ""
-        except CalibrationError as error:
-            self._calibration = None
-            self._refused = f"camera_info not used: {error}"
-            self.complain(self._refused)
-        return self._calibration
-
     @property
     def ignored(self) -> tuple[str, ...]:
         """Why the calibration or the mask of the newest frame, which were there, were not used."""
-        return tuple(text for text in (self._refused, self.masks.refused) if text)
+        return tuple(text for text in (self.calibrations.refused, self.masks.refused) if text)
 
     def complain(self, text: str, kind: str | None = None) -> None:
         self.last_error = text
@@ -286,7 +270,7 @@ class Pipeline:
             pixels,
             frame.stamp,
             frame.camera,
-            channel.calibrate(frame.camera_info, size, self._settings.rectified),
+            channel.calibrations(frame.camera_info, size, self._settings.rectified),
             channel.masks(frame.mask, size),
             self._rotation(channel, frame.stamp),
             match=wants.match,

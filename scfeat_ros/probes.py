@@ -287,7 +287,7 @@ def _describe(node: Any, message: Any, kind: str) -> Iterator[Fact]:
 
 def _calibration(info: Any, image: Any, kind: str) -> Iterator[Fact]:
     from scfeat_core.errors import CalibrationError
-    from scfeat_ros.messages import camera_from_message
+    from scfeat_ros.calibration import camera_from_message
 
     size = (image.width, image.height) if kind == "Image" else (info.width, info.height)
     try:

@@ -34,6 +34,7 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from scfeat_ros import messages
+from scfeat_ros.calibration import camera_from_message
 
 STAMP = 1_720_000_000_123_456_789
 # CDR that another implementation (rosbags) wrote from the .msg files; the content is in the test that reads them.
@@ -317,13 +318,13 @@ def calibration(**changes: object) -> CameraInfo:
 
 
 def test_camera_info_raw_and_rectified() -> None:
-    camera = messages.camera_from_message(calibration(), (640, 480))
+    camera = camera_from_message(calibration(), (640, 480))
     np.testing.assert_array_equal(camera.K, [[400, 0, 320], [0, 410, 240], [0, 0, 1]])
     np.testing.assert_array_equal(camera.D, [0.1, -0.2, 0, 0, 0])
     assert camera.size == (640, 480) and camera.distortion_model == "plumb_bob"
     np.testing.assert_array_equal(camera.R, [[0, -1, 0], [1, 0, 0], [0, 0, 1]])
     np.testing.assert_array_equal(camera.P, [[390, 0, 315, -40], [0, 395, 235, 0], [0, 0, 1, 0]])
-    rectified = messages.camera_from_message(calibration(), (640, 480), rectified=True)
+    rectified = camera_from_message(calibration(), (640, 480), rectified=True)
     np.testing.assert_array_equal(rectified.K, [[390, 0, 315], [0, 395, 235], [0, 0, 1]])
     assert not rectified.D.any()
     np.testing.assert_array_equal(rectified.R, np.eye(3))  # its rays are those of the rectified frame already
@@ -336,39 +337,39 @@ def test_a_window_of_the_sensor_shifts_the_calibration_and_binning_scales_it() -
     full = calibration()
     x, y, _ = np.reshape(full.k, (3, 3)) @ point / point[2]
     roi = RegionOfInterest(x_offset=100, y_offset=80, width=400, height=320)
-    window = messages.camera_from_message(calibration(roi=roi), (400, 320))
+    window = camera_from_message(calibration(roi=roi), (400, 320))
     np.testing.assert_allclose((window.K @ point / point[2])[:2], (x - 100, y - 80))
     np.testing.assert_allclose(window.P, [[390, 0, 215, -40], [0, 395, 155, 0], [0, 0, 1, 0]])
     assert window.size == (400, 320)
-    binned = messages.camera_from_message(calibration(roi=roi, binning_x=2, binning_y=4), (200, 80))
+    binned = camera_from_message(calibration(roi=roi, binning_x=2, binning_y=4), (200, 80))
     # Pixel 0 is the mean of pixels 0 and 1, its centre between theirs.
     expected = ((x - 100 + 0.5) / 2 - 0.5, (y - 80 + 0.5) / 4 - 0.5)
     np.testing.assert_allclose((binned.K @ point / point[2])[:2], expected)
     np.testing.assert_array_equal(binned.D, full.d)
     np.testing.assert_allclose(binned.P[:2, 3], (-20, 0))
-    rectified = messages.camera_from_message(calibration(roi=roi, binning_x=2, binning_y=4), (200, 80), rectified=True)
+    rectified = camera_from_message(calibration(roi=roi, binning_x=2, binning_y=4), (200, 80), rectified=True)
     np.testing.assert_allclose(rectified.K, binned.P[:, :3])
-    odd = messages.camera_from_message(calibration(binning_x=3), (213, 480))  # 640 / 3, the rest left out
+    odd = camera_from_message(calibration(binning_x=3), (213, 480))  # 640 / 3, the rest left out
     assert odd.K[0, 0] == pytest.approx(400 / 3) and odd.K[1, 1] == 410
-    whole = messages.camera_from_message(calibration(binning_x=1, binning_y=0), (640, 480))
+    whole = camera_from_message(calibration(binning_x=1, binning_y=0), (640, 480))
     np.testing.assert_array_equal(whole.K, np.reshape(full.k, (3, 3)))
 
 
 def test_a_window_that_does_not_give_the_image_is_explained() -> None:
     info = calibration(roi=RegionOfInterest(x_offset=100, width=400, height=320), binning_x=2, binning_y=2)
     with pytest.raises(CalibrationError) as error:
-        messages.camera_from_message(info, (320, 240))
+        camera_from_message(info, (320, 240))
     for word in ("images of 320x240", "found one for 640x480", "roi 400x320", "binning 2x2", "200x160"):
         assert word in str(error.value)
     outside = calibration(roi=RegionOfInterest(x_offset=600, width=400, height=320))
     with pytest.raises(CalibrationError, match="reaches beyond"):
-        messages.camera_from_message(outside, (400, 320))
+        camera_from_message(outside, (400, 320))
 
 
 @pytest.mark.parametrize("missing", ["r", "p"])
 def test_a_single_camera_without_rectification_has_neither_r_nor_p(missing: str) -> None:
     zeros = {"r": [0.0] * 9, "p": [0.0] * 12}
-    camera = messages.camera_from_message(calibration(**{missing: zeros[missing]}), (640, 480))
+    camera = camera_from_message(calibration(**{missing: zeros[missing]}), (640, 480))
     assert camera.R is None and camera.P is None and camera.K[0, 0] == 400
 
 
@@ -386,7 +387,7 @@ def test_a_single_camera_without_rectification_has_neither_r_nor_p(missing: str)
 )
 def test_an_unusable_camera_info_is_explained(changes: dict[str, object], word: str) -> None:
     with pytest.raises(CalibrationError, match=word):
-        messages.camera_from_message(calibration(**changes), (640, 480))
+        camera_from_message(calibration(**changes), (640, 480))
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
