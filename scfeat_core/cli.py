@@ -61,6 +61,11 @@ COMMANDS = {
         "make a rosbag2 of images, stamps, calibration and ground truth (TUM, EuRoC, KITTI, any folder)",
         "pip install 'scfeat-python[bags]'",
     ),
+    "reconstruct": Command(
+        "scfeat_core.reconstruction.command",
+        "write features and matches for hloc and COLMAP, and reconstruct the scene with pycolmap",
+        "pip install 'scfeat-python[reconstruct]'",
+    ),
     "match": Command("scfeat_core.commands.match", "match two images, verify the matches, draw them"),
     "evaluate": Command(
         "scfeat_core.evaluation.cli",
