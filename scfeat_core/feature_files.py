@@ -10,6 +10,7 @@ height), descriptor_space.
 HDF5: one group an image, called by its name (with ``/`` it is nested), with keypoints (N, 2) float32, scores (N,),
 descriptors (D, N), **transposed**, and image_size (width, height). Attributes: ``keypoints.uncertainty``, as hloc has
 it: one pixel of the image that the network saw, in pixels of the stored image; ``descriptor_space`` of the group.
+Descriptors are absent where there are none (D = 0), and stay uint8 where they are binary.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def is_complete_npz(path: Path) -> bool:
 
 
 def _stored_descriptors(features: Features, half: bool) -> np.ndarray:
+    if features.descriptors.dtype == np.uint8:  # binary
+        return features.descriptors
     return features.descriptors.astype(np.float16 if half else np.float32, copy=False)
 
 
@@ -128,17 +131,40 @@ def _write_group(stored: Any, name: str, features: Features, uncertainty: float,
     group = stored.create_group(name)
     group.create_dataset("keypoints", data=features.keypoints.astype(np.float32, copy=False))
     group.create_dataset("scores", data=features.scores.astype(np.float32, copy=False))
-    group.create_dataset("descriptors", data=np.ascontiguousarray(_stored_descriptors(features, half).T))
+    if features.descriptors.shape[1]:
+        group.create_dataset("descriptors", data=np.ascontiguousarray(_stored_descriptors(features, half).T))
     group.create_dataset("image_size", data=np.array(features.image_size))
     group["keypoints"].attrs["uncertainty"] = uncertainty
     group.attrs["descriptor_space"] = features.descriptor_space
 
 
-def h5_names(path: Path) -> list[str]:
-    """The names of the images in a file. Raises DataError where it is damaged."""
+def read_h5(stored: Any, name: str) -> Features:
+    """The features of an image in an open file. Raises DataError where it is not there, or not as we and hloc write."""
+    try:
+        group = stored[name]
+        keypoints = np.asarray(group["keypoints"], np.float32)
+        count = len(keypoints)
+        scores = np.asarray(group["scores"], np.float32) if "scores" in group else np.zeros(count, np.float32)
+        descriptors = np.asarray(group["descriptors"]).T if "descriptors" in group else np.zeros((count, 0), np.float32)
+        width, height = (int(x) for x in group["image_size"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"expected the features of '{name}' in {stored.filename}, found {error}") from error
+    if keypoints.shape != (count, 2) or len(scores) != count or descriptors.shape[:1] != (count,):
+        shapes = (keypoints.shape, scores.shape, descriptors.T.shape)
+        raise DataError(
+            f"expected keypoints (N, 2), scores (N,) and descriptors (D, N) of '{name}' in {stored.filename}, found "
+            f"{shapes}; extract it again"
+        )
+    kept = descriptors if descriptors.dtype == np.uint8 else descriptors.astype(np.float32)
+    space = str(group.attrs.get("descriptor_space", ""))
+    return Features(keypoints, scores, np.ascontiguousarray(kept), (width, height), space)
+
+
+def h5_names(path: Path, member: str = "keypoints") -> list[str]:
+    """The names of the images in a file: of the groups that have ``member``. Raises DataError where it is damaged."""
     names: list[str] = []
     with open_h5(path) as stored:
-        stored.visititems(lambda name, item: names.append(name) if "keypoints" in _members(item) else None)
+        stored.visititems(lambda name, item: names.append(name) if member in _members(item) else None)
     return names
 
 
@@ -146,15 +172,17 @@ def _members(item: Any) -> Any:
     return item if hasattr(item, "keys") else ()
 
 
-def merge_h5(path: Path, parts: Sequence[Path]) -> None:
+def merge_h5(path: Path, parts: Sequence[Path], member: str = "keypoints") -> None:
     """Put the groups of ``parts``, in order of their names, into the file ``path``, which is new or added to.
+
+    member: what each group has, see :func:`h5_names`.
 
     A name that occurs again is taken from the first file that has it. All or nothing: see :func:`replaced`.
     """
     h5py = require_h5py()
     with replaced(path) as scratch, h5py.File(scratch, "w") as merged:
         for source in [*([path] if path.exists() else []), *parts]:
-            names = h5_names(source)
+            names = h5_names(source, member)
             with open_h5(source) as stored:
                 for name in (name for name in names if name not in merged):
                     stored.copy(name, merged.require_group(name.rpartition("/")[0] or "/"), name.rpartition("/")[2])

@@ -197,7 +197,7 @@ def undistort_points(points: np.ndarray, camera: Camera) -> np.ndarray:
     pixels = np.ascontiguousarray(points, np.float64).reshape(-1, 1, 2)
     if len(pixels) == 0:
         return np.zeros((0, 2))
-    fisheye = _model_name(camera) in _FISHEYE_MODELS
+    fisheye = is_fisheye(camera)
     rays = _undistort_fisheye(pixels, camera) if fisheye else _undistort_pinhole(pixels, camera)
     # The iterations stop somewhere where there is nothing to find, and OpenCV bends wide angles back to 90 degrees.
     error = np.abs(_project(rays, camera, fisheye) - pixels).max(-1, keepdims=True)
@@ -224,7 +224,7 @@ def project_rays(rays: np.ndarray, camera: Camera) -> np.ndarray:
     if len(rays) == 0:
         return np.zeros((0, 2))
     rays = np.ascontiguousarray(rays, np.float64).reshape(-1, 1, 2)
-    return _project(rays, camera, _model_name(camera) in _FISHEYE_MODELS).reshape(-1, 2)
+    return _project(rays, camera, is_fisheye(camera)).reshape(-1, 2)
 
 
 def _project(rays: np.ndarray, camera: Camera, fisheye: bool) -> np.ndarray:
@@ -233,6 +233,11 @@ def _project(rays: np.ndarray, camera: Camera, fisheye: bool) -> np.ndarray:
     if fisheye:
         return cv2.fisheye.projectPoints(points, np.zeros(3), np.zeros(3), camera.K, camera.D[:4])[0].reshape(-1, 1, 2)
     return cv2.projectPoints(points, np.zeros(3), np.zeros(3), camera.K, camera.D)[0]
+
+
+def is_fisheye(camera: Camera) -> bool:
+    """Whether the camera has the distortion of Kannala and Brandt (equidistant)."""
+    return _model_name(camera) in _FISHEYE_MODELS
 
 
 def check_camera(camera: Camera) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def run_job(
     where the output holds features that were made otherwise, or cannot be written.
     """
     extractor = job.settings.create() if backend is None else _stand_in(job.settings)
-    _check_record(job, extractor, overwrite)
+    check_record(job.output.record, _record(job, extractor), overwrite)
     if overwrite:
         job.output.remove(job.files)
     missing = job.output.missing(job.files)
@@ -118,10 +118,8 @@ def _list_failures(output: Output, failures: Sequence[Outcome]) -> None:
 # -- record ------------------------------------------------------------------------------------------------------------
 
 
-def _check_record(job: Job, extractor: Extractor, overwrite: bool) -> None:
-    """Write how the features are made, or see that those which are there were made in the same way."""
-    made = _record(job, extractor)
-    path = job.output.record
+def check_record(path: Path, made: Mapping[str, Any], overwrite: bool) -> None:
+    """Write how something is made, or see that what is there was made in the same way; DataError where it was not."""
     if not overwrite and path.is_file() and (found := _read_record(path)) != made:
         differing = [key for key in made if found.get(key) != made[key]]
         changes = "; ".join(f"{key} was {found.get(key)!r} and is now {made[key]!r}" for key in differing)
