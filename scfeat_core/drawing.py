@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -69,6 +69,30 @@ def draw_matches(
     for chosen, colour in ((~good, OUTLIER), (good, INLIER)):
         _lines(canvas, keypoints0[chosen], ends[chosen], colour, thickness=1)
     return canvas
+
+
+def draw_verified(
+    image0: np.ndarray,
+    image1: np.ndarray,
+    keypoints0: np.ndarray,
+    keypoints1: np.ndarray,
+    inliers: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """As draw_matches, with all matches as dots, and lines only for some inliers that are spread over the image: those
+    of hundreds would hide it. Returns the picture and the number of lines.
+    """
+    dotted = [
+        draw_keypoints(draw_keypoints(image, points[~inliers], OUTLIER), points[inliers], INLIER)
+        for image, points in ((image0, keypoints0), (image1, keypoints1))
+    ]
+    lines = np.flatnonzero(inliers)[_spread(keypoints0[inliers], image0.shape)]
+    return draw_matches(dotted[0], dotted[1], keypoints0[lines], keypoints1[lines]), len(lines)
+
+
+def _spread(points: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Indices of points (N, 2), at most one in each cell of an 8 x 6 grid over an image of this shape."""
+    cells = (points / np.array([shape[1], shape[0]]) * np.array([8, 6])).astype(int).clip(0, (7, 5))
+    return np.unique(cells @ np.array([1, 8]), return_index=True)[1]
 
 
 class Tails:

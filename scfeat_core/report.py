@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from scfeat_core import charts
 from scfeat_core.errors import ScfeatError
 
 Number = int | float | None
@@ -133,36 +134,60 @@ def html_page(
 ) -> str:
     """One page without references to anything outside of it."""
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="summary">{html.escape(summary)}</p>']
-    parts += [_figure(picture) for picture in pictures]
+    parts += [figure(picture) for picture in pictures]
     if series:
         parts.append("<h2>Over the sequence</h2>")
-        parts.append('<div class="charts">' + "".join(_chart(s) for s in series) + "</div>")
+        parts.append('<div class="charts">' + "".join(charts.chart(_chart(s)) for s in series) + "</div>")
     parts += ["<h2>Figures</h2>", _table(figures)]
     if facts:
-        parts += ["<h2>How it was made</h2>", _facts(facts)]
+        parts += ["<h2>How it was made</h2>", facts_list(facts)]
+    return document(title, parts)
+
+
+def document(title: str, parts: Sequence[str], style: str = "", script: str = "") -> str:
+    """A page of these pieces of HTML that needs nothing but itself. style, script: what it has beside the usual."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        '<link rel="icon" href="data:,">\n'  # or the browser asks a server for one
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{charts.STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
+        + f"\n</main>\n<script>{charts.SCRIPT}{script}</script>\n</body>\n</html>\n"
     )
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """The bytes of a file, of a media type such as image/png, in the place of its address."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _chart(series: Series) -> charts.Chart:
+    median = _text(percentiles(series.values)["median"])
+    line = charts.Line(f"median {median} {series.unit}".strip(), np.arange(len(series.values)), series.values)
+    return charts.Chart(series.name, [line], "frame", series.unit)
 
 
 def _text(number: Number) -> str:
     return "–" if number is None else f"{number:g}" if isinstance(number, float) and abs(number) < 1e5 else str(number)
 
 
+def _line(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_line(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_line(item) for item in value) or "–"
+    return "–" if value is None or value == "" else str(value)
+
+
 def _words(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(encode(picture.image, ".jpg")).decode()
+def figure(picture: Picture) -> str:
+    """A picture with its caption below."""
     caption = html.escape(picture.caption)
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-    )
+    source = data_uri(encode(picture.image, ".jpg"), "image/jpeg")
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _table(figures: Figures) -> str:
@@ -175,63 +200,46 @@ def _table(figures: Figures) -> str:
         span = f' colspan="{3 - len(columns)}"' if len(columns) < 2 else ""
         numbers = "".join(f"<td{span}>{column}</td>" for column in columns)
         lines.append(f"<tr><th>{html.escape(name)}</th>{numbers}</tr>")
-    return "<table>" + "\n".join(lines) + "</table>"
+    return '<div class="scroll"><table>' + "\n".join(lines) + "</table></div>"
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def facts_list(facts: Mapping[str, Any]) -> str:
+    """Names and values; a mapping or a sequence as one line."""
     lines = []
     for key, value in facts.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        text = _line(value)
         lines.append(f"<dt>{html.escape(_words(key))}</dt><dd>{html.escape(text)}</dd>")
     return "<dl>" + "\n".join(lines) + "</dl>"
 
 
-def _chart(series: Series, width: int = 420, height: int = 110) -> str:
-    """A line over the frames; a gap where there is no value."""
-    values = np.asarray(series.values, np.float64)
-    finite = values[np.isfinite(values)]
-    top = float(finite.max()) * 1.05 if finite.size and finite.max() > 0 else 1.0
-    x = np.linspace(0, width, max(len(values), 2))
-    pieces: list[list[str]] = [[]]
-    for at, value in zip(x, values, strict=False):
-        if np.isfinite(value):
-            pieces[-1].append(f"{at:.1f},{height - value / top * height:.1f}")
-        elif pieces[-1]:
-            pieces.append([])
-    lines = "".join(f'<polyline points="{" ".join(piece)}"/>' for piece in pieces if len(piece) > 1)
-    label = html.escape(f"{series.name}: median {_text(percentiles(finite)['median'])} {series.unit}".strip())
-    limit = html.escape(f"{top:.{0 if top >= 100 else 2}f} {series.unit}".strip())
-    return (
-        f'<div class="chart"><div>{label}</div>'
-        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="{label}">{lines}</svg>'
-        f'<div class="axis"><span>0 – {limit}</span><span>{len(values)} frames</span>'
-        "</div></div>"
-    )
-
-
 _STYLE = """
-:root { color-scheme: light; --ink: #22262b; --soft: #69727d; --line: #e2e5e9; --accent: #12795a; }
+:root { color-scheme: light dark; --ink: #22262b; --soft: #69727d; --line: #e2e5e9; --accent: #12795a; --paper: #fff;
+  --ground: #f6f7f8; --good: #12795a; --watch: #a86400; --bad: #c62f3b;
+  --c0: #2468d6; --c1: #d9730d; --c2: #12795a; --c3: #8445c9; --c4: #c62f3b; --c5: #5b6571; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --soft: #98a2ad; --line: #33393f; --accent: #3fc296;
+  --paper: #191c1f; --ground: #101214; --good: #3fc296; --watch: #eda53f; --bad: #ff7480;
+  --c0: #73a9ff; --c1: #ff9f4a; --c2: #3fc296; --c3: #c195ff; --c4: #ff7480; --c5: #aab4be; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f8; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; background: #fff; min-height: 100vh; }
-h1 { font-size: 26px; margin: 0 0 4px; letter-spacing: -0.01em; }
-h2 { font-size: 17px; margin: 36px 0 10px; }
-.summary { color: var(--soft); margin: 0 0 20px; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 32px 28px 64px; background: var(--paper); min-height: 100vh; }
+@media (max-width: 600px) { main { padding: 20px 14px 40px; } }
+h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 44px 0 12px; }
+p { margin: 0 0 12px; }
+.summary, .about { color: var(--soft); }
+.summary { margin: 0 0 20px; }
 figure { margin: 0 0 20px; }
 figure img { width: 100%; display: block; border-radius: 6px; }
 figcaption { color: var(--soft); font-size: 13px; padding-top: 6px; }
-table { border-collapse: collapse; min-width: 460px; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 400; padding: 3px 32px 3px 0; }
-td { text-align: right; padding: 3px 0 3px 32px; white-space: nowrap; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 400; padding: 4px 28px 4px 0; }
+td { text-align: right; padding: 4px 0 4px 28px; white-space: nowrap; }
 tr { border-bottom: 1px solid var(--line); }
 tr.section { border: 0; }
 tr.section th { color: var(--accent); font-weight: 600; padding-top: 16px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 24px; }
-.chart { font-size: 13px; }
-.chart svg { width: 100%; height: 110px; display: block; background: #f6f7f8; border-radius: 4px; }
-.chart polyline { fill: none; stroke: var(--accent); stroke-width: 1.6; vector-effect: non-scaling-stroke; }
-.axis { display: flex; justify-content: space-between; color: var(--soft); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 24px; margin: 0; font-size: 14px; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 2px 24px; margin: 0; font-size: 14px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 600px) { dl { grid-template-columns: 1fr; } dd { padding-bottom: 6px; } }
 """

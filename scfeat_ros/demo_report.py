@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scfeat_core.drawing import INLIER, OUTLIER, draw_keypoints, draw_matches
+from scfeat_core.drawing import draw_verified
 from scfeat_core.errors import ScfeatError
 from scfeat_core.report import Figures, Picture, Series, encode, html_page, percentiles, rounded, write, write_json
 
@@ -195,27 +195,15 @@ def write_report(
 
 
 def _picture(sample: Sample) -> Picture:
-    """All matches as dots, lines for some that are spread over the image: hundreds of lines would hide it."""
     pair = sample.pair
     good = np.ones(len(pair.keypoints0), bool) if pair.inliers is None else pair.inliers
-    images = [
-        draw_keypoints(draw_keypoints(_eight_bit(image), points[~good], OUTLIER), points[good], INLIER)
-        for image, points in ((sample.image0, pair.keypoints0), (sample.image1, pair.keypoints1))
-    ]
-    lines = np.flatnonzero(good)[_spread(pair.keypoints0[good], sample.image0.shape)]
-    image = draw_matches(*images, pair.keypoints0[lines], pair.keypoints1[lines])
+    images = _eight_bit(sample.image0), _eight_bit(sample.image1)
+    image, lines = draw_verified(*images, pair.keypoints0, pair.keypoints1, good)
     count = "not verified" if pair.inliers is None else f"{int(good.sum())} of them verified (green)"
     seconds = (pair.stamp1 - pair.stamp0) / 1e9
     return Picture(
-        image,
-        f"{len(good)} matches between two images {seconds:.2f} s apart, {count}; lines join {len(lines)} of these",
+        image, f"{len(good)} matches between two images {seconds:.2f} s apart, {count}; lines join {lines} of these"
     )
-
-
-def _spread(points: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Indices of points (N, 2), at most one in each cell of an 8 x 6 grid over an image of this shape."""
-    cells = (points / np.array([shape[1], shape[0]]) * np.array([8, 6])).astype(int).clip(0, (7, 5))
-    return np.unique(cells @ np.array([1, 8]), return_index=True)[1]
 
 
 def _eight_bit(image: np.ndarray) -> np.ndarray:

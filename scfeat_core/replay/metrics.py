@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +54,12 @@ MEASURED = (
     "brightness",
 )
 _SUMS = ("ms_total", "ms_overhead")
-_NOT_OVERHEAD = ("decode", "network")
 _Row = dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """summary: a number or None for each of figures.SUMMARY_NAMES. distributions: column -> mean, median, p5, p95, p99.
+    """summary: a value or None for each of SUMMARY_NAMES. distributions: column -> count, mean, median, p5, …, p99.
 
     per_frame: column -> (F,) float64, one value for each record, dropped or not, NaN where there is none: LABELS
     (time_s: since the first image), MEASURED, and milliseconds, ``ms_<stage>`` and their sums. lengths: (L,) int64, how
@@ -84,6 +83,9 @@ def summarise(
     recording: Recording, odometry: Odometry | None = None, scores: TrajectoryScores | None = None
 ) -> Metrics:
     """All figures of a recording, with those of its trajectory where there is one, and truth to compare it with."""
+    recording = replace(
+        recording, frames=list(recording.frames)
+    )  # what is read from a folder makes them anew each time
     per_frame = {**_frame_columns(recording), **_timing_columns(recording.frames)}
     tracks = lives(recording.processed)
     lived = survival(tracks, _interval(recording.processed))
@@ -192,18 +194,28 @@ def _add_repeatability(rows: Sequence[_Row], recording: Recording, moved: np.nda
 
 
 def _timing_columns(frames: Sequence[FrameRecord]) -> dict[str, np.ndarray]:
-    """ms_<stage> of all stages, ms_total, and ms_overhead: all but decoding and the network."""
+    """ms_<stage> of all stages, ms_total, and ms_overhead: all but the network, and decoding or waiting for it.
+
+    Where the frames have no "total" of their own, nothing ran beside anything else, and it is the sum.
+    """
     stages = list(dict.fromkeys(stage for frame in frames for stage in frame.timings))
     columns = {stage: _column([frame.timings for frame in frames], stage) for stage in stages}
     if not columns:
         return {}
-    ran = np.array([not frame.dropped and bool(frame.timings) for frame in frames])
-    own = [values for stage, values in columns.items() if stage not in _NOT_OVERHEAD]
-    sums = {"total": list(columns.values()), "overhead": own}
-    totals = {
-        name: np.where(ran, np.nansum([np.zeros(len(frames)), *parts], 0), np.nan) for name, parts in sums.items()
+    if "total" not in columns:
+        columns["total"] = _sum(list(columns.values()))
+        foreign = ("network", "decode")
+    else:
+        foreign = ("network", "wait")
+    others = _sum([columns[stage] for stage in foreign if stage in columns] or [np.zeros(len(frames))])
+    return {f"ms_{stage}": values for stage, values in columns.items()} | {
+        "ms_overhead": np.maximum(columns["total"] - np.nan_to_num(others), 0.0)
     }
-    return {f"ms_{name}": values for name, values in (columns | totals).items()}
+
+
+def _sum(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Of those that are there, NaN where none is."""
+    return np.where(np.isfinite(columns).any(0), np.nansum(columns, 0), np.nan)
 
 
 # -- in all ------------------------------------------------------------------------------------------------------------
@@ -281,11 +293,12 @@ def _timing_figures(per_frame: Mapping[str, np.ndarray]) -> dict[str, Number]:
 
 
 def _distribution(values: np.ndarray) -> dict[str, float | None]:
+    names = ("mean", "median", "p5", "p95", "p99")
     finite = values[np.isfinite(values)]
     if not len(finite):
-        return dict.fromkeys(("mean", "median", "p5", "p95", "p99"))
-    figures = np.percentile(finite, (50, 5, 95, 99))
-    return dict(zip(("mean", "median", "p5", "p95", "p99"), map(_digits, (finite.mean(), *figures)), strict=True))
+        return {"count": 0, **dict.fromkeys(names)}
+    figures = (finite.mean(), *np.percentile(finite, (50, 5, 95, 99)))
+    return {"count": len(finite), **dict(zip(names, map(_digits, figures), strict=True))}
 
 
 def _median(values: Any) -> float:

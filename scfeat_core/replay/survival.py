@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from scfeat_core.replay.records import FrameRecord
-
-_EPOCH = 32  # bits of an id below those of its epoch
+from scfeat_core.types import Tracks
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,23 +57,56 @@ class Lives:
     count: int
 
 
-def lives(frames: Sequence[FrameRecord]) -> Lives:
-    """frames: the processed ones."""
-    tracks = [frame.tracks for frame in frames]
-    none = np.zeros(0, np.uint64)
-    seen = np.concatenate([none, *(_keys(t.ids, t.epoch) for t in tracks if t is not None)])
-    lost = np.concatenate([none, *(_keys(t.lost_ids, t.epoch) for t in tracks if t is not None)])
-    place = np.repeat(np.arange(len(tracks)), [0 if t is None else len(t) for t in tracks])
-    keys, first, inverse, counts = np.unique(seen, return_index=True, return_inverse=True, return_counts=True)
-    last = np.zeros(len(keys), np.int64)
-    np.maximum.at(last, inverse, place)
-    # The ids of an epoch that is over are all gone, though nobody has said so.
-    over = keys >> np.uint64(_EPOCH) < (keys >> np.uint64(_EPOCH)).max(initial=0)
-    return Lives(place[first], last, counts, np.isin(keys, lost) | over, len(frames))
+def lives(frames: Iterable[FrameRecord]) -> Lives:
+    """frames: the processed ones, each looked at once."""
+    epochs: dict[int, _Register] = {}
+    count = 0
+    for place, frame in enumerate(frames):
+        count = place + 1
+        if frame.tracks is not None:
+            epochs.setdefault(frame.tracks.epoch, _Register()).add(place, frame.tracks)
+    registers = [epochs[epoch] for epoch in sorted(epochs)] or [_Register()]
+    for register in registers[:-1]:  # an epoch that is over has no tracks, though nobody has said so
+        register.ended[:] = True
+    seen = [register.observations > 0 for register in registers]
+    columns = {
+        name: np.concatenate([getattr(register, name)[rows] for register, rows in zip(registers, seen, strict=True)])
+        for name in ("first", "last", "observations", "ended")
+    }
+    return Lives(**columns, count=count)
 
 
-def _keys(ids: np.ndarray, epoch: int) -> np.ndarray:
-    return ids.astype(np.uint64) + np.uint64(epoch << _EPOCH)
+class _Register:
+    """What is known of the tracks of an epoch so far, by their ids, which are given in turn: the first one is low."""
+
+    def __init__(self) -> None:
+        self.low = 0
+        self.first, self.last, self.observations = (np.zeros(0, np.int64) for _ in range(3))
+        self.ended = np.zeros(0, bool)
+
+    def add(self, place: int, tracks: Tracks) -> None:
+        ids, lost = tracks.ids.astype(np.int64), tracks.lost_ids.astype(np.int64)
+        if len(ids):
+            self._reserve(int(ids.min()), int(ids.max()) + 1)
+        rows = ids - self.low
+        self.first[rows] = np.where(self.observations[rows] == 0, place, self.first[rows])
+        self.last[rows] = place
+        self.observations[rows] += 1
+        self.ended[lost[(lost >= self.low) & (lost < self.low + len(self.ended))] - self.low] = True
+
+    def _reserve(self, low: int, high: int) -> None:
+        """Room for these ids; twice what is needed, as they grow."""
+        size = len(self.first)
+        low = low if size == 0 else min(low, self.low)
+        if size and low == self.low and high <= low + size:
+            return
+        room = 2 * max(high - low, size)
+        for name in ("first", "last", "observations", "ended"):
+            old = getattr(self, name)
+            new = np.zeros(room, old.dtype)
+            new[self.low - low if size else 0 :][:size] = old
+            setattr(self, name, new)
+        self.low = low
 
 
 def survival(found: Lives, interval: float) -> Survival:
