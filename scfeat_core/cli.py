@@ -50,6 +50,11 @@ COMMANDS = {
         "play a camera into the live ROS 2 node, report what comes out",
         "run `make setup`, or source a ROS 2 installation with scfeat in it and pip install 'scfeat-python[demo]'",
     ),
+    "replay": Command(
+        "scfeat_ros.replay.cli",
+        "run a bag through the pipeline of the node, and say how good it is",
+        "pip install 'scfeat-python[replay]'",
+    ),
     "doctor": Command("scfeat_ros.doctor", "check that what the node needs is there and works, and say what mends it"),
     "extract": Command(
         "scfeat_core.commands.extract",

@@ -158,10 +158,11 @@ def equalise(images: Tensor, clip_limit: float) -> Tensor:
     them within 8 bits, so that 12 bits in 16 lose none of the upper 8.
     """
     clahe = cv2.createCLAHE(clip_limit, CLAHE_TILES)
-    return torch.stack([torch.from_numpy(_equalised(_eight_bits(image), clahe)) for image in images.cpu()])
+    return torch.stack([torch.from_numpy(_equalised(eight_bits(image), clahe)) for image in images.cpu()])
 
 
-def _eight_bits(image: Tensor) -> np.ndarray:
+def eight_bits(image: Tensor) -> np.ndarray:
+    """One image (H, W, 1 or 3), uint8 or float32 in [0, 1], as uint8, dark ones brightened as ``equalise`` says."""
     if image.dtype == torch.uint8:
         return image.numpy()
     gain = 2.0 ** max(0, -int(np.ceil(np.log2(max(float(image.max()), 2**-8)))))

@@ -46,6 +46,18 @@ class Calibrations:
         return self._camera
 
 
+def rectified_camera(camera: Camera) -> Camera:
+    """The camera of the rectified images of this one. Raises CalibrationError where its P is not known."""
+    if camera.P is None:
+        raise CalibrationError(
+            "expected a calibration with a projection matrix P for rectified images, found one without: give the "
+            "CameraInfo of the rectified camera, or say rectified=false"
+        )
+    rectified = Camera(camera.P[:, :3], np.zeros(0), camera.size, "plumb_bob", np.eye(3), camera.P)
+    check_camera(rectified)
+    return rectified
+
+
 def camera_from_message(message: Any, image_size: tuple[int, int], rectified: bool = False) -> Camera:
     """The intrinsics of a camera: K and D, or for rectified images P and no distortion.
 

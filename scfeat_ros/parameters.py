@@ -16,12 +16,13 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
 import yaml
 
-from scfeat_core.config import Range, check_config, load_config, type_hints
+from scfeat_core.config import Range, check_config, load_config, read_mapping, type_hints
 from scfeat_core.errors import ConfigError, ScfeatError
 
 # What rclpy and launch put among the parameters of a node besides its own.
@@ -357,6 +358,49 @@ def load_parameters(overrides: Mapping[str, Any], where: str = "parameters") -> 
     table = {row.name: row for row in rows()}
     values = {name: table[name].from_ros(value) if name in table else value for name, value in own.items()}
     return load_config(NodeParameters, values, where)
+
+
+def read_parameters(path: str | Path, node: str = "scfeat") -> dict[str, Any]:
+    """What a ROS parameter file sets for the node of this name, as rcl reads it, for :func:`load_parameters`.
+
+    Sections count whose name is that of the node, in any namespace, or a wildcard; later ones win. Raises ConfigError
+    where the file has another layout, or nothing for the node.
+    """
+    sections = _sections(read_mapping(path))
+    if not sections:
+        raise ConfigError(
+            f"{path}: expected a parameter file of ROS ('/**:', below it 'ros__parameters:', below that the "
+            "parameters), found no ros__parameters: start from config/frontend.yaml"
+        )
+    meant = [values for name, values in sections if name.rpartition("/")[2] in (node, "*", "**")]
+    if not meant:
+        names = ", ".join(name for name, _ in sections)
+        raise ConfigError(f"{path}: expected parameters of the node '{node}' or of all ('/**'), found those of {names}")
+    found: dict[str, Any] = {}
+    for values in meant:
+        found.update(_flat(values, path))
+    return found
+
+
+def _sections(mapping: Mapping[Any, Any], name: str = "") -> list[tuple[str, Any]]:
+    """(full name of a node, its ros__parameters); names may be nested: namespace, below it the node."""
+    found = []
+    for key, value in mapping.items():
+        if key == "ros__parameters":
+            found.append((name, value))
+        elif isinstance(value, Mapping):
+            found += _sections(value, f"{name}/{str(key).strip('/')}")
+    return found
+
+
+def _flat(values: Any, path: str | Path, prefix: str = "") -> dict[str, Any]:
+    """Nested parameters have dots in their names."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: expected parameters below ros__parameters, found {values!r}")
+    found = {}
+    for key, value in values.items():
+        found.update(_flat(value, path, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return found
 
 
 def declare(node: Any) -> NodeParameters:

@@ -106,6 +106,11 @@ def load_model(weights: str | Path, *, sha256: str = "") -> SCFeat:
     return model.eval()
 
 
+def weights_id(weights: str | Path) -> str:
+    """A word that is another one for other weights, without loading them. Raises WeightsError where there are none."""
+    return "random" if str(weights) == "random" else file_sha256(_locate(weights, "")[0])[:16]
+
+
 def _locate(weights: str | Path, sha256: str) -> tuple[Path, str]:
     name = str(weights)
     if not name.endswith(".safetensors") and "/" not in name:

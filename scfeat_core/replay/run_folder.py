@@ -80,7 +80,7 @@ class RunWriter:
         described = {
             "version": VERSION,
             "facts": {**self._inputs, **facts},
-            "camera": None if camera is None else _camera_json(camera),
+            "camera": None if camera is None else camera_to_json(camera),
             "truth": None if truth is None else truth.source,
         }
         _write_json(self.folder / RUN, described)
@@ -243,15 +243,17 @@ def read_run(folder: Path) -> Recording:
     truth = None
     if described.get("truth") is not None:
         truth = GroundTruth(*read_tum(folder / TRUTH), described["truth"])
-    return Recording(described.get("facts", {}), Frames(folder), _camera(described.get("camera")), truth)
+    return Recording(described.get("facts", {}), Frames(folder), camera_from_json(described.get("camera")), truth)
 
 
-def _camera_json(camera: Camera) -> dict[str, Any]:
+def camera_to_json(camera: Camera) -> dict[str, Any]:
+    """Plain lists and numbers, exactly."""
     values = {field.name: getattr(camera, field.name) for field in dataclasses.fields(camera)}
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
-def _camera(found: Mapping[str, Any] | None) -> Camera | None:
+def camera_from_json(found: Mapping[str, Any] | None) -> Camera | None:
+    """What :func:`camera_to_json` was given. Raises KeyError, ValueError or TypeError for something else."""
     if found is None:
         return None
     K, D = (np.array(found[name], np.float64) for name in ("K", "D"))

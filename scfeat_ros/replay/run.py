@@ -1,0 +1,378 @@
+"""One replay from beginning to end: images, front end, files, figures, trajectory, report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from scfeat_core import __version__
+from scfeat_core.config import dump_config
+from scfeat_core.errors import ConfigError, DataError, ImageError, ScfeatError, StaleImageError
+from scfeat_core.evaluation.method_extractor import REIDENTIFY_COSINE, MethodExtractor
+from scfeat_core.frontend import Frontend, FrontendConfig
+from scfeat_core.network.weights import weights_id
+from scfeat_core.replay.records import FrameRecord, Recording
+from scfeat_core.replay.run_folder import RunWriter, begin_run, camera_from_json, camera_to_json, read_run
+from scfeat_core.types import Camera, FrameResult
+from scfeat_ros.inputs import Masks, read_mask
+from scfeat_ros.parameters import NodeParameters
+
+from .job import ReplayJob
+from .source import Shot, Source, read_ahead
+
+PART = 100  # frames that are lost at most where a replay is killed
+_COMPLAINTS = 20  # different ones that are kept
+Summary = dict[str, Any]
+Report = Callable[[str], None]
+Watch = Callable[[int, int], None]  # frames that are done, and all
+
+
+def run_job(job: ReplayJob, report: Report = lambda text: None, progress: bool | Watch = True) -> Summary:
+    """Replay a bag, or go on where an unfinished replay was; the summary of its figures.
+
+    report: takes lines of text. progress: True: a bar on stderr, where that is a terminal; or called with the number of
+    frames that are done and that of all. SIGINT (where this is the main thread) ends the replay after the frame in
+    work: files and report are of what was done, the summary has "interrupted": 1, and the same job goes on there. A
+    second one ends it at once. Raises ScfeatError.
+    """
+    source = Source(job)
+    _say_choices(source, report)
+    interrupted = False
+    writer = begin_run(job.out, _inputs(job, source), job.overwrite)
+    if writer is None:
+        report(f"{job.out} holds this replay already: only figures and report are made again (--overwrite: all)")
+    else:
+        interrupted = _replay(job, source, writer, report, progress)
+    summary = conclude(job, source, report)
+    return {**summary, "interrupted": 1} if interrupted else summary
+
+
+def finished(job: ReplayJob) -> Summary | None:
+    """The summary of a job whose folder is complete and was made of the same inputs; None where there is work to do."""
+    from scfeat_core.replay.metrics import read_metrics
+
+    if job.overwrite or not (job.out / "run.json").exists() or (job.out / "unfinished").exists():
+        return None
+    with suppress(ScfeatError):
+        if begin_run(job.out, _inputs(job, Source(job))) is None:
+            return dict(read_metrics(job.out).summary)
+    return None
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def _replay(job: ReplayJob, source: Source, writer: RunWriter, report: Report, progress: bool | Watch) -> bool:
+    """All images that are not done yet; whether it was interrupted."""
+    player = Player(job, source)
+    if writer.progress.frames:
+        report(f"going on after {writer.progress.frames} frames that are done already")
+        player.restore(writer.progress.state)
+    count, pending = writer.progress.frames, []
+    with _stoppable() as stopped, _shown(progress, source.count) as shown:
+        with read_ahead(source.shots(skip=count)) as shots:
+            for shot in shots:
+                pending.append(player.process(shot))
+                count += 1
+                shown(count, source.count)
+                if len(pending) == PART or stopped.is_set():
+                    _write(writer, pending, player)
+                    pending = []
+                if stopped.is_set():
+                    break
+        if pending or not writer.progress.parts:
+            _write(writer, pending, player)
+        interrupted = stopped.is_set()
+        if count == 0 and not interrupted:
+            raise DataError(_nothing(source))
+        writer.finish(player.facts(interrupted), player.camera, source.truth, complete=not interrupted)
+    for warning in player.warnings:
+        report(f"warning: {warning}")
+    for damage in source.lost.damage:
+        report(f"warning: {damage}")
+    return interrupted
+
+
+def _write(writer: RunWriter, pending: list[FrameRecord], player: Player) -> None:
+    writer.add(pending, player.state())
+
+
+def _nothing(source: Source) -> str:
+    damage = "; ".join(source.lost.damage)
+    return f"expected images on {source.topic.name} in {source.job.bag}, found none: {damage or 'check start and stop'}"
+
+
+class Player:
+    """What of the node is between an image and its results, without ROS.
+
+    camera: the calibration of the first calibrated image. warnings: what was not as it should be, each once.
+    """
+
+    def __init__(self, job: ReplayJob, source: Source) -> None:
+        parameters, self._name = job.parameters, job.camera_name
+        self._config = frontend_config(job)
+        self._frontend = Frontend(self._config, _extractor(job.method, self._config))
+        self._source = source
+        mask = parameters.camera_masks.get(self._name)
+        self._masks = Masks(None if mask is None else read_mask(mask), self._complain)
+        self._calibrate = source.calibrations(self._complain)
+        self._gyro_rotation = parameters.imu_rotations[self._name]
+        self._newest: int | None = None  # stamp of the newest processed frame
+        self.camera: Camera | None = None
+        self.warnings: list[str] = []
+
+    def process(self, shot: Shot) -> FrameRecord:
+        """What there is to say about one image. Only errors that are those of all images are raised."""
+        timings = {"read": shot.read_ms, "decode": shot.decode_ms}
+        if shot.pixels is None:
+            return FrameRecord(shot.index, shot.stamp, "decode", shot.error, timings=timings)
+        calibration = self._calibrate(shot)
+        try:
+            result = self._process(shot, calibration)
+        except Exception as error:  # as in the node: one image must not end all
+            text = str(error) if isinstance(error, ScfeatError) else repr(error)
+            return FrameRecord(shot.index, shot.stamp, _reason(error), text, timings=timings)
+        self._newest = shot.stamp
+        self.camera = calibration if self.camera is None else self.camera
+        started = time.perf_counter()
+        record = _record(shot, result)
+        timings |= result.timings
+        return replace(record, timings={**timings, "record": 1e3 * (time.perf_counter() - started)})
+
+    def facts(self, interrupted: bool) -> dict[str, Any]:
+        """What came out, for the record of the run."""
+        lost = self._source.lost
+        if len(lost.frame_ids) > 1:
+            self._complain(
+                f"images of {len(lost.frame_ids)} cameras come on {self._source.topic.name} (frame_id "
+                f"{', '.join(lost.frame_ids[:8])}): their matches mean nothing, record a topic for each"
+            )
+        return {
+            "descriptor_space": self._frontend.extractor.descriptor_space,
+            "camera": self._source.calibration if self.camera is not None else "",
+            "frame_ids": lost.frame_ids,
+            "damage": lost.damage,
+            "warnings": [*self._source.warnings, *self.warnings],
+            "interrupted": interrupted,
+        }
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that later images depend on, as plain arrays."""
+        own = {
+            "newest": self._newest,
+            "camera": None if self.camera is None else camera_to_json(self.camera),
+            "warnings": self.warnings,
+        }
+        return {**self._frontend.snapshot(), "replay": np.frombuffer(json.dumps(own).encode(), np.uint8)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state that :meth:`state` gave. Raises DataError where it is something else."""
+        try:
+            own = json.loads(bytes(state["replay"]))
+            self._newest, self.warnings = own["newest"], own["warnings"]
+            self.camera = camera_from_json(own["camera"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"expected the state of a replay, found {error!r}: start anew (--overwrite)") from error
+        self._frontend.restore({name: values for name, values in state.items() if name != "replay"})
+
+    def _process(self, shot: Shot, calibration: Camera | None) -> FrameResult:
+        assert shot.pixels is not None
+        size = (shot.pixels.shape[1], shot.pixels.shape[0])
+        return self._frontend.process(
+            shot.pixels,
+            shot.stamp,
+            self._name,
+            calibration,
+            self._masks(None, size),
+            rotation=self._rotation(shot.stamp),
+        )
+
+    def _rotation(self, stamp: int) -> np.ndarray | None:
+        gyro = self._source.gyro
+        if gyro is None or self._newest is None or len(gyro) == 0:
+            return None
+        return gyro.rotation(self._newest, stamp, self._gyro_rotation)
+
+    def _complain(self, text: str) -> None:
+        if text not in self.warnings and len(self.warnings) < _COMPLAINTS:
+            self.warnings.append(text)
+
+
+def _record(shot: Shot, result: FrameResult) -> FrameRecord:
+    return FrameRecord(
+        index=shot.index,
+        stamp=shot.stamp,
+        sequence=result.sequence,
+        image_size=result.features.image_size,
+        keypoints=result.features.keypoints,
+        scores=result.features.scores,
+        pair=result.pair,
+        tracks=result.tracks,
+        quality=result.quality,
+        reset_reason=result.reset_reason,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """As the node counts it."""
+    if isinstance(error, StaleImageError):
+        return "stale"
+    return "decode" if isinstance(error, ImageError) else "error"
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def frontend_config(job: ReplayJob) -> FrontendConfig:
+    """That of the node, but for what another method has of its own and nobody has set."""
+    config: FrontendConfig = job.parameters.frontend_config()
+    own = REIDENTIFY_COSINE.get(job.method)
+    if own is None or config.reidentify_cosine != NodeParameters.reidentify_cosine:
+        return config
+    return replace(config, reidentify_cosine=own)
+
+
+def _extractor(method: str, config: FrontendConfig) -> MethodExtractor | None:
+    if method == "scfeat":
+        return None
+    return MethodExtractor(method, config.max_keypoints, border=config.border, clahe=config.clahe)
+
+
+def _inputs(job: ReplayJob, source: Source) -> dict[str, Any]:
+    """What decides what comes out. Names of files without their folders: equal runs are equal wherever they lie."""
+    settings = dump_config(frontend_config(job))
+    mask = job.parameters.camera_masks.get(job.camera_name, "")
+    settings["weights"] = Path(settings["weights"]).name
+    if job.method != "scfeat":
+        settings = {key: value for key, value in settings.items() if key not in ("weights", "device", "precision")}
+    return {
+        "bag": job.bag.absolute().name,
+        "bytes": _bytes(job.bag),
+        "topic": source.topic.name,
+        "messages": source.topic.count,
+        "method": job.method,
+        "weights": weights_id(job.parameters.weights) if job.method == "scfeat" else "",
+        "settings": settings,
+        "calibration": Path(source.calibration).name if job.intrinsics else source.calibration,
+        "rectified": job.parameters.rectified,
+        "mask": "" if not mask else Path(mask).name,
+        "use_imu": job.parameters.use_imu,
+        "truth": "" if source.truth is None else source.truth.source,
+        "window": {"frames": job.frames, "start": job.start, "stop": job.stop},
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"scfeat": __version__, "torch": torch.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
+
+
+def _bytes(bag: Path) -> int:
+    files = [bag] if bag.is_file() else [file for file in bag.iterdir() if file.suffix in (".mcap", ".db3", ".zstd")]
+    return sum(file.stat().st_size for file in files)
+
+
+def _say_choices(source: Source, report: Report) -> None:
+    report(f"images: {source.choice}")
+    report(f"calibration: {source.calibration or 'none: no rays, no trajectory; give one with --intrinsics'}")
+    report(f"ground truth: {source.truth.source if source.truth else 'none: give one with --ground-truth'}")
+    for warning in source.warnings:
+        report(f"warning: {warning}")
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
+    """Figures, trajectory and report of the folder of a job, from its files."""
+    from scfeat_core.replay.metrics import summarise, write_metrics
+
+    recording = read_run(job.out)
+    odometry, scores = _trajectory(job.out, recording, report)
+    metrics = summarise(recording, odometry, scores)
+    write_metrics(job.out, metrics)
+    if job.report and find_spec("scfeat_core.replay.report"):
+        from scfeat_core.replay.report import write_report
+
+        report(f"report: {write_report(job.out, recording, metrics, odometry, scores, source.pictures)}")
+    return dict(metrics.summary)
+
+
+def _trajectory(folder: Path, recording: Recording, report: Report) -> tuple[Any, Any]:
+    """The path of the camera, and how good it is; None where it cannot be told."""
+    if recording.camera is None or not find_spec("scfeat_core.odometry.trajectory"):
+        return None, None
+    from scfeat_core.odometry.trajectory import evaluate, write_tum
+
+    from scfeat_core.odometry.estimation import estimate
+
+    try:
+        odometry = estimate(recording.frames, recording.camera)
+        write_tum(folder / "trajectory.txt", odometry)
+        scores = None if recording.truth is None else evaluate(odometry, recording.truth)
+        return odometry, scores
+    except (DataError, ConfigError) as error:
+        report(f"warning: no trajectory: {error}")
+        return None, None
+
+
+# -- the terminal ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second SIGINT raises KeyboardInterrupt, as ever."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _shown(progress: bool | Watch, total: int) -> Iterator[Watch]:
+    """A bar with frames/s and the time that is left, where there is a terminal and tqdm."""
+    if callable(progress):
+        yield progress
+        return
+    bar: Any = None
+    if progress and sys.stderr.isatty():
+        with suppress(ImportError):
+            from tqdm import tqdm
+
+            bar = tqdm(total=total, unit="frame", dynamic_ncols=True, smoothing=0.1)
+    if bar is None:
+        yield lambda done, count: None
+        return
+
+    def show(done: int, count: int) -> None:
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        bar.close()
