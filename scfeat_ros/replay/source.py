@@ -197,10 +197,10 @@ class Source:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def _window(self, first: int) -> tuple[float, float]:
+    def _window(self, first: int) -> tuple[int, float]:
         """Log times of start and stop, nanoseconds. first: log time of the first image."""
         stop = self.job.stop
-        return first + 1e9 * self.job.start, float("inf") if stop is None else first + 1e9 * stop
+        return first + round(1e9 * self.job.start), float("inf") if stop is None else first + round(1e9 * stop)
 
     def _messages(self, bag: Bag) -> Iterator[tuple[BagMessage, float]]:
         """Messages of images and CameraInfo, and the milliseconds that each took to read; ends at damage."""
