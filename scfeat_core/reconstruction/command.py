@@ -111,10 +111,14 @@ def _plan(args: argparse.Namespace) -> Plan:
 
     camera = args.camera
     if camera not in CAMERA_CHOICES:
-        camera = import_module("scfeat_ros.intrinsics").read_intrinsics(Path(camera))
+        camera = partial(import_module("scfeat_ros.intrinsics").read_intrinsics, Path(camera))
     extraction = Extraction(args.method, args.max_keypoints, dict(args.options), args.weights, args.device)
-    progress = not args.no_progress and sys.stderr.isatty()
-    return Plan(extraction, args.pairs, camera, args.threshold, not args.export_only, args.overwrite, progress)
+    mapping, progress = not args.export_only, _wants_progress(args)
+    return Plan(extraction, args.pairs, camera, args.threshold, mapping, args.overwrite, progress)
+
+
+def _wants_progress(args: argparse.Namespace) -> bool:
+    return not args.no_progress and sys.stderr.isatty()
 
 
 def _others(args: argparse.Namespace, source: Source) -> list[str]:
@@ -143,7 +147,8 @@ def open_source(args: argparse.Namespace) -> Source:
         return sources.recording_source(recording, args.every)
     if is_bag(path):
         opened = import_module("scfeat_ros.replay.bag_images")  # the bag is ROS's, and this package knows nothing of it
-        return opened.bag_source(path, args.out / "images", args.topic, args.every)
+        folder, progress = args.out / "images", _wants_progress(args)
+        return opened.bag_source(path, folder, args.topic, args.every, partial(_say, path.name), progress)
     return sources.folder_source(path, outside=args.out)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from scfeat_core.bulk.pipeline import Outcome
 from scfeat_core.errors import DataError
@@ -41,7 +41,7 @@ from scfeat_core.reconstruction.summary import Summary, summarise_models, summar
 from scfeat_core.report import check_folder, write
 from scfeat_core.types import Camera
 
-Item = TypeVar("Item")
+Calibrate = Callable[[Size], Camera]
 CAMERA_CHOICES = ("known", "shared", "each")
 
 
@@ -49,14 +49,15 @@ CAMERA_CHOICES = ("known", "shared", "each")
 class Plan:
     """How. pairs: see :func:`choose_pairs`; empty: sequential where the images are in order, else exhaustive.
 
-    camera: one calibration for all images, or ``known``, what the source knows, and a guess where it knows nothing;
-    ``shared``, one guess for all; ``each``, a guess for each. threshold: pixels, of the verification.
-    mapping: False stops after the database. overwrite: keep nothing. progress: bars on stderr.
+    camera: a function of the size of the images that gives the calibration of all of them; or ``known``: what the
+    source knows, and a guess where it knows nothing; ``shared``: one guess for all; ``each``: a guess for each.
+    threshold: pixels, of the verification. mapping: False stops after the database. overwrite: keep nothing. progress:
+    bars on stderr.
     """
 
     extraction: Extraction = field(default_factory=Extraction)
     pairs: str = ""
-    camera: Camera | str = "known"
+    camera: Calibrate | str = "known"
     threshold: float = 2.0
     mapping: bool = True
     overwrite: bool = False
@@ -133,10 +134,10 @@ class _Clock:
 # -- cameras -----------------------------------------------------------------------------------------------------------
 
 
-def choose_cameras(source: Source, sizes: Mapping[str, Size], choice: Camera | str) -> Cameras:
+def choose_cameras(source: Source, sizes: Mapping[str, Size], choice: Calibrate | str) -> Cameras:
     """The cameras of the images with features. Raises DataError for sizes that do not fit, CalibrationError."""
-    if isinstance(choice, Camera):
-        return one_camera(sizes, calibrated(choice))
+    if callable(choice):
+        return one_camera(sizes, calibrated(choice(next(iter(sizes.values())))))
     if choice == "shared" or (choice == "known" and source.in_order and not source.calibrations):
         return one_camera(sizes, guessed(next(iter(sizes.values()))))
     files = {file.name: Path(file.path) for file in source.files}
