@@ -184,7 +184,7 @@ def _join(path: Path, parts: Sequence[Path]) -> None:
         for name, values in map_arrays(part).items():
             rows = shapes[name][2] if name in shapes else 0
             shapes[name] = (values.dtype, values.shape[1:], rows + len(values))
-    names = [name for name in shapes if not name.startswith(_TIMING)]
+    names = sorted(name for name in shapes if not name.startswith(_TIMING))  # whichever part had them first
     with _archive(path) as archive:
         for name in names:
             dtype, shape, rows = shapes[name]

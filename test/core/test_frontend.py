@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, ImageError, StaleImageError
+from scfeat_core.columns import to_columns
+from scfeat_core.errors import CalibrationError, ConfigError, DataError, FeatureError, ImageError, StaleImageError
+from scfeat_core.evaluation.method_extractor import MethodExtractor
 from scfeat_core.frontend import TRACK_GAP, TURN_RADIUS, Frontend, FrontendConfig
 from scfeat_core.geometry import essential_from_pose, warp_points
 from scfeat_core.inertial import exponential
@@ -541,3 +543,57 @@ def test_a_gyroscope_says_where_points_turn():
     assert (error < 3).sum() > (without < 3).sum()
     wrong, _ = matched(0.0, exponential(np.array([[0, np.deg2rad(-80), 0]]))[0])
     assert (wrong < 3).sum() == (without < 3).sum(), "a prediction out of view is of none"
+
+
+# -- state -------------------------------------------------------------------------------------------------------------
+
+
+def columns_of(result: FrameResult) -> dict[str, bytes]:
+    columns = {
+        name: to_columns(type(part), [part])
+        for name in ("features", "pair", "tracks")
+        if (part := getattr(result, name)) is not None
+    }
+    return {f"{part}.{name}": values.tobytes() for part, found in columns.items() for name, values in found.items()}
+
+
+def go_on(frontend: Frontend, steps: range) -> list[dict[str, bytes]]:
+    """Two cameras, one of them calibrated; tracks of the first are lost and come back."""
+    found = []
+    for i in steps:
+        seen = 3 * i if i % 4 else 300 - 3 * i
+        found.append(columns_of(frontend.process(view(min(seen, 180)), i * SECOND, calibration=CAMERA)))
+        found.append(columns_of(frontend.process(view(2 * i, seed=1), i * SECOND, "other")))
+    return found
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_restored_state_goes_on_to_the_same_results(at: int) -> None:
+    whole, first, second = (create_frontend(search_radius=20.0) for _ in range(3))
+    expected = go_on(whole, range(1, 9))
+    go_on(first, range(1, at))
+    state = first.snapshot()
+    go_on(first, range(at, 9))  # what happens later does not change it
+    second.restore(state)
+    assert go_on(second, range(at, 9)) == expected[2 * (at - 1) :]
+
+
+def test_a_state_keeps_what_a_reset_leaves_to_be_told() -> None:
+    whole, first, second = (create_frontend() for _ in range(3))
+    for frontend in (whole, first):
+        go_on(frontend, range(1, 3))
+        frontend.reset("camera")
+    second.restore(first.snapshot())
+    results = [frontend.process(view(9), 5 * SECOND) for frontend in (whole, second)]
+    assert len(results[0].tracks.lost_ids) > 0
+    assert columns_of(results[0]) == columns_of(results[1])
+    assert results[1].sequence == 2
+
+
+def test_a_state_of_other_descriptors_is_refused(frontend) -> None:
+    frontend.process(view(0), SECOND)
+    other = Frontend(FrontendConfig(), MethodExtractor("sift"))
+    with pytest.raises(FeatureError, match="descriptors of 'sift', found one of scfeat:random"):
+        other.restore(frontend.snapshot())
+    with pytest.raises(DataError, match="expected the column"):
+        frontend.restore({"camera#rows": np.array([1])})
