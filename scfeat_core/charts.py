@@ -41,7 +41,8 @@ class Mark:
 @dataclass(frozen=True, eq=False)
 class Chart:
     """lines over common axes. x_label, unit: of the axes. low, high: what the y axis has at least.
-    limit: (y, what it says), drawn across. note: a line of text below."""
+    x_range: of the x axis, for charts one below the other. limit: (y, what it says), drawn across. note: a line of text
+    below."""
 
     title: str
     lines: Sequence[Line]
@@ -49,6 +50,7 @@ class Chart:
     unit: str = ""
     low: float | None = 0.0
     high: float | None = None
+    x_range: tuple[float, float] | None = None
     marks: Sequence[Mark] = ()
     limit: tuple[float, str] | None = None
     note: str = ""
@@ -56,11 +58,12 @@ class Chart:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """values: (n,) float, those that are not finite do not count. unit: of them."""
+    """values: (n,) float, those that are not finite do not count. unit: of them. counted: what they are."""
 
     title: str
     values: np.ndarray
     unit: str = ""
+    counted: str = "frames"
     bins: int = 24
     limit: tuple[float, str] | None = None
 
@@ -70,7 +73,8 @@ def chart(drawn: Chart) -> str:
     finite = [line for line in drawn.lines if (np.isfinite(line.x) & np.isfinite(line.y)).any()]
     if not finite:
         return _figure(drawn.title, "", '<p class="empty">nothing was measured</p>', drawn.note)
-    x_axis = _Axis.of(np.concatenate([line.x[np.isfinite(line.y)] for line in finite]), None, None, tight=True)
+    x = np.concatenate([drawn.x_range or (), *(line.x[np.isfinite(line.y)] for line in finite)])
+    x_axis = _Axis.of(x, None, None, tight=True)
     values = np.concatenate([line.y for line in finite])
     limits = [] if drawn.limit is None else [drawn.limit[0]]
     y_axis = _Axis.of(np.append(values, limits), drawn.low, drawn.high)
@@ -79,9 +83,9 @@ def chart(drawn: Chart) -> str:
     if drawn.limit is not None:
         parts.append(_path([(0, y_axis.down(drawn.limit[0])), (_SIZE, y_axis.down(drawn.limit[0]))], "limit"))
     parts += [_polyline(line, x_axis, y_axis) for line in finite]
-    legend = _legend(finite, drawn.limit)
+    legend = _unit(drawn.unit) + _legend(finite, drawn.limit)
     ranges = f'data-x="{x_axis.low},{x_axis.high}" data-y="{y_axis.low},{y_axis.high}" data-unit="{_text(drawn.unit)}"'
-    return _figure(drawn.title, legend, _plot(parts, x_axis, y_axis, drawn.unit, drawn.x_label, ranges), drawn.note)
+    return _figure(drawn.title, legend, _plot(parts, x_axis, y_axis, drawn.x_label, ranges), drawn.note)
 
 
 def histogram(drawn: Histogram) -> str:
@@ -104,8 +108,8 @@ def histogram(drawn: Histogram) -> str:
     if drawn.limit is not None:
         parts.append(_path([(x_axis.along(drawn.limit[0]), 0), (x_axis.along(drawn.limit[0]), _SIZE)], "limit"))
     median, p95 = np.percentile(values, (50, 95))
-    legend = f"<span>median {_number(median)}</span><span>p95 {_number(p95)} {_text(drawn.unit)}</span>"
-    return _figure(drawn.title, legend, _plot(parts, x_axis, y_axis, "frames", drawn.unit), "")
+    legend = f"<span>median {_number(median)}, p95 {_number(p95)} {_text(drawn.unit)}</span>"
+    return _figure(drawn.title, legend, _plot(parts, x_axis, y_axis, f"{drawn.unit}; bars: {drawn.counted}"), "")
 
 
 def plan(title: str, lines: Sequence[Line], unit: str = "m") -> str:
@@ -154,7 +158,7 @@ class _Axis:
         top = max(finite.max(), -math.inf if high is None else high)
         if top <= bottom:
             top = bottom + 1.0
-        step = _step((top - bottom) / 4)
+        step = _step((top - bottom) / (6 if tight else 4))
         if not tight:
             bottom, top = math.floor(bottom / step + 1e-9) * step, math.ceil(top / step - 1e-9) * step
         return cls(bottom, top, step)
@@ -182,13 +186,13 @@ def _step(rough: float) -> float:
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-def _plot(parts: Sequence[str], x_axis: _Axis, y_axis: _Axis, unit: str, x_label: str, attributes: str = "") -> str:
+def _plot(parts: Sequence[str], x_axis: _Axis, y_axis: _Axis, x_label: str, attributes: str = "") -> str:
     ys = "".join(f'<span style="top:{y_axis.down(y) / 10:.1f}%">{_number(y)}</span>' for y in y_axis.ticks)
     xs = "".join(f'<span style="left:{x_axis.along(x) / 10:.1f}%">{_number(x)}</span>' for x in x_axis.ticks)
     return (
         f'<div class="plot"><div class="ys">{ys}</div><div class="area" {attributes}>'
         f'<svg viewBox="0 0 {_SIZE} {_SIZE}" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg></div>'
-        f'<div class="unit">{_text(unit)}</div><div class="xs">{xs}</div>'
+        f'<div class="xs">{xs}</div>'
         f'<div class="label">{_text(x_label)}</div></div>'
     )
 
@@ -197,6 +201,10 @@ def _figure(title: str, legend: str, body: str, note: str) -> str:
     below = f'<p class="note">{_text(note)}</p>' if note else ""
     caption = f'<b>{_text(title)}</b><span class="legend">{legend}</span>'
     return f'<figure class="chart"><figcaption>{caption}</figcaption>{body}{below}</figure>'
+
+
+def _unit(unit: str) -> str:
+    return f"<span>{_text(unit)}</span>" if unit else ""
 
 
 def _legend(lines: Sequence[Line], limit: tuple[float, str] | None) -> str:
@@ -267,6 +275,7 @@ def _text(words: str) -> str:
 
 STYLE = """
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 26px 32px; }
+.charts + .charts { margin-top: 30px; }
 .charts.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
 figure.chart { margin: 0; min-width: 0; }
 .chart figcaption { display: flex; flex-wrap: wrap; gap: 2px 14px; align-items: baseline; padding: 0 0 6px; }
@@ -280,9 +289,8 @@ figure.chart { margin: 0; min-width: 0; }
 .small .area, .small .ys { height: 96px; }
 .area svg { width: 100%; height: 100%; display: block; overflow: visible; }
 .ys span { position: absolute; right: 7px; transform: translateY(-50%); white-space: nowrap; }
-.xs { position: relative; height: 18px; }
+.xs { grid-column: 2; position: relative; height: 18px; }
 .xs span { position: absolute; transform: translateX(-50%); top: 3px; white-space: nowrap; }
-.plot .unit { text-align: right; padding: 3px 7px 0 0; }
 .plot .label { grid-column: 2; text-align: center; }
 .area svg *, svg.plan * { vector-effect: non-scaling-stroke; fill: none; }
 .grid { stroke: var(--line); stroke-width: 1; }

@@ -53,6 +53,8 @@ MEASURED = (
     "sharpness",
     "brightness",
 )
+_ORDER = ("read", "decode", "preprocess", "network", "select", "assess", "match", "verify", "track", "record")
+_ORDER = ("read", "decode", "preprocess", "network", "select", "assess", "match", "verify", "track", "record")
 _SUMS = ("ms_total", "ms_overhead")
 _Row = dict[str, float]
 
@@ -75,8 +77,9 @@ class Metrics:
 
     @property
     def stages(self) -> list[str]:
-        """Names of the timed stages, as they came in the timings of the frames."""
-        return [name[3:] for name in self.per_frame if name.startswith("ms_") and name not in _SUMS]
+        """Names of the timed stages, in the order of the pipeline."""
+        names = [name[3:] for name in self.per_frame if name.startswith("ms_") and name not in _SUMS]
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
 
 def summarise(

@@ -1,0 +1,229 @@
+"""What an engineer reads out of the figures of a replay: what is good enough, what is not, which frames are weak.
+
+The limits are those of the node's diagnostics (scfeat_ros.diagnostics.Limits) where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from scfeat_core.quality import BLURRED
+from scfeat_core.replay.figures import shown
+from scfeat_core.replay.metrics import WEAK_INLIERS, Metrics
+from scfeat_core.replay.records import FrameRecord
+from scfeat_core.types import GeometryModel
+
+Level = Literal["good", "watch", "poor", ""]
+LEVELS: Mapping[str, str] = {
+    "good": "Good on this recording",
+    "watch": "Usable on this recording, with weak spots",
+    "poor": "Not good enough on this recording",
+    "": "Nothing could be judged",
+}
+
+# Each with its reason. Above the first a figure is good, above the second it is to be watched.
+RATIO = (0.3, 0.15)  # below, RANSAC finds models by chance, or the front end does not believe the model
+COVERAGE = (0.5, 0.25)  # points in half of the image; points in one quarter leave rotation and translation ambiguous
+HALF_LIFE = (5, 2)  # frames: what a window of bundle adjustment needs; what only two-view geometry can use
+KEPT = (1.0, 0.95)  # share of the images that gave a result
+WEAK = (0.0, 0.01)  # share of frames with too few inliers for a pose: each can break a trajectory
+KEYPOINTS = 50  # five-point RANSAC needs about 15 inliers, and a third of the points are matched
+DARK, ENDS = 0.06, 1 / 3  # mean brightness; share of the pixels that are black or saturated
+_FAST = 3.0  # times the median flow
+_LATE = 1.5  # times the median distance of stamps
+_APART = 5  # frames between two of the weakest: a bad stretch is shown once
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """value: with its unit. level: empty where a figure is shown and not judged. why: what it is held against. machine:
+    it is about the machine that replayed, and not about the front end on this recording."""
+
+    name: str
+    value: str
+    level: Level
+    why: str
+    machine: bool = False
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def verdicts(metrics: Metrics) -> list[Verdict]:
+    """What is known, the most important first."""
+    return [verdict for judge in _JUDGES for verdict in judge(metrics)]
+
+
+def overall(found: Sequence[Verdict]) -> Level:
+    """The worst level of all that are not about the machine."""
+    levels = {verdict.level for verdict in found if not verdict.machine}
+    return next((level for level in ("poor", "watch", "good") if level in levels), "")  # type: ignore[return-value]
+
+
+def headline(found: Sequence[Verdict]) -> str:
+    """What they all come to, in words."""
+    slow = any(verdict.machine and verdict.level == "watch" for verdict in found)
+    return LEVELS[overall(found)] + ("; slower than the camera on this machine" if slow else "")
+
+
+def _level(value: float, limits: tuple[float, float]) -> Level:
+    """limits: falling where more is better, rising where less is."""
+    good, least = limits if limits[0] > limits[1] else (-limits[0], -limits[1])
+    value = value if limits[0] > limits[1] else -value
+    return "good" if value >= good else "watch" if value >= least else "poor"
+
+
+def _number(metrics: Metrics, name: str) -> float | None:
+    value = metrics.summary.get(name)
+    return None if value is None or isinstance(value, str) else float(value)
+
+
+def _frames(metrics: Metrics) -> Iterator[Verdict]:
+    frames, processed = _number(metrics, "frames"), _number(metrics, "processed")
+    if not frames:
+        yield Verdict("Images", "none", "poor", "there was nothing to process")
+        return
+    kept = (processed or 0) / frames
+    lost = "all gave a result" if kept == 1 else "what was lost is listed below"
+    yield Verdict("Images processed", f"{processed:.0f} of {frames:.0f}", _level(kept, KEPT), lost)
+
+
+def _weak(metrics: Metrics) -> Iterator[Verdict]:
+    weak, count = _number(metrics, "weak_frames"), metrics.distributions["inliers"]["count"]
+    if weak is not None and count:
+        why = f"fewer than {WEAK_INLIERS} inliers: a pose hangs on single points"
+        yield Verdict("Weak frames", f"{weak:.0f} of {count:.0f}", _level(weak / count, WEAK), why)
+
+
+def _ratio(metrics: Metrics) -> Iterator[Verdict]:
+    median, weakest = _number(metrics, "inlier_ratio"), _number(metrics, "inlier_ratio_p5")
+    if median is not None and weakest is not None:
+        why = (
+            f"good where even the weakest 5 % of the frames have {percent(RATIO[0])}: below, models are found by chance"
+        )
+        yield Verdict(
+            "Inlier ratio", f"{percent(median)}, weakest 5 %: {percent(weakest)}", _level(weakest, RATIO), why
+        )
+
+
+def _coverage(metrics: Metrics) -> Iterator[Verdict]:
+    if (value := _number(metrics, "coverage")) is not None:
+        why = f"of the image, by keypoints; below {percent(COVERAGE[1])} rotation and translation look alike"
+        yield Verdict("Coverage", f"{percent(value)}", _level(value, COVERAGE), why)
+
+
+def _half_life(metrics: Metrics) -> Iterator[Verdict]:
+    if _number(metrics, "track_length") is None:
+        return
+    half_life, longest = metrics.survival.half_life, len(metrics.survival.frames) - 1
+    seconds = metrics.survival.interval
+    value = f"> {longest} frames" if half_life is None else f"{half_life} frames ({half_life * seconds:.2f} s)"
+    level: Level = "" if half_life is None and longest < HALF_LIFE[0] else _level(half_life or longest, HALF_LIFE)
+    why = f"of the tracks seen twice, half live longer; a window of bundle adjustment needs {HALF_LIFE[0]} frames"
+    yield Verdict("Half-life of tracks", value, level, why)
+
+
+def _odometry(metrics: Metrics) -> Iterator[Verdict]:
+    lost, begun = _number(metrics, "lost"), _number(metrics, "initialisations")
+    if lost is None or begun is None:
+        return
+    level: Level = "poor" if begun != 1 else "good"
+    value = "never began" if begun == 0 else "never lost" if begun == 1 else f"began {begun:.0f} times"
+    value += f", {lost:.0f} frames without a pose" if lost else ""
+    yield Verdict("Visual odometry", value, level, "good where it begins once and goes on to the end")
+
+
+def _trajectory(metrics: Metrics) -> Iterator[Verdict]:
+    if (ate := _number(metrics, "ate_m")) is not None:
+        parts = [f"{shown('ate_m', ate)} m"]
+        turn = _number(metrics, "rpe_deg")
+        why = "RMSE of the positions after Sim(3) alignment" + ("" if turn is None else f"; RPE {turn:.2g}°")
+        yield Verdict("Trajectory error (ATE)", parts[0], "", why)
+
+
+def _truth(metrics: Metrics) -> Iterator[Verdict]:
+    if (error := _number(metrics, "epipolar_truth_px")) is not None:
+        off = _number(metrics, "off_truth") or 0.0
+        why = f"of inliers under the true motion, errors of the truth included; {100 * off:.1f} % are off by > 3 px"
+        yield Verdict("Epipolar error", f"{error:.2f} px", "", why)
+    if (repeated := _number(metrics, "repeatability")) is not None:
+        count = metrics.distributions["repeatability"]["count"]
+        yield Verdict(
+            "Repeatability", f"{percent(repeated)}", "", f"at 3 px, of {count:.0f} frames where the camera only turned"
+        )
+
+
+def _speed(metrics: Metrics) -> Iterator[Verdict]:
+    time, slow, rate = (_number(metrics, name) for name in ("ms_total", "ms_total_p95", "rate_hz"))
+    if time is None or slow is None or not rate:
+        return
+    interval = 1000 / rate
+    level: Level = "good" if slow <= interval else "watch"
+    missed = max(0.0, 1 - interval / time)
+    why = f"the camera gives {interval:.0f} ms a frame; on this machine " + (
+        "the node keeps up" if level == "good" else f"the node would skip about {percent(missed)} of them"
+    )
+    yield Verdict("Time a frame", f"{time:.0f} ms, slowest 5 %: {slow:.0f} ms", level, why, machine=True)
+
+
+_JUDGES = (_frames, _odometry, _trajectory, _weak, _ratio, _half_life, _coverage, _truth, _speed)
+
+
+# -- the weakest frames ------------------------------------------------------------------------------------------------
+
+
+def weakest(metrics: Metrics, count: int = 4) -> list[int]:
+    """Places, among all records, of the frames with the lowest inlier ratio, apart from each other, weakest first."""
+    ratio = metrics.per_frame["inlier_ratio"]
+    ratio = np.where(metrics.per_frame["matches"] == 0, 0.0, ratio)
+    order = np.argsort(np.where(np.isfinite(ratio), ratio, np.inf), kind="stable")
+    chosen: list[int] = []
+    for place in order[: int(np.isfinite(ratio).sum())].tolist():
+        if len(chosen) < count and all(abs(place - other) >= _APART for other in chosen):
+            chosen.append(place)
+    return chosen
+
+
+def reasons(metrics: Metrics, place: int, frame: FrameRecord, before: FrameRecord) -> list[str]:
+    """What is known to make a frame weak, or the one before it. place: of the frame among all records."""
+    found = [*_image_reasons(frame), *(f"the frame before: {reason}" for reason in _image_reasons(before))]
+    found += _motion_reasons(metrics, place)
+    if frame.reset_reason:
+        found.append(f"all tracks ended: {frame.reset_reason}")
+    if len(frame.keypoints) < KEYPOINTS:
+        found.append(f"only {len(frame.keypoints)} keypoints")
+    elif metrics.per_frame["coverage"][place] < COVERAGE[1]:
+        found.append(f"keypoints cover {percent(metrics.per_frame['coverage'][place])} of the image")
+    if frame.pair is not None and frame.pair.geometry is not None and frame.pair.geometry.model == GeometryModel.NONE:
+        found.append("no two-view model was found")
+    return found
+
+
+def _image_reasons(frame: FrameRecord) -> Iterator[str]:
+    quality = frame.quality
+    if quality is None:
+        return
+    if quality.sharpness < BLURRED:
+        yield f"blurred: sharpness {quality.sharpness:.2f}, a sharp image has more than {BLURRED}"
+    if quality.mean < DARK:
+        yield f"dark: mean brightness {percent(quality.mean)}"
+    elif quality.dark > ENDS:
+        yield f"{percent(quality.dark)} of the image are black"
+    if quality.saturated > ENDS:
+        yield f"{percent(quality.saturated)} of the image are saturated"
+
+
+def _motion_reasons(metrics: Metrics, place: int) -> Iterator[str]:
+    flow, usual = metrics.per_frame["flow_px"][place], _number(metrics, "flow_px")
+    if usual and flow > max(_FAST * usual, 10.0):
+        yield f"fast: the image moved by {flow:.0f} px since the frame before, {usual:.0f} px is usual"
+    stamps, rate = metrics.per_frame["time_s"], _number(metrics, "rate_hz")
+    processed = np.flatnonzero(np.isfinite(metrics.per_frame["keypoints"][:place]))
+    step = stamps[place] - stamps[processed[-1]] if len(processed) else 0.0
+    if rate and step > _LATE / rate:
+        yield f"{step:.2f} s after the frame before, {1 / rate:.2f} s is usual"
