@@ -26,7 +26,7 @@ from .outcomes import Run, warn
 AUTO = "auto"  # --ray without an address: RAY_ADDRESS, or a Ray of this machine
 _MOST_THREADS = 8  # of a replay on a cluster
 _PERIOD = 0.1  # seconds between two looks at the children
-_PATIENCE = 120.0  # seconds for those that were interrupted to write what they have
+_PATIENCE = 600.0  # seconds for those that were interrupted to write what they have
 # Of torch, numpy, and OpenCV: together the workers have as many threads as there are cores.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 _SUFFIXES = (".mcap", ".db3", ".bag")

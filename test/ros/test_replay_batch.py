@@ -12,10 +12,19 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import cv2
+import numpy as np
 import pytest
 
+pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'scfeat-python[bags]'")
+
+from scfeat_core import cli
 from scfeat_core.errors import DataError, ScfeatError
+from scfeat_ros.bag_from_images import make_bag
+from scfeat_ros.bags import write_bag
+from scfeat_ros.image_folders import Options, read_folder
 from scfeat_ros.replay.batch import cores, output_folders, run_jobs
 
 JOBS = '''
@@ -211,3 +220,42 @@ def test_two_workers_of_a_local_ray(spawn: Callable[..., Any], jobs: Any, tmp_pa
     assert [run[1] for run in runs] == ["done", "error", "error", "done"]
     assert runs[0][2]["frames"] == 4 and runs[0][2]["pid"] != runs[3][2]["pid"]
     assert runs[1][3] == "expected a bag, found a cat" and "2_kill" in runs[2][3]
+
+
+# -- replays -----------------------------------------------------------------------------------------------------------
+
+
+def moving_bag(path: Path, frames: int = 5) -> None:
+    """A view that pans over a pattern, as PNG at 20 Hz."""
+    pattern = cv2.resize(np.random.default_rng(0).integers(0, 255, (60, 90), np.uint8), None, fx=6, fy=6)
+    folder = path.with_name(f"{path.name}_images")
+    folder.mkdir(parents=True)
+    for i in range(frames):
+        cv2.imwrite(str(folder / f"{i}.png"), pattern[40 : 40 + 96, 4 * i : 4 * i + 128])
+    make_bag(read_folder(folder, Options(fps=20)), path)
+
+
+def test_replays_of_many_bags_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two with the same name, and one without images; then again, when only that one is left to do."""
+    for place in ("morning", "evening"):
+        moving_bag(tmp_path / place / "hall")
+    write_bag(tmp_path / "silent", {"/chatter": "std_msgs/msg/String"}, [])
+    bags = [str(tmp_path / name) for name in ("morning/hall", "evening/hall", "silent")]
+    words = ["--workers", "2", "--out", str(tmp_path / "runs"), "--weights", "random", "--no-report"]
+    checks = ["--fail-if", "processed<5", "--junit", str(tmp_path / "junit.xml"), "--json", str(tmp_path / "all.json")]
+    assert cli.main(["replay", *bags, *words, *checks]) == 2
+    text = capsys.readouterr().out
+    assert "silent: error: expected a topic of sensor_msgs/Image" in text
+    runs = json.loads((tmp_path / "all.json").read_text())["runs"]
+    assert [run["name"] for run in runs] == ["morning_hall", "evening_hall", "silent"]
+    assert [run["state"] for run in runs] == ["done", "done", "error"]
+    assert runs[0]["summary"]["processed"] == 5 and runs[0]["summary"]["keypoints"] > 0
+    assert runs[0]["checks"] == [{"check": "processed<5", "failed": False, "value": 5.0, "error": ""}]
+    first, second = (tmp_path / "runs" / name for name in ("morning_hall", "evening_hall"))
+    assert (first / "frames.npz").read_bytes() == (second / "frames.npz").read_bytes()
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("6", "0", "2")
+
+    assert cli.main(["replay", *bags[:2], *words, "--fail-if", "processed<=5"]) == 1
+    text = capsys.readouterr().out
+    assert text.count("reused") == 2 and "FAILED: expected processed > 5, found 5" in text
