@@ -300,7 +300,8 @@ figure.chart { margin: 0; min-width: 0; }
 path.limit, .legend .limit { stroke: var(--bad); border-color: var(--bad); stroke-width: 1.3; stroke-dasharray: 5 4; }
 .mark { stroke-width: 1.3; stroke: var(--bad); opacity: 0.75; }
 .mark.reset { stroke: var(--watch); stroke-dasharray: 2 3; }
-svg.plan { width: 100%; height: 380px; display: block; }
+svg.plan { width: 100%; height: auto; max-height: 420px; display: block; }
+.chart + dl { margin-top: 14px; }
 .note, .empty { font-size: 12px; color: var(--soft); margin: 4px 0 0; }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
 .c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }

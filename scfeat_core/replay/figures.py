@@ -57,7 +57,7 @@ FIGURES: dict[str, Figure] = {
     "ate_m": Figure("ATE", "m", "lower", "RMSE of the positions of visual odometry, aligned by Sim(3)", 3),
     "rpe_m": Figure("RPE, translation", "m", "lower", "RMSE of the relative pose error", 4),
     "rpe_deg": Figure("RPE, rotation", "°", "lower", "RMSE of the relative pose error", 3),
-    "lost": Figure("frames without a pose", "", "lower", "that the odometry could not place"),
+    "lost": Figure("frames without a pose", "", "lower", "that the odometry could not place, after it began"),
     "initialisations": Figure("initialisations", "", "lower", "of the odometry; 1 where it was never lost"),
     "ms_total": Figure("all stages", "ms", "lower", "median of a frame", 1),
     "ms_total_p95": Figure("all stages, slowest 5 %", "ms", "lower", "95th percentile of a frame", 1),

@@ -277,7 +277,7 @@ def _track_figures(lengths: np.ndarray, lived: Survival, per_frame: Mapping[str,
 def _trajectory_figures(odometry: Any, scores: Any) -> dict[str, Number]:
     found: dict[str, Number] = {}
     if odometry is not None:
-        found |= {"lost": int((~odometry.tracked).sum()), "initialisations": int(odometry.initialisations)}
+        found |= {"lost": int(odometry.lost), "initialisations": int(odometry.initialisations)}
     if scores is not None:
         found |= {name: getattr(scores, name) for name in ("ate_m", "rpe_m", "rpe_deg")}
     return found

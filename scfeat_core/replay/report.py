@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from scfeat_core.charts import Chart, Histogram, Line, Mark, chart, histogram
+from scfeat_core.charts import Chart, Histogram, Line, Mark, chart, histogram, plan
 from scfeat_core.drawing import draw_verified
 from scfeat_core.errors import ScfeatError
 from scfeat_core.feature_files import replaced
 from scfeat_core.replay.figures import FIGURES, shown
 from scfeat_core.replay.film import Pictures, draw_tracks, film_frames, make_film, strip_frames
 from scfeat_core.replay.metrics import Metrics
+from scfeat_core.replay.paths import TRUTH, aligned, lines
 from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.survival import Survival
 from scfeat_core.replay.verdicts import Verdict, headline, overall, percent, reasons, verdicts, weakest
@@ -86,7 +87,7 @@ def make_report(
         f'<p class="summary">{html.escape(_summary(recording, metrics))}</p>',
         _verdict_table(found),
         _lost(recording, metrics),
-        _trajectory(recording, metrics, odometry, scores),
+        _trajectory(recording, odometry, scores),
         _over_time(metrics),
         _tracks(metrics),
         _pictured(recording, metrics, pictures),
@@ -111,7 +112,8 @@ def _summary(recording: Recording, metrics: Metrics) -> str:
         parts.append(f"{shown('rate_hz', summary['rate_hz'])} Hz")
     sizes = Counter(frame.image_size for frame in recording.frames if not frame.dropped)
     parts += [f"{width}x{height}" for (width, height), _ in sizes.most_common(2)]
-    parts += [str(facts[name]) for name in ("topic", "weights", "device") if facts.get(name)]
+    settings = facts.get("settings") or {}
+    parts += [str(value) for value in (facts.get("topic"), settings.get("device"), settings.get("weights")) if value]
     parts.append("calibrated" if recording.camera is not None else "not calibrated")
     parts.append("with ground truth" if recording.truth is not None else "no ground truth")
     return " · ".join(parts)
@@ -137,29 +139,55 @@ def _verdict_table(found: Sequence[Verdict]) -> str:
 def _lost(recording: Recording, metrics: Metrics) -> str:
     """Nothing where nothing was."""
     damage = recording.facts.get("damage") or []
-    lines = [damage] if isinstance(damage, str) else [str(line) for line in damage]
+    lost = [damage] if isinstance(damage, str) else [str(line) for line in damage]
+    lost += recording.facts.get("warnings") or []
     if recording.facts.get("interrupted"):
-        lines.append("The replay was interrupted: this is what was done until then.")
+        lost.append("The replay was interrupted: this is what was done until then.")
     dropped = [frame for frame in recording.frames if frame.dropped]
-    lines += [
+    lost += [
         f"{count} {'image' if count == 1 else 'images'} dropped: {reason}"
         for reason, count in Counter(frame.dropped for frame in dropped).most_common()
     ]
-    lines += [f"Image {frame.index}: {frame.error or frame.dropped}" for frame in dropped[:_SHOWN_DROPS]]
+    lost += [f"Image {frame.index}: {frame.error or frame.dropped}" for frame in dropped[:_SHOWN_DROPS]]
     if len(dropped) > _SHOWN_DROPS:
-        lines.append(f"and {len(dropped) - _SHOWN_DROPS} more")
-    lines += [f"All tracks ended before image {index}: {reason}" for index, reason in metrics.resets.items()]
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return _section("What was lost", "", f"<ul>{items}</ul>") if lines else ""
+        lost.append(f"and {len(dropped) - _SHOWN_DROPS} more")
+    lost += [f"All tracks ended before image {index}: {reason}" for index, reason in metrics.resets.items()]
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lost)
+    return _section("What was lost", "", f"<ul>{items}</ul>") if lost else ""
 
 
 # -- trajectory --------------------------------------------------------------------------------------------------------
 
 
-def _trajectory(
-    recording: Recording, metrics: Metrics, odometry: Odometry | None, scores: TrajectoryScores | None
-) -> str:
-    return ""
+def _trajectory(recording: Recording, odometry: Odometry | None, scores: TrajectoryScores | None) -> str:
+    """Nothing without odometry."""
+    if odometry is None or not len(odometry.stamps):
+        return ""
+    way = aligned(odometry.stamps, odometry.poses, odometry.tracked, recording.truth)
+    ways = [("visual odometry", way.positions)]
+    if recording.truth is not None and np.isfinite(way.scale):
+        inside = slice(*np.searchsorted(recording.truth.stamps, [odometry.stamps.min(), odometry.stamps.max() + 1]))
+        ways.insert(0, (TRUTH, recording.truth.poses[inside, :3, 3]))
+    unit = "m" if np.isfinite(way.scale) else "units: no scale is known"
+    beside = [facts_list(_score_lines(odometry, scores))]
+    if np.isfinite(way.errors).any():
+        seconds = 1e-9 * (odometry.stamps - odometry.stamps[0])
+        error = Line("", seconds, way.errors)
+        beside.insert(0, chart(Chart("Distance from the truth, after alignment", [error], "seconds", "m")))
+    about = "Monocular visual odometry on the published tracks alone, seen from where the way is widest"
+    about += "; aligned by a similarity, as one camera knows no scale." if np.isfinite(way.scale) else "."
+    way_of_camera = plan("The way of the camera", lines(ways), unit)
+    return _section("Trajectory", about, f'<div class="charts">{way_of_camera}<div>{"".join(beside)}</div></div>')
+
+
+def _score_lines(odometry: Odometry, scores: TrajectoryScores | None) -> dict[str, str]:
+    found = {
+        "frames with a pose": f"{int(odometry.tracked.sum())} of {len(odometry.tracked)}",
+        "initialisations": str(odometry.initialisations),
+    }
+    for name in ("ate_m", "rpe_m", "rpe_deg") if scores is not None else ():
+        found[FIGURES[name].label] = f"{shown(name, getattr(scores, name))} {FIGURES[name].unit}"
+    return found
 
 
 # -- charts ------------------------------------------------------------------------------------------------------------
@@ -403,7 +431,9 @@ def _distribution_row(label: str, unit: str, distribution: Mapping[str, float | 
 
 
 def _settings(recording: Recording) -> str:
-    facts = {name: value for name, value in recording.facts.items() if name not in ("damage", "interrupted")}
+    facts = {
+        name: value for name, value in recording.facts.items() if name not in ("damage", "warnings", "interrupted")
+    }
     if recording.truth is not None:
         facts["ground truth"] = f"{len(recording.truth.stamps)} poses, {recording.truth.source}"
     return _section("Settings and facts", "", facts_list(facts))
