@@ -1,27 +1,47 @@
-"""rosbag2 in and out, without ROS: sqlite3 and mcap, plain or compressed, through the ``rosbags`` library.
+"""Bags in and out, without ROS: rosbag2 of sqlite3 and mcap, plain or compressed, and ROS 1.
 
-Messages stay what was recorded, serialized CDR: the player forwards them as they are.
+Messages stay what was recorded, serialized CDR: the player forwards them as they are. Those of ROS 1 are brought into
+that form. Of a damaged bag everything that can be read comes out, and ``Bag.damage`` says what does not. The files are
+read by :mod:`scfeat_ros.bag_files`; types and writing are those of the ``rosbags`` library.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePath
 from types import ModuleType, TracebackType
 from typing import Any
 
+import yaml
+
 from scfeat_core.errors import DataError
 
-from .cut_mcap import CutMcap, complete_size
+from .bag_files.blocks import BagFile, Damage, normalised_type
+from .bag_files.compression import ZSTD_MAGIC, CorruptError, decompress, decompress_file
+from .bag_files.mcap import McapFile
+from .bag_files.ros1 import Ros1File
+from .bag_files.sqlite import SqliteFile
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE)
 STORAGES = ("mcap", "sqlite3")
+_READERS: dict[str, type[McapFile] | type[SqliteFile] | type[Ros1File]] = {
+    ".mcap": McapFile,
+    ".db3": SqliteFile,
+    ".bag": Ros1File,
+    ".active": Ros1File,  # NAME.bag.active: the recorder was killed
+}
+_PACKED = ".zstd"
+_LOOK = 8  # images whose frame is compared before a topic is chosen
 
 
 @dataclass(frozen=True)
@@ -44,11 +64,12 @@ class Topic:
 
 @dataclass(frozen=True)
 class BagMessage:
-    """One recorded message. log_time: nanoseconds, when it was recorded. data: serialized (CDR)."""
+    """One recorded message. log_time: nanoseconds, when it was recorded. data: serialized (CDR). type: of the topic."""
 
     topic: str
     log_time: int
     data: bytes
+    type: str = field(default="", compare=False)
 
 
 def header_stamp(data: bytes) -> int:
@@ -60,37 +81,76 @@ def header_stamp(data: bytes) -> int:
     return seconds * 1_000_000_000 + nanoseconds
 
 
+def header_frame(data: bytes) -> str:
+    """The frame_id of a serialized message that starts with a std_msgs/Header. Raises DataError where it has none."""
+    order = "<" if len(data) > 1 and data[1] & 1 else ">"
+    size = struct.unpack_from(f"{order}I", data, 12)[0] if len(data) >= 16 else 0
+    if size == 0 or 16 + size > len(data):
+        raise DataError(f"expected a serialized message with a header, found {len(data)} bytes: the bag is damaged")
+    return data[16 : 15 + size].decode("utf-8", "replace")
+
+
+def of_one_camera(messages: Iterable[BagMessage]) -> Iterator[BagMessage]:
+    """The messages of an image topic. Raises DataError at the first one whose frame_id is another."""
+    first: str | None = None
+    for count, message in enumerate(messages):
+        frame = header_frame(message.data)
+        first = frame if first is None else first
+        if frame != first:
+            raise DataError(
+                f"expected the images of one camera on {message.topic}, found frame_id '{first}' and, after {count} "
+                f"images, '{frame}': several cameras publish there; give each a topic of its own"
+            )
+        yield message
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a bag is made of. files: in the order of time. counts: messages by topic and type, as metadata.yaml has it;
+    empty where there is none. damage: what is known of it before a file is opened."""
+
+    files: list[Path]
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    damage: tuple[str, ...] = ()
+
+
 class Bag:
-    """A bag that is open for reading; a context manager. Make one with :func:`open_bag`.
+    """A bag that is open for reading; a context manager. Make one with :func:`open_bag`."""
 
-    damage: what is missing of it, in words; empty where nothing is known to be.
-    """
-
-    def __init__(self, path: Path, reader: Any) -> None:
+    def __init__(self, path: Path, plan: _Plan) -> None:
         self.path = path
-        self.damage = ""
-        self._reader = reader
+        self._plan = plan
+        self._files: list[BagFile] = []
+        self._damage = Damage()
         self._close = ExitStack()
 
     def __enter__(self) -> Bag:
-        try:
-            self._close.enter_context(self._reader)
-        except Exception as error:  # the library lets through what its storage back ends raise
-            self._enter_cut(error)
+        for text in self._plan.damage:
+            self._damage.add(text)
+        errors = []
+        for file in self._plan.files:
+            try:
+                self._files.append(self._open(file))
+            except DataError as error:
+                errors.append(error)
+                reason = str(error).replace(f"{file.parent}/", "")
+                self._damage.add(f"nothing of {file.name} can be read ({reason})")
+        if errors and not self._files:
+            self._close.close()
+            raise errors[0]
         return self
 
-    def _enter_cut(self, error: Exception) -> None:
-        """Open what is left of an .mcap without its end. Raises DataError where it is something else."""
-        file = _only_file(self.path, ".mcap")
-        size = None if file is None else complete_size(file)
-        if file is None or size is None:
-            raise _unreadable(self.path, error) from error
-        self._reader = _rosbags().Reader(CutMcap(file, size))
+    def _open(self, file: Path) -> BagFile:
+        if file.suffix == _PACKED:
+            folder = Path(self._close.enter_context(tempfile.TemporaryDirectory(prefix="scfeat-bag-")))
+            decompress_file(file, folder / file.stem, self._damage)
+            file = folder / file.stem
         try:
-            self._close.enter_context(self._reader)
-        except Exception as second:
-            raise _unreadable(self.path, second) from second
-        self.damage = f"{file} ends in the middle of a record: only what comes before is there ({size} bytes)"
+            opened = _READERS[file.suffix](file, self._damage)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        self._close.callback(opened.close)
+        return opened
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -98,12 +158,17 @@ class Bag:
         self._close.close()
 
     @property
+    def damage(self) -> str:
+        """What is missing of the bag, in words; empty where nothing is known to be. Complete once it was read."""
+        return str(self._damage)
+
+    @property
     def topics(self) -> list[Topic]:
-        """All topics, by name."""
-        counts: dict[tuple[str, str], int] = {}
-        for connection in self._reader.connections:
-            key = (connection.topic, connection.msgtype)
-            counts[key] = counts.get(key, 0) + connection.msgcount
+        """All topics, by name. ``count`` is what the files say they hold, which damage may take away."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for file in self._files:
+            for number, channel in file.channels.items():
+                counts[channel.topic, channel.type] += file.counts.get(number, 0)
         return [Topic(name, kind, count) for (name, kind), count in sorted(counts.items())]
 
     @property
@@ -115,11 +180,25 @@ class Bag:
     def choose_image_topic(self, name: str | None = None) -> tuple[Topic, str]:
         """The image topic to use, and a line that says why; the one with most messages where no name is given.
 
-        A name may be that of the image without ``/compressed``. Raises DataError, with the topics that there are.
+        A name may be that of the image without ``/compressed``. Raises DataError, with the topics that there are; also
+        where the topic is of another type, or of two, and where its first images are of several cameras.
         """
+        topic, why = self._choose(name)
+        types = sorted(other.type for other in self.topics if other.name == topic.name and other.count > 0)
+        if len(types) > 1:
+            raise DataError(
+                f"expected one type of messages on {topic.name} in {self.path}, found {' and '.join(types)}: record "
+                "them on topics of their own"
+            )
+        for _ in zip(of_one_camera(self.messages([topic])), range(_LOOK)):  # noqa: B905
+            pass
+        return topic, why
+
+    def _choose(self, name: str | None) -> tuple[Topic, str]:
         images = self.image_topics
         if name is not None:
-            chosen = [topic for topic in images if name in (topic.name, topic.image_name)]
+            chosen = [topic for topic in images if name == topic.name]
+            chosen = chosen or [topic for topic in images if name == topic.image_name]
             if not chosen:
                 raise DataError(f"{self._no_images(name)}; {self._listing()}")
             return chosen[0], f"{chosen[0].name} as asked for"
@@ -130,65 +209,93 @@ class Bag:
         others = ", ".join(f"{topic.name} ({topic.count})" for topic in images[1:])
         return images[0], f"{images[0].name} ({images[0].count} messages); there are also {others}: choose with --topic"
 
-    def camera_info_topic(self, image: Topic) -> Topic | None:
-        """The sensor_msgs/CameraInfo beside an image topic, or the only one in the bag."""
+    def camera_info_topic(self, image: Topic, name: str | None = None) -> Topic | None:
+        """The sensor_msgs/CameraInfo beside an image topic, or the only one in the bag; or the one of this name.
+
+        None where there is none; DataError where there is none of the name that was given, or of another type.
+        """
         infos = [topic for topic in self.topics if topic.type == CAMERA_INFO and topic.count > 0]
+        if name is not None:
+            named = [topic for topic in infos if topic.name == name]
+            if not named:
+                found = self._type_of(name)
+                raise DataError(f"expected {CAMERA_INFO} on {name} in {self.path}, found {found}; {self._listing()}")
+            return named[0]
         beside = image.image_name.rpartition("/")[0] + "/camera_info"
         named = [topic for topic in infos if topic.name == beside]
-        return (named or (infos if len(infos) == 1 else [None]))[0]
+        candidates = named or (infos if len(infos) == 1 else [])
+        return candidates[0] if candidates else None
 
     def messages(self, topics: Iterable[Topic]) -> Iterator[BagMessage]:
         """Messages of these topics in the order in which they were recorded.
 
-        Raises DataError where the bag is damaged, after everything before the damage.
+        What is damaged is left out, and added to ``damage``. Raises DataError where nothing further can be read.
         """
         wanted = {(topic.name, topic.type) for topic in topics}
-        connections = [c for c in self._reader.connections if (c.topic, c.msgtype) in wanted]
-        if not connections:
-            return
-        count = 0
-        try:
-            for connection, log_time, data in self._reader.messages(connections=connections):
-                yield BagMessage(connection.topic, log_time, data)
-                count += 1
-        except Exception as error:
-            raise _unreadable(self.path, error, f" after {count} messages") from error
+        found: Counter[tuple[str, str]] = Counter()
+        for file in self._files:
+            numbers = {n for n, channel in file.channels.items() if (channel.topic, channel.type) in wanted}
+            if not numbers:
+                continue
+            for record in file.messages(numbers):
+                channel = file.channels[record.channel]
+                found[channel.topic, channel.type] += 1
+                try:
+                    data = _cdr(record.data, channel.type, channel.ros1)
+                except CorruptError as error:
+                    self._damage.add(f"a message on {channel.topic} at {record.time} ns is damaged ({error})")
+                    continue
+                yield BagMessage(channel.topic, record.time, data, channel.type)
+        self._compare(wanted, found)
+
+    def _compare(self, wanted: Iterable[tuple[str, str]], found: Mapping[tuple[str, str], int]) -> None:
+        """Say where metadata.yaml counts more than there was, unless other damage says why."""
+        for name, kind in sorted(wanted):
+            expected = self._plan.counts.get((name, kind), 0)
+            if found.get((name, kind), 0) < expected:
+                self._damage.add(f"{found.get((name, kind), 0)} of {expected} messages on {name} can be read")
 
     def deserialize(self, message: BagMessage) -> Any:
-        """An object with the fields of the message, as :mod:`scfeat_ros.images` takes them; arrays are numpy views of
-        ``message.data``. Raises DataError where the message is damaged."""
-        kind = next(topic.type for topic in self.topics if topic.name == message.topic)
+        """An object with the fields of the message, as :mod:`scfeat_ros.images` takes them; its arrays are numpy views
+        of ``message.data``. Raises DataError where the message is damaged, or of a type that is not known."""
+        kind = message.type or self._type_of(message.topic)
         try:
             return _typestore().deserialize_cdr(message.data, kind)
-        except Exception as error:
-            raise DataError(f"expected a {kind} on {message.topic} in {self.path}, found {error}") from error
+        except Exception as error:  # the library lets through whatever its reading of the bytes raises
+            raise DataError(
+                f"expected a {kind} on {message.topic} in {self.path}, found {len(message.data)} bytes that are none "
+                f"({str(error) or type(error).__name__})"
+            ) from error
+
+    def _type_of(self, name: str) -> str:
+        return next((topic.type for topic in self.topics if topic.name == name), "no such topic")
 
     def _no_images(self, name: str | None) -> str:
         wanted = f"an image topic '{name}'" if name else "a topic of sensor_msgs/Image or sensor_msgs/CompressedImage"
-        return f"expected {wanted} in {self.path}, found none"
+        found = self._type_of(name) if name else "no such topic"
+        return f"expected {wanted} in {self.path}, found {'none' if found == 'no such topic' else found}"
 
     def _listing(self) -> str:
+        damage = f" ({self.damage})" if self.damage else ""
         topics = self.topics
         if not topics:
-            return "the bag is empty: record again, and check that the topics were published"
-        return "the bag holds " + ", ".join(f"{t.name} [{t.type}] {t.count}" for t in topics)
+            return f"the bag is empty{damage}: record again, and check that the topics were published"
+        return "the bag holds " + ", ".join(f"{t.name} [{t.type}] {t.count}" for t in topics) + damage
 
 
 def open_bag(path: str | Path) -> Bag:
-    """A rosbag2 folder, or one of its files (.mcap, .db3), to be entered with ``with``.
+    """A rosbag2 folder, one of its files (.mcap, .db3, or these with .zstd), or a ROS 1 .bag; to enter with ``with``.
 
-    An .mcap without its end is read up to there, and ``damage`` says so. Raises DataError where nothing is there, where
-    it is no rosbag2, or where it is damaged otherwise (on entering).
+    What is damaged, missing or cut off is left out, and ``damage`` says so. Raises DataError where nothing is there,
+    where it is no bag, or (on entering) where nothing of it can be read.
     """
     path = Path(path)
     if not path.exists():
-        raise DataError(f"expected a rosbag2 folder at {path}, found nothing there: check the path")
-    reader = _rosbags().Reader
+        raise DataError(f"expected a bag at {path}, found nothing there: check the path")
+    _rosbags()
     try:
-        return Bag(path, reader(_storage(path)))
-    except DataError:
-        raise
-    except Exception as error:
+        return Bag(path, _plan(path))
+    except OSError as error:
         raise _unreadable(path, error) from error
 
 
@@ -223,22 +330,22 @@ def write_bag(
             writer.write(connections[message.topic], message.log_time, message.data)
 
 
-def _storage(path: Path) -> Path:
-    """What the library is to open: the folder, or the only storage file of a folder that lost its metadata."""
+def _plan(path: Path) -> _Plan:
+    """The files of a bag. Raises DataError where there are none."""
     if path.is_file():
-        if path.suffix == ".bag":
-            raise DataError(
-                f"expected a rosbag2, found the ROS 1 bag {path}: convert it with "
-                f"'rosbags-convert --src {path} --dst {path.with_suffix('')}'"
-            )
-        if path.suffix not in (".mcap", ".db3"):
-            raise DataError(f"expected a rosbag2 folder, or a .mcap or .db3 file of one, found {path}")
-        return path
+        if not _is_bag_file(path):
+            raise DataError(f"expected a rosbag2 folder, a .mcap or .db3 file of one, or a ROS 1 .bag, found {path}")
+        return _Plan([path])
+    damage: tuple[str, ...] = ()
     if (path / "metadata.yaml").exists():
-        return path
-    file = _only_file(path, ".mcap", ".db3")
-    if file is not None:
-        return file
+        try:
+            return _described(path)
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            damage = (f"metadata.yaml is damaged, the files beside it were read without it ({reason})",)
+    files = _parts(path)
+    if files:
+        return _Plan(files, damage=damage)
     found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "an empty folder"
     raise DataError(
         f"expected a rosbag2 folder with metadata.yaml at {path}, found {found}: give the folder that 'ros2 bag "
@@ -246,10 +353,56 @@ def _storage(path: Path) -> Path:
     )
 
 
-def _only_file(path: Path, *suffixes: str) -> Path | None:
-    """The file itself, or the only one with such a suffix in a folder."""
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in suffixes]
-    return files[0] if len(files) == 1 and files[0].suffix in suffixes else None
+def _described(path: Path) -> _Plan:
+    """As metadata.yaml says; the files that it names and that are not there are damage."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    info = yaml.load((path / "metadata.yaml").read_text(encoding="utf-8"), loader)["rosbag2_bagfile_information"]
+    mode, method = str(info.get("compression_mode") or "").lower(), str(info.get("compression_format") or "")
+    if mode not in ("", "none") and method != "zstd":
+        raise DataError(f"expected a bag that is compressed with zstd at {path}, found '{method}': convert it")
+    named = [path / PurePath(name).name for name in info["relative_file_paths"]]
+    files = [file for file in named if file.is_file()]
+    lost = [file.name for file in named if not file.is_file()]
+    if named and not files:
+        raise DataError(f"expected the files {', '.join(lost)} in {path}, found none of them: copy the bag again")
+    if unknown := [file.name for file in files if not _is_bag_file(file)]:
+        raise DataError(f"expected .mcap or .db3 files in {path}, found {', '.join(unknown)}: convert the bag")
+    topics = [(entry["topic_metadata"], int(entry["message_count"])) for entry in info["topics_with_message_count"]]
+    counts = {(topic["name"], normalised_type(topic["type"])): count for topic, count in topics}
+    return _Plan(files, counts, tuple(f"{name} of the bag is missing" for name in lost))
+
+
+def _parts(path: Path) -> list[Path]:
+    """The only bag file of a folder, or those that were split from one recording (NAME_0, NAME_1, ...), in order."""
+    files = [file for file in path.iterdir() if _is_bag_file(file)]
+    if len(files) <= 1:
+        return files
+    numbered = [(re.fullmatch(r"(.*)_(\d+)", _stem(file)), file) for file in files]
+    names = {match[1] if match else None for match, _ in numbered}
+    if len(names) > 1 or None in names:
+        return []
+    return [file for _, file in sorted((int(match[2]), file) for match, file in numbered if match)]
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(_PACKED).rpartition(".")[0]
+
+
+def _is_bag_file(file: Path) -> bool:
+    suffix = Path(file.name.removesuffix(_PACKED)).suffix
+    return suffix in _READERS and (suffix != ".active" or file.name.endswith(".bag.active"))
+
+
+def _cdr(data: bytes, kind: str, ros1: bool) -> bytes:
+    """The message as ROS 2 serializes it. Raises CorruptError where it is damaged."""
+    if data[:4] == ZSTD_MAGIC:  # compression_mode: message
+        data = bytes(decompress(data, "zstd"))
+    if not ros1:
+        return data
+    try:
+        return bytes(_typestore().ros1_to_cdr(data, kind))
+    except Exception as error:  # the library lets through whatever its reading of the bytes raises
+        raise CorruptError(str(error) or type(error).__name__) from error
 
 
 def _unreadable(path: Path, error: Exception, where: str = "") -> DataError:
@@ -271,6 +424,7 @@ def _rosbags() -> ModuleType:
     return rosbags.rosbag2
 
 
+@lru_cache(maxsize=1)
 def _typestore() -> Any:
     from rosbags.typesys import Stores, get_typestore
 

@@ -109,6 +109,20 @@ def truth_from_topic(bag: Bag, topic: str, T_body_camera: np.ndarray | None = No
     return _truth(stamps, poses, T_body_camera, f"{topic} ({chosen.type.rpartition('/')[2]})")
 
 
+def nanoseconds_of(word: str, place: str, digits: int = 9) -> int:
+    """A stamp, nanoseconds, of a decimal number. digits: 9 if that is seconds, 0 if nanoseconds. place: where it is.
+
+    Raises DataError where it is no number, or not from 0 to 2^63 nanoseconds.
+    """
+    try:
+        stamp = int(Decimal(word).scaleb(digits).to_integral_value())
+    except (InvalidOperation, ValueError, OverflowError) as error:  # not a number, NaN, infinity
+        raise DataError(f"expected a stamp, found '{word}' in {place}: remove the line") from error
+    if not 0 <= stamp < 2**63:
+        raise DataError(f"expected a stamp from 0 to 2^63 nanoseconds, found '{word}' in {place}: check the unit")
+    return stamp
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 
@@ -157,16 +171,8 @@ def _table(rows: Sequence[tuple[int, list[str]]], path: Path, layout: str) -> np
 
 def _stamps(words: Sequence[str], digits: int, places: Sequence[str]) -> np.ndarray:
     """(P,) int64 nanoseconds. digits: 9 for seconds, 0 for nanoseconds."""
-    values = []
-    for word, place in zip(words, places, strict=True):
-        try:
-            stamp = int(Decimal(word).scaleb(digits).to_integral_value())
-        except (InvalidOperation, ValueError, OverflowError) as error:  # not a number, NaN, infinity
-            raise DataError(f"expected a stamp, found '{word}' in {place}: remove the line") from error
-        if not 0 <= stamp < 2**63:
-            raise DataError(f"expected a stamp from 0 to 2^63 nanoseconds, found '{word}' in {place}: check the unit")
-        values.append(stamp)
-    return np.array(values, np.int64)
+    stamps = [nanoseconds_of(word, place, digits) for word, place in zip(words, places, strict=True)]
+    return np.array(stamps, np.int64)
 
 
 def _kitti_times(poses: Path, times: str | Path | None, count: int) -> np.ndarray:

@@ -1,45 +1,56 @@
-"""Bags in both storages, written and read back, and every way in which a bag can be the wrong one."""
+"""Bags of all storages, written and read back; every way in which a bag can be the wrong one, or damaged."""
 
 from __future__ import annotations
 
+import io
+import shutil
+import sqlite3
 import struct
 import sys
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'scfeat-python[bags]'")
 
+import lz4.frame  # type: ignore[import-untyped]
+from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_typestore
 
 from scfeat_core.errors import DataError
 from scfeat_ros.bags import (
+    CAMERA_INFO,
     COMPRESSED_IMAGE,
     IMAGE,
     STORAGES,
     BagMessage,
     Topic,
+    header_frame,
     header_stamp,
+    of_one_camera,
     open_bag,
     write_bag,
 )
-from scfeat_ros.cut_mcap import complete_size
+from scfeat_ros.images import image_to_array
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 START = 1_700_000_000_123_456_789
 STEP = 100_000_000
 
 
-def header(stamp: int):
+def header(stamp: int, frame: str = "camera_optical_frame"):
     time = STORE.types["builtin_interfaces/msg/Time"](*divmod(stamp, 1_000_000_000))
-    return STORE.types["std_msgs/msg/Header"](time, "camera_optical_frame")
+    return STORE.types["std_msgs/msg/Header"](time, frame)
 
 
-def image(stamp: int, value: int = 0, shape: tuple[int, int] = (24, 32)) -> bytes:
+def image(stamp: int, value: int = 0, shape: tuple[int, int] = (24, 32), frame: str = "camera_optical_frame") -> bytes:
     height, width = shape
     pixels = np.full(height * width, value, np.uint8)
-    message = STORE.types[IMAGE](header(stamp), height, width, "mono8", 0, width, pixels)
+    message = STORE.types[IMAGE](header(stamp, frame), height, width, "mono8", 0, width, pixels)
     return bytes(STORE.serialize_cdr(message, IMAGE))
 
 
@@ -63,7 +74,16 @@ def tiny_bag(path: Path, storage: str, compression: str | None = None, frames: i
 
 
 @pytest.mark.parametrize(
-    ("storage", "compression"), [("mcap", None), ("sqlite3", None), ("mcap", "message"), ("sqlite3", "file")]
+    ("storage", "compression"),
+    [
+        ("mcap", None),
+        ("mcap", "message"),
+        ("mcap", "file"),
+        ("mcap", "storage"),
+        ("sqlite3", None),
+        ("sqlite3", "message"),
+        ("sqlite3", "file"),
+    ],
 )
 def test_messages_come_back_as_they_were_written(tmp_path: Path, storage: str, compression: str | None) -> None:
     written = tiny_bag(tmp_path / "bag", storage, compression)
@@ -121,10 +141,18 @@ def test_a_folder_that_is_no_bag(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_bag(tmp_path: Path) -> None:
-    for name, words in (("notes.txt", r"\.mcap or \.db3"), ("old.bag", "ROS 1.*rosbags-convert")):
-        (tmp_path / name).write_bytes(b"#ROSBAG V2.0")
-        with pytest.raises(DataError, match=words):
-            open_bag(tmp_path / name)
+    (tmp_path / "notes.txt").write_bytes(b"#ROSBAG V2.0")
+    with pytest.raises(DataError, match=r"\.mcap or \.db3"):
+        open_bag(tmp_path / "notes.txt")
+    for name, found in (
+        ("a.mcap", "damaged or truncated"),
+        ("a.db3", "damaged"),
+        ("a.bag", "ROS 1 bag of version 2.0"),
+    ):
+        for content in (b"", b"#ROSBAG V1.2\n", bytes(4096)):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(DataError, match=found), open_bag(tmp_path / name):
+                pass
 
 
 def test_no_image_topic_lists_what_there_is(tmp_path: Path) -> None:
@@ -140,15 +168,6 @@ def test_an_empty_bag(tmp_path: Path) -> None:
     write_bag(tmp_path / "bag", {}, [])
     with open_bag(tmp_path / "bag") as bag, pytest.raises(DataError, match="the bag is empty"):
         bag.choose_image_topic()
-
-
-def test_a_truncated_database_is_named(tmp_path: Path) -> None:
-    tiny_bag(tmp_path / "bag", "sqlite3", frames=200)
-    file = tmp_path / "bag" / "bag.db3"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(DataError, match="damaged or truncated"), open_bag(tmp_path / "bag") as bag:
-        for topic in bag.image_topics:
-            list(bag.messages([topic]))
 
 
 @pytest.mark.parametrize("folder", [True, False], ids=["folder", "file"])
@@ -170,36 +189,11 @@ def test_a_recording_that_was_cut_off_is_read_up_to_there(
 def test_a_complete_file_is_not_called_cut(tmp_path: Path) -> None:
     tiny_bag(tmp_path / "bag", "mcap")
     file = tmp_path / "bag" / "bag.mcap"
-    assert complete_size(file) is None
     with open_bag(tmp_path / "bag") as bag:
+        list(bag.messages(bag.topics))
         assert bag.damage == ""
-    file.write_bytes(file.read_bytes()[:30])
+    file.write_bytes(file.read_bytes()[:12])
     with pytest.raises(DataError, match="damaged or truncated"), open_bag(tmp_path / "bag"):
-        pass
-
-
-def test_what_lies_before_the_damage_is_kept(tmp_path: Path) -> None:
-    """A chunk in the middle is overwritten: the messages before it still come, then the error says so."""
-    written = tiny_bag(tmp_path / "bag", "mcap", frames=3000)
-    file = tmp_path / "bag" / "bag.mcap"
-    data = bytearray(file.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 8192] = b"\xff" * 8192
-    file.write_bytes(data)
-    kept = []
-    with open_bag(tmp_path / "bag") as bag:
-        topic, _ = bag.choose_image_topic("/cam/image_raw")
-        with pytest.raises(DataError, match=r"after [1-9][0-9]* messages"):
-            for message in bag.messages([topic]):
-                kept.append(message)
-    assert len(kept) > 500
-    assert kept == [message for message in written if message.topic == "/cam/image_raw"][: len(kept)]
-
-
-def test_a_damaged_metadata_file(tmp_path: Path) -> None:
-    tiny_bag(tmp_path / "bag", "mcap")
-    (tmp_path / "bag" / "metadata.yaml").write_text("rosbag2_bagfile_information: [")
-    with pytest.raises(DataError, match="damaged"), open_bag(tmp_path / "bag"):
         pass
 
 
@@ -216,6 +210,516 @@ def test_writing_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         write_bag(tmp_path / "bag", {}, [], storage="zip")
     with pytest.raises(DataError, match="found one"):
         write_bag(tmp_path, {}, [])
+
+
+# -------------------------------------------------------------------------------------------------------------- damage
+
+
+def read_twice(path: Path, name: str = "/cam/image_raw") -> tuple[list[BagMessage], str]:
+    """The messages of a topic, and the damage; the same each time, whoever reads, and however often."""
+    found = []
+    for _ in range(2):
+        with open_bag(path) as bag:
+            topics = [topic for topic in bag.topics if topic.name == name]
+            messages = list(bag.messages(topics))
+            once = bag.damage
+            assert list(bag.messages(topics)) == messages
+            assert bag.damage == once
+            found.append((messages, once))
+    assert found[0] == found[1]
+    return found[0]
+
+
+def overwrite(file: Path, at: int, size: int, value: bytes = b"\xff") -> None:
+    data = bytearray(file.read_bytes())
+    data[at : at + size] = value * size
+    file.write_bytes(data)
+
+
+def cut(file: Path, share: float) -> None:
+    file.write_bytes(file.read_bytes()[: round(share * file.stat().st_size)])
+
+
+def chunks(file: Path) -> list[Any]:
+    """Where the chunks of an .mcap are."""
+    with open_bag(file) as bag:
+        return list(bag._files[0]._blocks)  # type: ignore[attr-defined]
+
+
+def of(messages: Sequence[BagMessage], topic: str = "/cam/image_raw") -> list[BagMessage]:
+    return [message for message in messages if message.topic == topic]
+
+
+def check_gap(kept: Sequence[BagMessage], written: Sequence[BagMessage], most: int) -> None:
+    """All that was kept is as it was written, from both sides of one gap of at most ``most`` messages."""
+    assert 0 < len(written) - len(kept) <= most
+    first = next((i for i, (a, b) in enumerate(zip(kept, written, strict=False)) if a != b), len(kept))
+    assert 0 < first < len(kept)
+    assert list(kept) == [*written[:first], *written[len(written) - len(kept) + first :]]
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"\x00", b"\x05"])
+def test_damage_within_a_chunk_costs_the_messages_there(tmp_path: Path, value: bytes) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "mcap", frames=3000))
+    file = tmp_path / "bag" / "bag.mcap"
+    overwrite(file, file.stat().st_size // 2, 8192, value)
+    kept, damage = read_twice(tmp_path / "bag")
+    check_gap(kept, written, 12)
+    lost = len(written) - len(kept)
+    assert f"{lost} on /cam/image_raw" in damage
+    assert "bytes in the chunk at" in damage
+    assert f"{len(kept)} of 3000 messages on /cam/image_raw can be read" in damage
+
+
+def test_damage_within_a_compressed_chunk_costs_the_chunk(tmp_path: Path) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "mcap", "storage", frames=4000))
+    file = tmp_path / "bag" / "bag.mcap"
+    block = chunks(file)[2]
+    overwrite(file, block.at + block.size // 2, 64)
+    kept, damage = read_twice(tmp_path / "bag")
+    check_gap(kept, written, 1100)
+    assert f"messages {len(written) - len(kept)} on /cam/image_raw, " in damage
+    assert "on /chatter" in damage
+
+
+def test_damaged_and_cut_off_at_once(tmp_path: Path) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "mcap", frames=6000))
+    file = tmp_path / "bag" / "bag.mcap"
+    cut(file, 0.8)
+    overwrite(file, file.stat().st_size // 3, 8192)
+    kept, damage = read_twice(tmp_path / "bag")
+    check_gap(kept, written[: written.index(kept[-1]) + 1], 12)
+    assert len(kept) > 4500
+    assert "ends in the middle" in damage
+    assert "broken records" in damage
+
+
+def test_the_header_of_a_chunk_is_damaged_and_the_index_is_gone(tmp_path: Path) -> None:
+    """The next chunk is found by looking for one."""
+    written = of(tiny_bag(tmp_path / "bag", "mcap", "storage", frames=6000))
+    file = tmp_path / "bag" / "bag.mcap"
+    at = chunks(file)[2].at
+    overwrite(file, at, 20)
+    cut(file, 0.9)
+    kept, damage = read_twice(file)
+    check_gap(kept, written[: written.index(kept[-1]) + 1], 1100)
+    assert f"damaged bytes of bag.mcap at {at}" in damage
+
+
+def test_a_damaged_index_is_done_without(tmp_path: Path) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "mcap", frames=3000))
+    file = tmp_path / "bag" / "bag.mcap"
+    overwrite(file, file.stat().st_size - 300, 40)
+    kept, damage = read_twice(tmp_path / "bag")
+    assert kept == written
+    assert "the index of bag.mcap is damaged" in damage
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_corrupted_compressed_message_costs_only_itself(tmp_path: Path, storage: str) -> None:
+    written = of(tiny_bag(tmp_path / "bag", storage, "message"))
+    (file,) = (path for path in (tmp_path / "bag").iterdir() if path.suffix != ".yaml")
+    data = file.read_bytes()
+    with open_bag(tmp_path / "bag") as bag:
+        numbers = [n for n, c in bag._files[0].channels.items() if c.topic == "/cam/image_raw"]
+        packed = [record.data for record in bag._files[0].messages(set(numbers))][5]
+    assert data.count(packed) == 1
+    overwrite(file, data.index(packed) + 4, len(packed) - 4)
+    kept, damage = read_twice(tmp_path / "bag")
+    assert kept == written[:5] + written[6:]
+    assert f"a message on /cam/image_raw at {written[5].log_time} ns is damaged" in damage
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.95])
+def test_a_truncated_database_is_read_up_to_there(tmp_path: Path, share: float) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "sqlite3", frames=2000))
+    cut(tmp_path / "bag" / "bag.db3", share)
+    kept, damage = read_twice(tmp_path / "bag")
+    assert len(kept) > 0.8 * share * len(written)
+    # SQLite fills its pages nearly in order
+    assert kept[: len(kept) - 20] == written[: len(kept) - 20]
+    stamps = {message.log_time for message in kept}
+    assert kept == [message for message in written if message.log_time in stamps]
+    assert f"{len(kept)} of 2000 messages on /cam/image_raw can be read" in damage
+    assert "bag.db3 is damaged" in damage
+
+
+def test_a_damaged_page_of_a_database_costs_its_rows(tmp_path: Path) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "sqlite3", frames=2000))
+    file = tmp_path / "bag" / "bag.db3"
+    data = file.read_bytes()
+    overwrite(file, data.index(written[1000].data) // 4096 * 4096, 8192)
+    kept, damage = read_twice(tmp_path / "bag")
+    check_gap(kept, written, 20)
+    assert f"{len(kept)} of 2000 messages on /cam/image_raw can be read" in damage
+
+
+def test_large_rows_of_a_damaged_database(tmp_path: Path) -> None:
+    """Images fill many pages: the row is found, and then not its end."""
+    at = [START + i * STEP for i in range(20)]
+    written = [BagMessage("/cam/image_raw", stamp, image(stamp, i, (120, 160))) for i, stamp in enumerate(at)]
+    write_bag(tmp_path / "bag", {"/cam/image_raw": IMAGE}, written, "sqlite3")
+    file = tmp_path / "bag" / "bag.db3"
+    overwrite(file, file.stat().st_size // 2 // 4096 * 4096, 4096)
+    kept, damage = read_twice(tmp_path / "bag")
+    check_gap(kept, written, 2)
+    assert "messages on /cam/image_raw cannot be read" in damage
+
+
+def test_a_database_whose_recorder_was_killed(tmp_path: Path) -> None:
+    """The last rows are in the log beside the file."""
+    tiny_bag(tmp_path / "bag", "sqlite3")
+    file = tmp_path / "bag" / "bag.db3"
+    writer = sqlite3.connect(file)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("INSERT INTO messages SELECT NULL, topic_id, timestamp + 10000000000, data FROM messages")
+    writer.commit()
+    copied = tmp_path / "killed"
+    shutil.copytree(tmp_path / "bag", copied)
+    writer.close()
+    kept, _ = read_twice(copied)
+    assert len(kept) == 24
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_compressed_file_without_its_end(tmp_path: Path, storage: str) -> None:
+    frames, rng = 3000, np.random.default_rng(0)
+    noise = [rng.bytes(200) for _ in range(frames)]  # so that the compressed file has many blocks
+    written = [BagMessage("/cam/image_raw", START + i, image(i, i % 256) + noise[i]) for i in range(frames)]
+    write_bag(tmp_path / "bag", {"/cam/image_raw": IMAGE}, written, storage, "file")
+    (file,) = (tmp_path / "bag").glob("*.zstd")
+    cut(file, 0.6)
+    kept, damage = read_twice(tmp_path / "bag")
+    assert 300 < len(kept) < frames
+    assert kept == written[: len(kept)]
+    assert f"{file.name} ends in the middle" in damage
+
+
+def split_bag(folder: Path, storage: str, names: Sequence[str]) -> list[BagMessage]:
+    """A bag of several files, as ros2 bag record --max-bag-size writes it. The last name sorts before the others."""
+    written, files = [], []
+    folder.mkdir()
+    for number, name in enumerate(names):
+        messages = [BagMessage("/cam/image_raw", START + 100 * number + i, image(i, number)) for i in range(5)]
+        part = folder.parent / f"part{number}"
+        write_bag(part, {"/cam/image_raw": IMAGE}, messages, storage)
+        (source,) = (path for path in part.iterdir() if path.suffix != ".yaml")
+        files.append(f"{name}{source.suffix}")
+        source.rename(folder / files[-1])
+        written += messages
+    text = (part / "metadata.yaml").read_text()
+    listing = "\n".join(f"  - {file}" for file in files)
+    text = text.replace("message_count: 5", f"message_count: {len(written)}")
+    head, _, tail = text.partition("relative_file_paths:")
+    rest = tail[tail.index("\n", tail.index("- ")) :]
+    (folder / "metadata.yaml").write_text(f"{head}relative_file_paths:\n{listing}{rest}")
+    return written
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_split_bag(tmp_path: Path, storage: str) -> None:
+    names = ["bag_2", "bag_9", "bag_10"]
+    written = split_bag(tmp_path / "bag", storage, names)
+    assert read_twice(tmp_path / "bag") == (written, "")
+    (tmp_path / "bag" / "metadata.yaml").rename(tmp_path / "metadata.yaml")
+    assert read_twice(tmp_path / "bag") == (written, "")
+    (tmp_path / "metadata.yaml").rename(tmp_path / "bag" / "metadata.yaml")
+    middle = next((tmp_path / "bag").glob("bag_9.*"))
+    content = middle.read_bytes()
+    middle.unlink()
+    kept, damage = read_twice(tmp_path / "bag")
+    assert kept == written[:5] + written[10:]
+    assert f"{middle.name} of the bag is missing" in damage
+    assert "10 of 15 messages on /cam/image_raw" in damage
+    middle.write_bytes(bytes(len(content)))
+    kept, damage = read_twice(tmp_path / "bag")
+    assert kept == written[:5] + written[10:]
+    assert f"nothing of {middle.name} can be read" in damage
+    assert str(tmp_path) not in damage
+    for name in names:
+        next((tmp_path / "bag").glob(f"{name}.*")).unlink()
+    with pytest.raises(DataError, match="found none of them"):
+        open_bag(tmp_path / "bag")
+
+
+def test_a_folder_of_several_bags_is_none(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        tiny_bag(tmp_path / name, "mcap")
+        (tmp_path / name / f"{name}.mcap").rename(tmp_path / f"{name}.mcap")
+    with pytest.raises(DataError, match="found first, first.mcap, second"):
+        open_bag(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["rosbag2_bagfile_information: [", "rosbag2_bagfile_information: {}", "3", "\x00"])
+def test_a_damaged_metadata_file_is_done_without(tmp_path: Path, text: str) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "mcap"))
+    (tmp_path / "bag" / "metadata.yaml").write_text(text)
+    kept, damage = read_twice(tmp_path / "bag")
+    assert kept == written
+    assert "metadata.yaml is damaged" in damage
+
+
+def test_a_compression_that_is_not_known(tmp_path: Path) -> None:
+    tiny_bag(tmp_path / "bag", "mcap", "message")
+    file = tmp_path / "bag" / "metadata.yaml"
+    file.write_text(file.read_text().replace("zstd", "brotli"))
+    with pytest.raises(DataError, match="found 'brotli'"):
+        open_bag(tmp_path / "bag")
+
+
+# --------------------------------------------------------------------------------------------------------- other mcaps
+
+
+class Mcap:
+    """Writes what the library does not: lz4, checksums, no chunks, no index, chunks out of order."""
+
+    def __init__(self, kind: str = IMAGE, encoding: str = "cdr") -> None:
+        self.out = io.BytesIO()
+        self.out.write(b"\x89MCAP0\r\n" + record(1, text_field("") + text_field("test")))
+        self.head = record(3, struct.pack("<H", 1) + text_field(kind) + text_field("ros2msg") + text_field(""))
+        self.head += record(
+            4, struct.pack("<HH", 1, 1) + text_field("/cam/image_raw") + text_field(encoding) + bytes(4)
+        )
+        self.indices: list[bytes] = []
+
+    def chunk(self, messages: Sequence[BagMessage], method: str = "", crc: bool = True) -> None:
+        content = self.head + b"".join(map(message_record, messages))
+        packed = {"": bytes, "lz4": lz4.frame.compress}[method](content)
+        times = [message.log_time for message in messages]
+        body = struct.pack("<QQQI", min(times), max(times), len(content), zlib.crc32(content) if crc else 0)
+        body += text_field(method) + struct.pack("<Q", len(packed)) + packed
+        at, written = self.out.tell(), record(6, body)
+        index = struct.pack("<QQQQ", min(times), max(times), at, len(written)) + struct.pack("<IHQ", 10, 1, 0)
+        index += struct.pack("<Q", 0) + text_field(method) + struct.pack("<QQ", len(packed), len(content))
+        self.indices.append(record(8, index))
+        self.out.write(written)
+
+    def close(self, path: Path, count: int | None) -> None:
+        """count: messages, to write an index; None: without one."""
+        start = 0
+        self.out.write(record(0x0F, bytes(4)))
+        if count is not None:
+            start = self.out.tell()
+            numbers = struct.pack("<QHIIIIQQ", count, 1, 1, 0, 0, len(self.indices), 0, 0) + struct.pack(
+                "<IHQ", 10, 1, count
+            )
+            self.out.write(self.head + b"".join(self.indices) + record(0x0B, numbers))
+        self.out.write(record(2, struct.pack("<QQI", start, 0, 0)) + b"\x89MCAP0\r\n")
+        path.write_bytes(self.out.getvalue())
+
+
+def record(kind: int, body: bytes) -> bytes:
+    return struct.pack("<BQ", kind, len(body)) + body
+
+
+def text_field(text: str) -> bytes:
+    return struct.pack("<I", len(text)) + text.encode()
+
+
+def message_record(message: BagMessage) -> bytes:
+    return record(5, struct.pack("<HIQQ", 1, 0, message.log_time, message.log_time) + message.data)
+
+
+def images(count: int) -> list[BagMessage]:
+    return [BagMessage("/cam/image_raw", START + i * STEP, image(START + i * STEP, i % 256)) for i in range(count)]
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("method", ["", "lz4"])
+def test_chunks_in_any_order_and_lz4(tmp_path: Path, method: str, indexed: bool) -> None:
+    written = images(12)
+    writer = Mcap()
+    for part in (written[8:], written[0:8:2], written[1:8:2]):
+        writer.chunk(part, method)
+    writer.close(tmp_path / "a.mcap", 12 if indexed else None)
+    assert read_twice(tmp_path / "a.mcap") == (written, "")
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_wrong_checksum_costs_the_chunk(tmp_path: Path, indexed: bool) -> None:
+    written = images(12)
+    writer = Mcap()
+    for start in (0, 4, 8):
+        writer.chunk(written[start : start + 4])
+    writer.close(tmp_path / "a.mcap", 12 if indexed else None)
+    overwrite(tmp_path / "a.mcap", (tmp_path / "a.mcap").read_bytes().index(written[5].data) + 200, 1)
+    kept, damage = read_twice(tmp_path / "a.mcap")
+    assert kept == written[:4] + written[8:]
+    assert "wrong checksum" in damage
+
+
+def test_messages_without_chunks(tmp_path: Path) -> None:
+    written = images(3000)
+    writer = Mcap()
+    writer.out.write(writer.head)
+    for message in reversed(written):
+        writer.out.write(message_record(message))
+    writer.close(tmp_path / "a.mcap", 3000)
+    assert read_twice(tmp_path / "a.mcap") == (written, "")
+    overwrite(tmp_path / "a.mcap", 1_000_000, 5000)
+    kept, damage = read_twice(tmp_path / "a.mcap")
+    check_gap(kept, written, 8)
+    assert "damaged bytes of a.mcap at" in damage
+
+
+@pytest.mark.parametrize("name", ["sensor_msgs/Image", "sensor_msgs/msg/Image", "sensor_msgs::msg::dds_::Image_"])
+def test_names_of_types_are_normalised(tmp_path: Path, name: str) -> None:
+    writer = Mcap(name)
+    writer.chunk(images(3))
+    writer.close(tmp_path / "a.mcap", 3)
+    with open_bag(tmp_path / "a.mcap") as bag:
+        assert bag.choose_image_topic()[0].type == IMAGE
+
+
+# --------------------------------------------------------------------------------------------------------------- ROS 1
+
+NOETIC = get_typestore(Stores.ROS1_NOETIC)
+
+
+def ros1_bag(path: Path, frames: int = 12, method: str | None = None, tear: Callable[[bytes], bytes] = bytes) -> None:
+    """A bag with images and calibrations; ``tear`` spoils the third image."""
+    writer: Any = Ros1Writer(path)
+    if method is not None:
+        writer.set_compression(getattr(writer.CompressionFormat, method.upper()))
+    with writer:
+        topics = {
+            name: writer.add_connection(name, kind, typestore=NOETIC)
+            for name, kind in (("/cam/image_raw", IMAGE), ("/cam/camera_info", CAMERA_INFO))
+        }
+        for i in range(frames):
+            at = START + i * STEP
+            time = NOETIC.types["builtin_interfaces/msg/Time"](*divmod(at, 1_000_000_000))
+            head = NOETIC.types["std_msgs/msg/Header"](i, time, "camera_optical_frame")
+            pixels = np.full(24 * 32, i % 256, np.uint8)
+            data = NOETIC.serialize_ros1(NOETIC.types[IMAGE](head, 24, 32, "mono8", 0, 32, pixels), IMAGE)
+            writer.write(topics["/cam/image_raw"], at + 5_000_000, tear(bytes(data)) if i == 3 else data)
+            roi = NOETIC.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+            k = np.array([500.0, 0, 16, 0, 501, 12, 0, 0, 1])
+            info = (head, 24, 32, "plumb_bob", np.zeros(5), k, np.eye(3).ravel(), np.zeros(12), 0, 0, roi)
+            data = NOETIC.serialize_ros1(NOETIC.types[CAMERA_INFO](*info), CAMERA_INFO)
+            writer.write(topics["/cam/camera_info"], at + 5_000_000, data)
+
+
+@pytest.mark.parametrize("method", [None, "bz2", "lz4"])
+def test_a_ros1_bag_comes_out_as_ros2_serializes(tmp_path: Path, method: str | None) -> None:
+    ros1_bag(tmp_path / "old.bag", method=method)
+    with open_bag(tmp_path / "old.bag") as bag:
+        topic, _ = bag.choose_image_topic()
+        assert topic == Topic("/cam/image_raw", IMAGE, 12)
+        read = list(bag.messages([topic]))
+        assert [message.data for message in read] == [image(START + i * STEP, i) for i in range(12)]
+        assert [message.log_time for message in read] == [START + i * STEP + 5_000_000 for i in range(12)]
+        pixels = image_to_array(bag.deserialize(read[7]))
+        assert (pixels.shape, pixels.min(), pixels.max()) == ((24, 32), 7, 7)
+        info_topic = bag.camera_info_topic(topic)
+        assert info_topic is not None
+        info = bag.deserialize(next(bag.messages([info_topic])))
+        assert (info.k[0], info.d.tolist(), info.header.frame_id) == (500, [0] * 5, "camera_optical_frame")
+        assert bag.damage == ""
+
+
+def test_a_ros1_bag_without_index(tmp_path: Path) -> None:
+    """As the recorder leaves it when it is killed: .bag.active."""
+    ros1_bag(tmp_path / "old.bag", 3000)
+    whole, _ = read_twice(tmp_path / "old.bag")
+    file = tmp_path / "old.bag.active"
+    file.write_bytes((tmp_path / "old.bag").read_bytes())
+    cut(file, 0.7)
+    kept, damage = read_twice(file)
+    assert 1900 < len(kept) < 3000
+    assert kept == whole[: len(kept)]
+    assert "ends in the middle" in damage
+
+
+@pytest.mark.parametrize("method", [None, "lz4"])
+def test_damage_within_a_ros1_bag(tmp_path: Path, method: str | None) -> None:
+    file = tmp_path / "old.bag"
+    ros1_bag(file, 4000, method)
+    whole, _ = read_twice(file)
+    overwrite(file, file.stat().st_size // 2, 4096)
+    kept, damage = read_twice(file)
+    check_gap(kept, whole, 12 if method is None else 1100)
+    assert f"{len(whole) - len(kept)} on /cam/image_raw" in damage
+    overwrite(file, file.stat().st_size - 500, 400)  # the index, too
+    again, _ = read_twice(file)
+    assert again == kept
+
+
+def test_a_damaged_message_of_ros1_costs_only_itself(tmp_path: Path) -> None:
+    ros1_bag(tmp_path / "old.bag", tear=lambda data: data[:-5])
+    kept, damage = read_twice(tmp_path / "old.bag")
+    assert [header_stamp(message.data) for message in kept] == [START + i * STEP for i in range(12) if i != 3]
+    assert "a message on /cam/image_raw" in damage
+
+
+# -------------------------------------------------------------------------------------------------------- wrong content
+
+
+def test_two_cameras_on_one_topic_are_named(tmp_path: Path) -> None:
+    frames = ["left", "right"] * 4
+    messages = [BagMessage("/cam/image_raw", START + i, image(i, frame=frame)) for i, frame in enumerate(frames)]
+    write_bag(tmp_path / "bag", {"/cam/image_raw": IMAGE}, messages)
+    with open_bag(tmp_path / "bag") as bag, pytest.raises(DataError, match="'left' and, after 1 images, 'right'"):
+        bag.choose_image_topic()
+
+
+def test_a_second_camera_that_comes_later_is_named_when_it_comes(tmp_path: Path) -> None:
+    frames = ["left"] * 20 + ["right"]
+    messages = [BagMessage("/cam/image_raw", START + i, image(i, frame=frame)) for i, frame in enumerate(frames)]
+    write_bag(tmp_path / "bag", {"/cam/image_raw": IMAGE}, messages)
+    kept = []
+    with open_bag(tmp_path / "bag") as bag:
+        topic, _ = bag.choose_image_topic()
+        with pytest.raises(DataError, match="after 20 images, 'right'"):
+            for message in of_one_camera(bag.messages([topic])):
+                kept.append(message)
+    assert kept == messages[:20]
+
+
+def test_two_types_on_one_topic_are_named(tmp_path: Path) -> None:
+    writer = Mcap()
+    head = writer.head
+    for number, kind in ((2, COMPRESSED_IMAGE), (3, "std_msgs/msg/String")):
+        head += record(3, struct.pack("<H", number) + text_field(kind) + text_field("ros2msg") + text_field(""))
+        head += record(
+            4, struct.pack("<HH", number, number) + text_field("/cam/image_raw") + text_field("cdr") + bytes(4)
+        )
+    first, second = images(2)
+    other = message_record(second)
+    writer.out.write(head + message_record(first) + other[:9] + struct.pack("<H", 2) + other[11:])
+    writer.close(tmp_path / "a.mcap", None)
+    with open_bag(tmp_path / "a.mcap") as bag, pytest.raises(DataError, match=f"found {COMPRESSED_IMAGE} and {IMAGE}"):
+        bag.choose_image_topic()
+
+
+def test_wrong_type_asked_for(tmp_path: Path) -> None:
+    tiny_bag(tmp_path / "bag", "mcap")
+    with open_bag(tmp_path / "bag") as bag:
+        with pytest.raises(DataError, match="image topic '/chatter'.*found std_msgs/msg/String"):
+            bag.choose_image_topic("/chatter")
+        image_topic, _ = bag.choose_image_topic()
+        with pytest.raises(DataError, match="CameraInfo on /chatter.*found std_msgs/msg/String"):
+            bag.camera_info_topic(image_topic, "/chatter")
+        with pytest.raises(DataError, match="CameraInfo on /nothing.*found no such topic"):
+            bag.camera_info_topic(image_topic, "/nothing")
+
+
+def test_header_frame() -> None:
+    assert header_frame(image(5, frame="left")) == "left"
+    for broken in (b"", bytes(12), image(5)[:20]):
+        with pytest.raises(DataError, match="with a header"):
+            header_frame(broken)
+
+
+def test_a_message_that_is_none(tmp_path: Path) -> None:
+    good = images(1)[0]
+    for data in (b"", b"\x00\x01", good.data[:40], b"\xff" * 100):
+        folder = tmp_path / f"{len(data)}"
+        write_bag(folder, {"/cam/image_raw": IMAGE}, [BagMessage("/cam/image_raw", 1, data)])
+        with open_bag(folder) as bag:
+            (message,) = bag.messages(bag.topics)
+            with pytest.raises(DataError, match="Image on /cam/image_raw"):
+                bag.deserialize(message)
 
 
 @pytest.mark.parametrize(

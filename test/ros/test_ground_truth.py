@@ -19,7 +19,7 @@ from scfeat_ros.ground_truth import POSE_TYPES, pose_topics, read_ground_truth, 
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 HALF = 0.7071067811865476
-QUARTER_TURN = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # about z
+QUARTER_TURN = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])  # about z
 START = 1_403_715_285_262_143_135  # does not fit into a float64
 
 TUM = f"""# timestamp tx ty tz qx qy qz qw
@@ -44,7 +44,8 @@ def file(folder: Path, text: str, name: str = "truth.txt") -> Path:
 
 def check(truth: GroundTruth, stamps: list[int]) -> None:
     """The two poses that all of the files have."""
-    assert (truth.stamps.dtype, truth.stamps.tolist()) == (np.int64, stamps)
+    assert truth.stamps.dtype == np.int64
+    assert truth.stamps.tolist() == stamps
     np.testing.assert_allclose(truth.poses[0, :3, :3], QUARTER_TURN, atol=1e-12)
     np.testing.assert_allclose(truth.poses[1, :3, :3], np.eye(3))
     np.testing.assert_array_equal(truth.poses[:, :3, 3], [[1, 2, 3], [1.5, 2, 3]])
