@@ -138,7 +138,7 @@ def html_page(
     if series:
         parts.append("<h2>Over the sequence</h2>")
         parts.append('<div class="charts">' + "".join(charts.chart(_chart(s)) for s in series) + "</div>")
-    parts += ["<h2>Figures</h2>", _table(figures)]
+    parts += ["<h2>Figures</h2>", figures_table(figures)]
     if facts:
         parts += ["<h2>How it was made</h2>", facts_list(facts)]
     return document(title, parts)
@@ -190,7 +190,8 @@ def figure(picture: Picture) -> str:
     return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _table(figures: Figures) -> str:
+def figures_table(figures: Figures) -> str:
+    """The figures as a table of HTML."""
     lines, last = [], ""
     for section, name, cells in table_rows(figures):
         if section != last:
