@@ -149,6 +149,7 @@ def document(title: str, parts: Sequence[str], style: str = "", script: str = ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<link rel="icon" href="data:,">\n'  # or the browser asks a server for one
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{charts.STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(parts)
@@ -212,6 +213,9 @@ def facts_list(facts: Mapping[str, Any]) -> str:
         lines.append(f"<dt>{html.escape(_words(key))}</dt><dd>{html.escape(text)}</dd>")
     return "<dl>" + "\n".join(lines) + "</dl>"
 
+
+# What a browser may load: nothing but what the page itself holds.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #22262b; --soft: #69727d; --line: #e2e5e9; --accent: #12795a; --paper: #fff;

@@ -44,8 +44,10 @@ def aligned(stamps: np.ndarray, poses: np.ndarray, known: np.ndarray, truth: Gro
 
 
 def similarity(points: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """s, R (3, 3), t (3,) that make s R p + t of points (N, 3) nearest to the targets (N, 3) in the squared mean: Umeyama,
-    "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991."""
+    """s, R (3, 3), t (3,) that bring s R p + t of points (N, 3) nearest to the targets (N, 3), in the squared mean.
+
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991.
+    """
     centre, centre1 = points.mean(0), targets.mean(0)
     u, singular, vt = np.linalg.svd((targets - centre1).T @ (points - centre) / len(points))
     sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
