@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -358,7 +358,7 @@ class _Ray:
         gpus = self._gpus if _wants_gpu(task.job) else 0
         remote = self._ray.remote(num_cpus=self._threads, num_gpus=gpus, max_calls=1, max_retries=0)(_execute)
         task.since = time.monotonic()
-        self._tasks[remote.remote(self._run, _absolute(task.job))] = task
+        self._tasks[remote.remote(self._run, task.job, str(Path.cwd()))] = task
 
     def ended(self) -> list[Run]:
         over, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=_PERIOD * 5)
@@ -383,19 +383,18 @@ class _Ray:
             return task.run(None, "" if self._interrupted else found, self._interrupted)
 
 
-def _execute(run: RunJob | None, job: Any) -> dict[str, Any]:
-    """On a machine of the cluster."""
+def _execute(run: RunJob | None, job: Any, folder: str) -> dict[str, Any]:
+    """On a machine of the cluster. folder: what paths of the job are relative to."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        reason = f"expected the folder {folder} on all machines of the cluster, found: {error.strerror}"
+        return {"summary": None, "error": f"{reason}; start from a shared one", "interrupted": False}
     return execute(run, job, lambda done, total: None)
 
 
 def _wants_gpu(job: Any) -> bool:
     return getattr(getattr(job, "parameters", None), "device", "cpu") != "cpu"
-
-
-def _absolute(job: Any) -> Any:
-    """A worker may have another working folder."""
-    paths = {item.name: value for item in fields(job) if isinstance(value := getattr(job, item.name), Path)}
-    return replace(job, **{name: path.absolute() for name, path in paths.items()})
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
