@@ -72,7 +72,7 @@ COMMANDS = {
         "pip install 'scfeat-python[reconstruct]'",
     ),
     "match": Command("scfeat_core.commands.match", "match two images, verify the matches, draw them"),
-    "compare": Command("scfeat_core.replay.compare", "put replays of one recording side by side, as a table and a page"),
+    "compare": Command("scfeat_core.replay.compare", "put replays of one recording side by side: a table, a page"),
     "evaluate": Command(
         "scfeat_core.evaluation.cli",
         "measure features on image pairs with ground truth",
