@@ -2,7 +2,9 @@
 
 The camera is rendered, or it is the images of a rosbag2, forwarded as they were recorded with their own stamps. Frames
 leave on an absolute schedule whatever the receivers do: a node that is too slow must drop, and its drops are what one
-wants to see. Topics are ``image`` (or ``image/compressed``) and ``camera_info``, to be remapped as usual.
+wants to see. Topics are ``image`` (or ``image/compressed``) and ``camera_info``, to be remapped as usual. With
+``--camera`` and ``--beside`` any topics of a bag are played under their own names, with the QoS that they were recorded
+with, and ``/clock`` beside them.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +26,51 @@ import numpy as np
 
 from scfeat_core.errors import DataError, ScfeatError
 
-from .bags import Bag, Topic, header_stamp, open_bag
+from .bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, Topic, header_stamp, open_bag
 from .fastdds import use_profile
 
 SETTLE = 0.5  # seconds: the receiving side completes a match a little later, and what is sent before that is lost
 LINGER = 1.0  # seconds: what a subscriber has not taken is lost when its publisher goes
 FRAME_ID = "camera_optical_frame"
+CLOCK = "/clock"
+IMU = "sensor_msgs/msg/Imu"
+PLAYABLE = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, IMU)  # what the node takes
+QOS = ("recorded", "reliable")
 
 
 @dataclass(frozen=True)
 class Event:
     """Something to publish.
 
-    due: nanoseconds from the start. index: of the image in the source; None for a camera_info. stamp: nanoseconds, of
-    its header. message: serialized bytes, or a message.
+    due: nanoseconds from the start. index: of the image in its topic; None of what is no image of a camera. stamp:
+    nanoseconds, of its header; of CLOCK the time itself. message: serialized bytes, or a message. topic: which of the
+    outlets it is for. time: nanoseconds, when it was recorded.
     """
 
     due: int
     index: int | None
     stamp: int
     message: Any
+    topic: str = ""
+    time: int = 0
 
 
 @dataclass
 class Log:
     """What was published.
 
-    sent: (index, stamp, CLOCK_MONOTONIC when publishing began), nanoseconds, of each image. late_ms: after schedule.
-    skipped: images left out by --max-fps. error: why the source ended before its end; empty if it did not.
+    sent: (index, stamp, CLOCK_MONOTONIC when publishing began), nanoseconds, of each image. topics: of each of these.
+    late_ms: after schedule. skipped: images left out by --max-fps. error: why the source ended before its end; empty if
+    it did not. cpu: share of one core that playing took. stopped: it was told to end before the end.
     """
 
     sent: list[tuple[int, int, int]] = field(default_factory=list)
+    topics: list[str] = field(default_factory=list)
     late_ms: list[float] = field(default_factory=list)
     skipped: int = 0
     error: str = ""
+    cpu: float = 0.0
+    stopped: bool = False
 
     def summary(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -67,7 +81,10 @@ class Log:
             "skipped": self.skipped,
             "late_ms": {"median": float(p50), "p95": float(p95), "max": float(late.max())},
             "error": self.error,
+            "cpu": self.cpu,
+            "stopped": self.stopped,
             "sent": self.sent,
+            "topics": self.topics,
         }
 
 
@@ -75,20 +92,54 @@ class Log:
 
 
 def bag_events(bag: Bag, image: Topic, camera_info: Topic | None, fps: float | None, rate: float) -> Iterator[Event]:
-    """Messages as they were recorded. fps: play the images at this rate instead of the recorded one.
+    """The images of one topic and its camera_info, for the outlets of these names; see :func:`recorded_events`."""
+    return recorded_events(bag, {image: "image"}, {camera_info: "camera_info"} if camera_info else {}, rate, fps)
+
+
+def recorded_events(
+    bag: Bag, cameras: Mapping[Topic, str], beside: Mapping[Topic, str], rate: float, fps: float | None = None
+) -> Iterator[Event]:
+    """Messages as they were recorded. cameras, beside: topics to outlets, of images that count as frames, and of what
+    goes with them. fps: play the images at this rate instead of the recorded one.
 
     Raises DataError where the bag is damaged, after everything before the damage.
     """
-    topics = [image] if camera_info is None else [image, camera_info]
+    outlets = {topic.name: outlet for topic, outlet in (*beside.items(), *cameras.items())}
+    images = dict.fromkeys((topic.name for topic in cameras), 0)
     start: int | None = None
-    images = 0
-    for message in bag.messages(topics):
-        is_image = message.topic == image.name
+    for message in bag.messages([*cameras, *beside]):
         if start is None:
             start = message.log_time
-        due = message.log_time - start if fps is None else round(1e9 * images / fps)
-        yield Event(round(due / rate), images if is_image else None, header_stamp(message.data), message.data)
-        images += is_image
+        index = images.get(message.topic)
+        count = max(images.values()) if index is None else index
+        due = message.log_time - start if fps is None else round(1e9 * count / fps)
+        stamp = header_stamp(message.data)
+        yield Event(round(due / rate), index, stamp, message.data, outlets[message.topic], message.log_time)
+        if index is not None:
+            images[message.topic] += 1
+
+
+def with_clock(events: Iterable[Event], rate: float, frequency: float) -> Iterator[Event]:
+    """The events, and between them the time of the bag as CLOCK: ``frequency`` times a second of real time, and before
+    each image, so that it arrives at the time at which it was recorded. The time never goes back, and goes on for
+    LINGER seconds after the last event, for the ages of what is in work then.
+    """
+    period = round(1e9 / frequency)
+    tick: int | None = None
+    for event in events:
+        if tick is None:
+            tick, start, now = event.due, event.time - round(event.due * rate), 0
+        while tick < event.due:
+            now = max(now, start + round(tick * rate))
+            yield Event(tick, None, now, None, CLOCK, now)
+            tick += period
+        if event.index is not None:
+            now = max(now, event.time)
+            yield Event(event.due, None, now, None, CLOCK, now)
+        yield event
+    if tick is not None:
+        for due in range(tick, tick + round(1e9 * LINGER), period):
+            yield Event(due, None, max(now, start + round(due * rate)), None, CLOCK)
 
 
 def distinct_frames(frames: int, fps: float) -> int:
@@ -118,8 +169,8 @@ def rendered_events(rendered: Sequence[Any], frames: int, fps: float, rate: floa
         due = round(1e9 * i / (fps * rate))
         frame = rendered[i % len(rendered)]
         stamp = start + due
-        yield Event(due, None, stamp, camera_info_message(frame.K, frame.image.shape, stamp))
-        yield Event(due, i, stamp, image_message(frame.image, stamp))
+        yield Event(due, None, stamp, camera_info_message(frame.K, frame.image.shape, stamp), "camera_info")
+        yield Event(due, i, stamp, image_message(frame.image, stamp), "image")
 
 
 def image_message(image: np.ndarray, stamp: int, frame_id: str = FRAME_ID) -> Any:
@@ -163,69 +214,162 @@ def play(
 ) -> Log:
     """Publish events when they are due, on an absolute schedule that a late one does not move.
 
-    frames: end after so many images. max_fps: leave out images (not camera_info) that would come faster than this.
+    frames: end after so many images of a topic. max_fps: leave out images (not camera_info) that would come faster
+    than this.
     """
     log = Log()
     gap = 0 if max_fps is None else round(1e9 / max_fps)
-    last = -gap
+    last: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     start: int | None = None
     try:
         for event in events:
-            if frames is not None and len(log.sent) + log.skipped >= frames:
-                break
-            if event.index is not None and event.due - last < 0.999 * gap:
-                log.skipped += 1
-                continue
+            if event.index is not None:
+                if frames is not None and seen[event.topic] >= frames:
+                    break
+                seen[event.topic] += 1
+                if event.due - last.get(event.topic, -gap) < 0.999 * gap:
+                    log.skipped += 1
+                    continue
             if start is None:  # the first event may take its time, e.g. to decompress
                 start = time.monotonic_ns() + 10_000_000 - event.due
             if stop.wait(max(0, start + event.due - time.monotonic_ns()) / 1e9):
+                log.stopped = True
                 break
             now = time.monotonic_ns()
             publish(event)
             if event.index is not None:
-                last = event.due
+                last[event.topic] = event.due
                 log.sent.append((event.index, event.stamp, now))
+                log.topics.append(event.topic)
                 log.late_ms.append((now - start - event.due) / 1e6)
     except DataError as error:
         log.error = str(error)
     return log
 
 
+@dataclass(frozen=True)
+class Outlet:
+    """A topic that is published. key: what Event.topic calls it. name: before it is remapped. suffix: what is appended
+    to the name after that. type: e.g. sensor_msgs/msg/Image. image: of a camera, and somebody must take it. offers: the
+    QoS profiles that it was recorded with, as rosbags has them; empty: a reliable one, which serves all.
+    """
+
+    key: str
+    name: str
+    type: str
+    image: bool = False
+    suffix: str = ""
+    offers: Sequence[Any] = ()
+
+
 class Endpoints:
     """The publishers of the player, in a node of their own."""
 
-    def __init__(self, compressed: bool) -> None:
+    def __init__(self, outlets: Iterable[Outlet], clock: bool = False) -> None:
         import rclpy
-        from rclpy.qos import QoSProfile, ReliabilityPolicy
-        from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+        from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
+        kinds = {IMAGE: Image, COMPRESSED_IMAGE: CompressedImage, CAMERA_INFO: CameraInfo, IMU: Imu}
         self._node = rclpy.create_node("player")
-        # reliable serves both kinds of subscriptions
-        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
-        name = self._node.resolve_topic_name("image")
-        topic, kind = (f"{name}/compressed", CompressedImage) if compressed else (name, Image)
-        self._image = self._node.create_publisher(kind, topic, qos)
-        self._camera_info = self._node.create_publisher(CameraInfo, "camera_info", qos)
+        self._publishers: dict[str, Any] = {}
+        self._images: list[tuple[Any, Outlet]] = []
+        for outlet in outlets:
+            topic = self._node.resolve_topic_name(outlet.name) + outlet.suffix if outlet.suffix else outlet.name
+            publisher = self._node.create_publisher(kinds[outlet.type], topic, qos_of(outlet.offers))
+            self._publishers[outlet.key] = publisher
+            if outlet.image:
+                self._images.append((publisher, outlet))
+        if clock:
+            self._add_clock()
+
+    def _add_clock(self) -> None:
+        from rosgraph_msgs.msg import Clock
+
+        self._publishers[CLOCK] = self._node.create_publisher(Clock, CLOCK, qos_of([]))
 
     def wait_for_subscriptions(self, count: int, timeout: float, stop: threading.Event) -> None:
-        """Until ``count`` subscriptions take images. Raises ScfeatError after ``timeout`` seconds."""
+        """Until ``count`` subscriptions take the images of each camera.
+
+        Raises ScfeatError after ``timeout`` seconds, and where there is another publisher of CLOCK.
+        """
         end = time.monotonic() + timeout
-        while (found := self._image.get_subscription_count()) < count:
-            if stop.wait(0.05):
-                return
-            if time.monotonic() > end:
-                raise ScfeatError(
-                    f"expected {count} subscription(s) on {self._image.topic_name} within {timeout:g} s, "
-                    f"found {found}: is the node running in this ROS_DOMAIN_ID, and does it subscribe to this topic?"
-                )
+        for publisher, outlet in self._images:
+            while (found := publisher.get_subscription_count()) < count:
+                if stop.wait(0.05):
+                    return
+                if time.monotonic() > end:
+                    expected = f"expected {count} subscription(s) on {publisher.topic_name} within {timeout:g} s"
+                    raise ScfeatError(f"{expected}, found {found}: {self._why(publisher, outlet)}")
         stop.wait(SETTLE)
+        if CLOCK in self._publishers and self._node.count_publishers(CLOCK) > 1:
+            raise ScfeatError(
+                f"expected nobody else to publish {CLOCK}, found {self._node.count_publishers(CLOCK) - 1} other "
+                "publisher(s): end them, or play without the clock (--clock 0)"
+            )
+
+    def _why(self, publisher: Any, outlet: Outlet) -> str:
+        """Nobody takes what is published: what those ask for who have the name, or which names there are."""
+        infos = self._node.get_subscriptions_info_by_topic(publisher.topic_name)
+        others = [f"{_full_name(info)} takes {info.topic_type}" for info in infos if info.topic_type != outlet.type]
+        if others:
+            return f"{', '.join(others)}, and {outlet.type} is played: image_transport must fit to the bag"
+        refused = [f"{_full_name(info)} asks for {what}" for info in infos if (what := _missing(publisher, info))]
+        if refused:
+            return f"{', '.join(refused)}, which is not offered: play with --qos reliable, or change the subscription"
+        listing = self._node.get_topic_names_and_types()
+        taken = [name for name, types in listing if outlet.type in types and self._node.count_subscribers(name)]
+        where = f"; topics of {outlet.type} that are subscribed to: {', '.join(taken) or 'none'}"
+        return f"is the node running in this ROS_DOMAIN_ID, and does it subscribe to this topic?{where}"
 
     def publish(self, event: Event) -> None:
         """To the topic of its kind."""
-        (self._camera_info if event.index is None else self._image).publish(event.message)
+        message = clock_message(event.stamp) if event.topic == CLOCK else event.message
+        self._publishers[event.topic].publish(message)
 
     def close(self) -> None:
         self._node.destroy_node()
+
+
+def clock_message(time: int) -> Any:
+    """rosgraph_msgs/Clock. time: nanoseconds."""
+    from rosgraph_msgs.msg import Clock
+
+    message = Clock()
+    message.clock.sec, message.clock.nanosec = divmod(time, 1_000_000_000)
+    return message
+
+
+def qos_of(offers: Sequence[Any]) -> Any:
+    """The rclpy profile for what was offered by one or more publishers, as rosbags reads it (``Qos``).
+
+    Reliable, or kept for late joiners, only where all of them were, as ``ros2 bag play`` does it. Without any: reliable
+    and not kept, which serves both kinds of subscriptions.
+    """
+    from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+    reliable = all(offer.reliability.name != "BEST_EFFORT" for offer in offers)
+    kept = bool(offers) and all(offer.durability.name == "TRANSIENT_LOCAL" for offer in offers)
+    return QoSProfile(
+        depth=min(100, max([5, *(offer.depth for offer in offers)])),  # a depth of 2^32 - 1 stands for "all"
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if kept else DurabilityPolicy.VOLATILE,
+    )
+
+
+def _missing(publisher: Any, info: Any) -> str:
+    """What a subscription asks for and the publisher does not offer; empty where it fits."""
+    asked, offered = info.qos_profile, publisher.qos_profile
+    wrong = []
+    if asked.reliability.name == "RELIABLE" and offered.reliability.name == "BEST_EFFORT":
+        wrong.append("reliability reliable")
+    if asked.durability.name == "TRANSIENT_LOCAL" and offered.durability.name == "VOLATILE":
+        wrong.append("durability transient_local")
+    return " and ".join(wrong)
+
+
+def _full_name(info: Any) -> str:
+    return f"{info.node_namespace.rstrip('/')}/{info.node_name}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -234,6 +378,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--bag", type=Path, help="rosbag2 to play instead of the rendered camera")
     source.add_argument("--seed", type=int, default=0, help="of the rendered room (default: 0)")
     parser.add_argument("--topic", help="image topic in the bag (default: the one with most messages)")
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME[=OTHER]",
+        help="play this image topic of the bag under its own name, or another; again for each camera",
+    )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="NAME[=OTHER]",
+        help="with --camera: play this topic (camera info, mask, imu), too; again for each",
+    )
+    parser.add_argument("--clock", type=float, default=0.0, help="publish /clock so many times a second (default: 0)")
+    parser.add_argument(
+        "--qos", choices=QOS, default=QOS[0], help="with --camera: as recorded, or all reliable (default: recorded)"
+    )
     parser.add_argument("--frames", type=int, help="end after so many images (default: 120 rendered, all of a bag)")
     parser.add_argument("--fps", type=float, help="images per second (default: 10 rendered, as recorded from a bag)")
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 2 plays twice as fast (default: 1)")
@@ -247,7 +409,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises ScfeatError for numbers that make no sense."""
     for name in ("frames", "fps", "rate", "max_fps"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < float("inf"):
             raise ScfeatError(f"expected --{name.replace('_', '-')} above 0, found {value}")
 
 
@@ -262,30 +424,80 @@ def run(
     rclpy must be initialised.
     """
     check_arguments(args)
-    damage = ""
     with ExitStack() as stack:
-        if args.bag is not None:
-            bag = stack.enter_context(open_bag(args.bag))
-            image, why = bag.choose_image_topic(args.topic)
-            report(f"playing {why}")
-            damage = bag.damage
-            frames, compressed = args.frames, image.compressed
-            events = bag_events(bag, image, bag.camera_info_topic(image), args.fps, args.rate)
-        else:
-            frames, fps, compressed = args.frames or 120, args.fps or 10.0, False
-            rendered = render(args.seed, frames, fps, report)
-            events = rendered_events(rendered, frames, fps, args.rate)
+        source = _open(args, stack, report)
         prepared()
-        endpoints = Endpoints(compressed)
+        endpoints = Endpoints(source.outlets, args.clock > 0)
         stack.callback(endpoints.close)
         report("waiting for the node")
         endpoints.wait_for_subscriptions(args.subscriptions, args.wait, stop)
         report("playing")
-        log = play(events, endpoints.publish, stop, frames, args.max_fps)
+        events = with_clock(source.events, args.rate, args.clock) if args.clock > 0 else source.events
+        cpu, began = time.process_time(), time.monotonic()
+        log = play(events, endpoints.publish, stop, source.frames, args.max_fps)
+        log.cpu = (time.process_time() - cpu) / (time.monotonic() - began)
         stop.wait(LINGER)
-    log.error = log.error or damage
+        log.error = log.error or source.damage()
     report(f"published {len(log.sent)} images")
     return log
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is played. frames: at most, of each topic of images. damage: tells what is missing of the bag, as far as it
+    was read.
+    """
+
+    outlets: Sequence[Outlet]
+    events: Iterable[Event]
+    frames: int | None
+    damage: Callable[[], str] = str
+
+
+def _open(args: argparse.Namespace, stack: ExitStack, report: Callable[[str], None]) -> _Source:
+    if args.bag is None:
+        frames, fps = args.frames or 120, args.fps or 10.0
+        rendered = render(args.seed, frames, fps, report)
+        events = rendered_events(rendered, frames, fps, args.rate)
+        return _Source((Outlet("image", "image", IMAGE, True), _CAMERA_INFO), events, frames)
+    bag = stack.enter_context(open_bag(args.bag))
+    if args.camera:
+        return _forwarded(args, bag, report)
+    image, why = bag.choose_image_topic(args.topic)
+    report(f"playing {why}")
+    events = bag_events(bag, image, bag.camera_info_topic(image), args.fps, args.rate)
+    outlet = Outlet("image", "image", image.type, True, "/compressed" if image.compressed else "")
+    return _Source((outlet, _CAMERA_INFO), events, args.frames, lambda: bag.damage)
+
+
+_CAMERA_INFO = Outlet("camera_info", "camera_info", CAMERA_INFO)
+
+
+def _forwarded(args: argparse.Namespace, bag: Bag, report: Callable[[str], None]) -> _Source:
+    """The topics that are named, each with an outlet of its own name in the bag."""
+    cameras = {_topic(bag, word): word for word in args.camera}
+    beside = {_topic(bag, word): word for word in args.beside}
+    outlets = [
+        Outlet(topic.name, word.partition("=")[2] or topic.name, topic.type, topic in cameras, "", _offers(bag, topic))
+        for topic, word in (*cameras.items(), *beside.items())
+    ]
+    if args.qos == "reliable":
+        outlets = [replace(outlet, offers=()) for outlet in outlets]
+    report(f"playing {', '.join(outlet.name for outlet in outlets)}")
+    names = [{topic: topic.name for topic in topics} for topics in (cameras, beside)]
+    return _Source(outlets, recorded_events(bag, *names, args.rate, args.fps), args.frames, lambda: bag.damage)
+
+
+def _topic(bag: Bag, word: str) -> Topic:
+    name = word.partition("=")[0]
+    found = [topic for topic in bag.topics if topic.name == name and topic.type in PLAYABLE]
+    if not found:
+        raise ScfeatError(f"expected a topic {name} of {', '.join(PLAYABLE)} in {bag.path}, found none: check the name")
+    return found[0]
+
+
+def _offers(bag: Bag, topic: Topic) -> Sequence[Any]:
+    return bag.offered_qos(topic) if hasattr(bag, "offered_qos") else ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
