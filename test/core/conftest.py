@@ -1,11 +1,16 @@
-"""Rendered views with exact cameras and depth, and folders of them as data sets."""
+"""Rendered views with exact cameras and depth, folders of them as data sets, made replays, and a real browser."""
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,8 +18,20 @@ import pytest
 import torch
 
 from scfeat_core.demo_scene import intrinsics, look_at
+from scfeat_core.geometry import essential_from_pose, fundamental_from_pose
 from scfeat_core.rendering import TEXEL, Face, Renderer
+from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.scene_textures import fractal_noise
+from scfeat_core.types import (
+    Camera,
+    GeometryModel,
+    ImageQuality,
+    Matches,
+    PairResult,
+    TrackFlag,
+    Tracks,
+    TwoViewGeometry,
+)
 
 VIEW_SIZE = (320, 240)
 POINTS = 400
@@ -132,3 +149,145 @@ def _write_tracks(path: Path, views: RenderedViews, images: Sequence[int], cut: 
     offset = np.cumsum([0, *(len(rows) for rows in pid)]).astype(np.int32)
     packed = {"xy64": xy64.round().astype(np.uint16), "pid": np.concatenate(pid).astype(np.uint16), "offset": offset}
     np.savez(path, points=views.points.astype(np.float32), **packed)
+
+
+# -- replays -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def make_recording() -> Callable[..., Recording]:
+    """``make_recording(frames=12, …)``: a camera that moves along x past points, all of which it sees, exactly.
+
+    step: metres a frame. turn: radians a frame, about y. calibrated, truth, verified: whether there is a camera, ground
+    truth, a two-view geometry. outliers: share of the matches that are wrong, and known to be. off: pixels that are
+    added to y of each second frame. dropped: index -> reason. points: how many.
+    """
+
+    def make(
+        frames: int = 12,
+        *,
+        points: int = 120,
+        step: float = 0.05,
+        turn: float = 0.0,
+        calibrated: bool = True,
+        truth: bool = True,
+        verified: bool = True,
+        outliers: float = 0.25,
+        off: float = 0.0,
+        dropped: Mapping[int, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Recording:
+        rng = np.random.default_rng(1)
+        k = np.array([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
+        camera = Camera(k, np.zeros(5), (320, 240))
+        scene = np.column_stack([rng.uniform(-1, 1, (points, 2)) * (1.4, 1.0), rng.uniform(4, 8, points)])
+        stamps = 10**9 + 50_000_000 * np.arange(frames)
+        poses = np.tile(np.eye(4), (frames, 1, 1))
+        poses[:, 0, 3] = step * np.arange(frames)
+        for i in range(frames):
+            poses[i, :3, :3] = cv2.Rodrigues(np.array([0, turn * i, 0]))[0]
+        wrong = np.arange(points) < outliers * points
+        kept: list[FrameRecord] = []
+        for i in range(frames):
+            if dropped and i in dropped:
+                kept.append(FrameRecord(i, int(stamps[i]), dropped[i], f"{dropped[i]} of image {i}"))
+                continue
+            seen = (scene - poses[i, :3, 3]) @ poses[i, :3, :3] @ k.T
+            xy = (seen[:, :2] / seen[:, 2:] + (0, off * (i % 2))).astype(np.float32)
+            kept.append(_replayed(i, int(stamps[i]), xy, kept, poses, k, calibrated, verified, wrong))
+        described = {"bag": "made", "topic": "/camera/image_raw", "method": "scfeat", "settings": {"grid": 0}}
+        return Recording(
+            {**described, **(facts or {})},
+            kept,
+            camera if calibrated else None,
+            GroundTruth(stamps, poses, "made") if truth else None,
+        )
+
+    return make
+
+
+def _replayed(
+    index: int,
+    stamp: int,
+    xy: np.ndarray,
+    before: list[FrameRecord],
+    poses: np.ndarray,
+    k: np.ndarray,
+    calibrated: bool,
+    verified: bool,
+    wrong: np.ndarray,
+) -> FrameRecord:
+    """A record of points (N, 2) that all are matched to the frame before."""
+    count, all_points = len(xy), np.arange(len(xy))
+    old = next((frame for frame in reversed(before) if not frame.dropped), None)
+    sequence = 0 if old is None else old.sequence + 1
+    pair = None
+    if old is not None:
+        relative = np.linalg.inv(poses[index]) @ poses[old.index]
+        if calibrated:
+            model, matrix = GeometryModel.ESSENTIAL, essential_from_pose(relative[:3, :3], relative[:3, 3])
+        else:
+            model = GeometryModel.FUNDAMENTAL
+            matrix = fundamental_from_pose(k, k, relative[:3, :3], relative[:3, 3])
+        matches = Matches(all_points, all_points, np.ones(count, np.float32))
+        geometry = TwoViewGeometry(model, matrix, ~wrong, 1.0) if verified else None
+        pair = PairResult(old.sequence, old.stamp, matches, old.keypoints, xy, geometry)
+    flags = np.full(count, int(TrackFlag.NEW) if old is None else 0, np.uint8)
+    ids = (all_points + 1).astype(np.uint32)
+    ages = np.full(count, sequence + 1, np.uint32)
+    tracks = Tracks(ids, ages, all_points, xy, None, None, flags, np.zeros(0, np.uint32))
+    timings = {"network": 20.0 + index % 3, "match": 2.0, "decode": 1.0}
+    quality = ImageQuality(0.5, 0.0, 0.0, 0.6)
+    scores = np.ones(count, np.float32)
+    return FrameRecord(index, stamp, "", "", sequence, (320, 240), xy, scores, pair, tracks, quality, "", timings)
+
+
+_PROBE = """<script>
+const problems = [];
+addEventListener('error', event => problems.push(String(event.message || event.target.tagName)), true);
+addEventListener('securitypolicyviolation', event => problems.push('blocked: ' + event.blockedURI));
+console.error = console.warn = text => problems.push(String(text));
+addEventListener('load', async () => {
+  const damaged = () => problems.push('an image is damaged');
+  await Promise.all([...document.images].map(image => image.decode().catch(damaged)));
+  const area = document.querySelector('.area[data-x]'), box = area && area.getBoundingClientRect();
+  if (area) area.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + box.width / 2 }));
+  const found = {
+    problems, tips: [...document.querySelectorAll('.tip')].map(tip => tip.innerText),
+    images: [...document.images].map(image => image.naturalWidth), tables: document.querySelectorAll('table').length,
+    lines: document.querySelectorAll('polyline').length,
+    headings: [...document.querySelectorAll('h2')].map(heading => heading.innerText),
+    loaded: performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !name.startsWith('data:')),
+    width: document.documentElement.scrollWidth, room: innerWidth,
+  };
+  const result = document.createElement('pre');
+  result.id = 'probe'; result.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(found))));
+  document.body.append(result);
+});
+</script>"""
+
+
+@pytest.fixture(scope="session")
+def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """``browse(page, width=1200)``: what a real browser makes of a page: problems (errors, warnings, what its policy
+    forbids, damaged images), images (their widths), tables, lines, headings, tips, loaded (from elsewhere), width."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    browser = next((path for name in names if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no browser: install chromium, or google-chrome")
+
+    def open_page(page: Path, width: int = 1200) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("browser")
+        probed = folder / "page.html"
+        text = page.read_text(encoding="utf-8")
+        probed.write_text(text.replace("<title>", _PROBE + "<title>", 1), encoding="utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--timeout=20000"]
+        result = subprocess.run(
+            [*command, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=90, check=False
+        )
+        found = re.search(r'<pre id="probe">([^<]+)</pre>', result.stdout)
+        assert found, f"the page did not load: {result.stderr[-2000:]}"
+        return json.loads(base64.b64decode(found[1]))
+
+    return open_page

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from scfeat_core.errors import DataError
+from scfeat_core.quality import BLURRED
+from scfeat_core.replay import verdicts
+from scfeat_core.replay.figures import FIGURES, SUMMARY_NAMES, is_timed, shown
+from scfeat_core.replay.metrics import FILE, WEAK_INLIERS, read_metrics, summarise, write_metrics
+from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
+from scfeat_core.replay.survival import kaplan_meier, lives, survival
+from scfeat_core.replay.truth import poses_at
+from scfeat_core.types import GeometryModel, Tracks, TwoViewGeometry
+
+
+def strictly(path: Path) -> Any:
+    """JSON as the standard has it: without NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+class TestFrames:
+    def test_figures_of_exact_matches(self, make_recording: Callable[..., Recording]) -> None:
+        found = summarise(make_recording(12, points=120, outliers=0.25))
+        assert {name: found.summary[name] for name in ("frames", "processed", "keypoints", "matches", "inliers")} == {
+            "frames": 12,
+            "processed": 12,
+            "keypoints": 120,
+            "matches": 120,
+            "inliers": 90,
+        }
+        assert found.summary["inlier_ratio"] == 0.75 and found.summary["weak_frames"] == 0
+        assert found.summary["rate_hz"] == 20 and found.summary["duration_s"] == 0.55
+        assert found.summary["epipolar_px"] < 1e-3 and found.summary["epipolar_truth_px"] < 1e-3
+        assert found.summary["off_truth"] == 0
+        assert np.isnan(found.per_frame["inliers"][0]), "the first frame has no predecessor"
+        assert np.allclose(found.per_frame["flow_px"][1:], found.per_frame["flow_px"][1], atol=0.2)
+
+    @pytest.mark.parametrize("calibrated", [True, False])
+    def test_residuals_are_in_pixels(self, make_recording: Callable[..., Recording], calibrated: bool) -> None:
+        """The camera moves along x: epipolar lines are rows, and a point that is 4 pixels lower is 4 pixels off."""
+        found = summarise(make_recording(6, off=4.0, calibrated=calibrated))
+        assert found.summary["epipolar_px"] == pytest.approx(4, abs=1e-3)
+        assert found.summary["epipolar_truth_px"] == (pytest.approx(4, abs=1e-3) if calibrated else None)
+        assert found.summary["off_truth"] == (1.0 if calibrated else None)
+
+    def test_homographies_have_a_transfer_error(self, make_recording: Callable[..., Recording]) -> None:
+        recording = make_recording(4, calibrated=False)
+        shift = np.array([[1, 0, 3.0], [0, 1, 4.0], [0, 0, 1]])
+        frames = [
+            frame
+            if (pair := frame.pair) is None
+            else replace(
+                frame,
+                pair=replace(
+                    pair,
+                    keypoints1=pair.keypoints0,
+                    geometry=TwoViewGeometry(GeometryModel.HOMOGRAPHY, shift, np.ones(120, bool), 1.0),
+                ),
+            )
+            for frame in recording.frames
+        ]
+        found = summarise(replace(recording, frames=frames))
+        assert found.summary["transfer_px"] == pytest.approx(5)
+        assert found.summary["epipolar_px"] is None
+        assert found.summary["homography_share"] == 1
+
+    def test_a_camera_that_stands_has_no_epipolar_lines(self, make_recording: Callable[..., Recording]) -> None:
+        assert summarise(make_recording(4, step=0.001)).summary["epipolar_truth_px"] is None
+
+    def test_what_is_not_there_is_not_made_up(self, make_recording: Callable[..., Recording]) -> None:
+        bare = summarise(make_recording(4, truth=False, verified=False)).summary
+        unknown = (
+            "inliers",
+            "inlier_ratio",
+            "weak_frames",
+            "epipolar_px",
+            "epipolar_truth_px",
+            "repeatability",
+            "ate_m",
+        )
+        assert [bare[name] for name in unknown] == [None] * len(unknown)
+        assert bare["matches"] == 120
+
+    def test_dropped_frames_and_resets_are_counted(self, make_recording: Callable[..., Recording]) -> None:
+        recording = make_recording(10, dropped={2: "decode", 3: "decode", 7: "stale"})
+        frames = [replace(f, reset_reason="a clock was set") if f.index == 5 else f for f in recording.frames]
+        found = summarise(replace(recording, frames=frames))
+        assert [found.summary[name] for name in ("frames", "processed", "dropped", "resets")] == [10, 7, 3, 1]
+        assert [found.summary[f"dropped_{why}"] for why in ("decode", "stale", "error")] == [2, 1, 0]
+        assert np.flatnonzero(np.isnan(found.per_frame["keypoints"])).tolist() == [2, 3, 7]
+        assert found.resets == {5: "a clock was set"}
+
+    @pytest.mark.parametrize("frames", [0, 1])
+    def test_next_to_nothing(self, make_recording: Callable[..., Recording], tmp_path: Path, frames: int) -> None:
+        found = summarise(make_recording(frames))
+        assert found.summary["frames"] == frames and found.summary["inliers"] is None
+        write_metrics(tmp_path, found)
+        assert read_metrics(tmp_path).summary == found.summary
+
+    def test_nothing_but_drops(self) -> None:
+        frames = [FrameRecord(i, i, "decode", "no image") for i in range(3)]
+        assert summarise(Recording({}, frames)).summary["dropped"] == 3
+
+
+class TestTruth:
+    def test_poses_are_interpolated_between_near_ones(self) -> None:
+        poses = np.tile(np.eye(4), (2, 1, 1))
+        poses[1, :3, :3] = cv2.Rodrigues(np.array([0.0, 0.04, 0.0]))[0]
+        poses[1, :3, 3] = 1, 2, 4
+        truth = GroundTruth(np.array([0, 40_000_000]), poses)
+        found = poses_at(truth, np.array([0, 10_000_000, 20_000_000, 40_000_000]))
+        np.testing.assert_array_equal(found[[0, 3]], poses)
+        np.testing.assert_allclose(found[:, 0, 3], [0, 0.25, 0.5, 1])
+        angles = np.arctan2(found[:, 0, 2], found[:, 0, 0])
+        np.testing.assert_allclose(angles, [0, 0.01, 0.02, 0.04], atol=1e-5)
+
+    def test_beyond_that_only_the_nearest_counts(self) -> None:
+        truth = GroundTruth(np.array([0, 10**9]), np.stack([np.eye(4), 2 * np.eye(4)]))
+        found = poses_at(truth, np.array([-20_000_000, -9_000_000, 9_000_000, 500_000_000, 995_000_000, 2 * 10**9]))
+        known = np.isfinite(found).all((1, 2))
+        assert known.tolist() == [False, True, True, False, True, False]
+        assert found[known][:, 0, 0].tolist() == [1, 1, 2]
+        assert np.isnan(poses_at(GroundTruth(np.zeros(0, np.int64), np.zeros((0, 4, 4))), np.zeros(2, np.int64))).all()
+
+    def test_repeatability_where_the_camera_only_turned(self, make_recording: Callable[..., Recording]) -> None:
+        recording = make_recording(5, step=0.0, turn=0.004)
+        assert summarise(recording).summary["repeatability"] == 1.0
+        half = [replace(f, keypoints=f.keypoints[: 120 >> f.index % 2]) for f in recording.frames]
+        found = summarise(replace(recording, frames=half)).summary["repeatability"]
+        assert 120 / 180 <= found < 130 / 180, "60 of 120 and 60 of 60, and some that have others nearby"
+        assert summarise(make_recording(5, step=0.05)).summary["repeatability"] is None, "depth is not known"
+
+
+def tracks_of(
+    lifetimes: list[tuple[int, int]], count: int, gap: int, epoch: int = 0, low: int = 1
+) -> list[FrameRecord]:
+    """Frames in which track i is seen from lifetimes[i][0] to [1], and said to have ended ``gap`` frames after that."""
+    frames = []
+    for i in range(count):
+        ids = np.array([low + t for t, (a, b) in enumerate(lifetimes) if a <= i <= b], np.uint32)
+        lost = np.array([low + t for t, (_, b) in enumerate(lifetimes) if b + gap + 1 == i], np.uint32)
+        points = np.zeros((len(ids), 2), np.float32)
+        flags = np.zeros(len(ids), np.uint8)
+        tracks = Tracks(ids, ids, np.arange(len(ids)), points, None, None, flags, lost, epoch)
+        frames.append(FrameRecord(i, i, sequence=i, tracks=tracks))
+    return frames
+
+
+class TestSurvival:
+    def test_estimator_on_the_data_of_its_textbooks(self) -> None:
+        """Weeks in remission under 6-MP (Freireich et al., Blood 1963); the negative ones still lasted."""
+        weeks = np.array([6, 6, 6, -6, 7, -9, 10, -10, -11, 13, 16, -17, -19, -20, 22, 23, -25, -32, -32, -34, -35])
+        share, at_risk = kaplan_meier(abs(weeks), weeks > 0)
+        np.testing.assert_allclose(
+            share[[5, 6, 7, 10, 13, 16, 22, 23]],
+            [1, 0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448],
+            atol=5e-4,
+        )
+        assert at_risk[[6, 7, 10, 35]].tolist() == [21, 17, 15, 1]
+
+    def test_tracks_that_the_end_cuts_off_are_not_taken_for_dead(self) -> None:
+        frames = tracks_of([(0, 9)] * 3 + [(0, 1)] + [(8, 9)] * 50, count=10, gap=0)
+        found = survival(lives(frames), 0.1)
+        np.testing.assert_allclose(found.share[[1, 2, 9]], [1, 0.75, 0.75])
+
+    def test_what_may_come_back_is_open(self) -> None:
+        """With a gap of 3, nobody knows yet whether a track that is missing in the last 3 frames has ended."""
+        frames = tracks_of([(0, 2), (0, 8), (0, 9)], count=10, gap=3)
+        found = survival(lives(frames), 0.1)
+        assert found.frames[-1] == 8, "the last frame up to which all fates are known"
+        np.testing.assert_allclose(found.share, [1, 1, 1, *[2 / 3] * 6])
+        assert found.half_life is None
+
+    def test_half_life_is_of_the_tracks_seen_twice(self) -> None:
+        frames = tracks_of([(0, 0)] * 70 + [(0, 3)] * 20 + [(0, 20)] * 10, count=21, gap=0)
+        found = survival(lives(frames), 0.5)
+        assert found.half_life == 4
+        assert found.after(1.0) == pytest.approx(1) and found.after(2.0) == pytest.approx(1 / 3)
+        assert found.after(100.0) is None, "nobody has seen that"
+
+    @pytest.mark.parametrize("low", [1, 4_000_000_000])
+    def test_ids_may_begin_anywhere_and_begin_again(self, low: int) -> None:
+        frames = tracks_of([(0, 4), (2, 4)], count=5, gap=0, low=low) + [
+            replace(frame, index=frame.index + 5) for frame in tracks_of([(0, 1), (1, 4)], count=5, gap=0, epoch=1)
+        ]
+        found = lives(frames)
+        assert list(zip(found.first.tolist(), found.last.tolist(), strict=True)) == [(0, 4), (2, 4), (5, 6), (6, 9)]
+        assert found.ended.tolist() == [True, True, True, False], "those of an epoch that is over are gone"
+
+    def test_lower_ids_may_come_later(self) -> None:
+        frames = tracks_of([(3, 5), (0, 5)], count=6, gap=0)
+        assert lives(frames).first.tolist() == [3, 0]
+
+    def test_lengths_count_sights(self, make_recording: Callable[..., Recording]) -> None:
+        recording = make_recording(4)
+        found = summarise(replace(recording, frames=tracks_of([(0, 0), (0, 1), (0, 3)], count=4, gap=0)))
+        assert found.lengths.tolist() == [0, 1, 1, 0, 1]
+        assert found.summary["track_length"] == 3 and found.summary["tracks"] == 3
+
+
+class TestFiles:
+    def test_equal_recordings_give_equal_files_but_for_the_timings(
+        self, make_recording: Callable[..., Recording], tmp_path: Path
+    ) -> None:
+        recording = make_recording(8, dropped={3: "decode"})
+        slower = [replace(f, timings={k: 3 * v for k, v in f.timings.items()}) for f in recording.frames]
+        contents = []
+        for name, frames in (("a", recording.frames), ("b", recording.frames), ("c", slower)):
+            path = write_metrics(tmp_path / name, summarise(replace(recording, frames=frames)))
+            contents.append(path.read_bytes())
+        assert contents[0] == contents[1] != contents[2]
+        one, other = (strictly(tmp_path / name / FILE) for name in "ac")
+        assert one.pop("timings") != other.pop("timings")
+        assert one == other
+        assert not [key for table in ("summary", "per_frame", "distributions") for key in one[table] if is_timed(key)]
+
+    def test_what_was_written_is_read(self, make_recording: Callable[..., Recording], tmp_path: Path) -> None:
+        written = summarise(make_recording(8, dropped={3: "decode"}))
+        write_metrics(tmp_path, written)
+        read = read_metrics(tmp_path)
+        assert read.summary == written.summary and read.distributions == written.distributions
+        assert read.stages == written.stages == ["decode", "network", "match"]
+        assert read.survival.half_life == written.survival.half_life
+        for name, values in written.per_frame.items():
+            np.testing.assert_allclose(read.per_frame[name], values, rtol=1e-5, err_msg=name)
+
+    @pytest.mark.parametrize("content", [None, "", "{}", '{"format": 99}', "[1]", '{"format": 1, "timings": 3}'])
+    def test_files_that_are_none(self, tmp_path: Path, content: str | None) -> None:
+        if content is not None:
+            (tmp_path / FILE).write_text(content)
+        with pytest.raises(DataError, match="scfeat replay|replay the bag again"):
+            read_metrics(tmp_path)
+
+
+class TestNames:
+    def test_every_summary_has_all_names_and_values_that_can_be_shown(
+        self, make_recording: Callable[..., Recording]
+    ) -> None:
+        for recording in (make_recording(5), make_recording(0), make_recording(3, calibrated=False)):
+            summary = summarise(recording).summary
+            assert list(summary)[: len(SUMMARY_NAMES)] == list(SUMMARY_NAMES)
+            assert all(shown(name, value) for name, value in summary.items())
+        assert shown("inlier_ratio", 0.5) == "50.0" and shown("ate_m", None) == "–"
+        assert all(figure.meaning and figure.label for figure in FIGURES.values())
+
+    def test_overhead_is_what_is_left_of_all_stages(self, make_recording: Callable[..., Recording]) -> None:
+        summary = summarise(make_recording(5)).summary
+        assert [summary[name] for name in ("ms_total", "ms_network", "ms_overhead")] == [24.0, 21.0, 2.0]
+
+    def test_limits_are_those_of_the_diagnostics(self) -> None:
+        pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run `make setup`")
+        from scfeat_ros.diagnostics import Limits
+
+        limits = Limits()
+        assert (verdicts.RATIO[0], verdicts.COVERAGE[1], verdicts.KEYPOINTS, WEAK_INLIERS) == (
+            limits.inlier_ratio,
+            limits.coverage,
+            limits.keypoints,
+            limits.matches,
+        )
+        assert limits.mean_warn == verdicts.DARK
+        assert limits.end_warn == verdicts.ENDS
+        assert limits.sharpness == BLURRED
