@@ -13,6 +13,7 @@ from scfeat_core.errors import FeatureError
 from scfeat_core.types import Array, Features, Matches
 
 _MAX_SIMILARITIES = 1 << 24  # held at once: 64 MB of float32, 4096 x 4096 in one piece
+_GATHERED = 1 << 17  # values of descriptors that are gathered at once
 
 # Which pairs may match: a slice of the rows of view 0 -> (rows, N1) bool, on the device of the descriptors or numpy.
 Gate = Callable[[slice], Array]
@@ -59,6 +60,61 @@ def window(predicted: Array, positions: Array, radius: float) -> Gate:
         return ((x - positions[:, 0]).abs_() <= radius) & ((y - positions[:, 1]).abs_() <= radius)
 
     return allowed
+
+
+def match_nearby(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    predicted: np.ndarray,
+    positions: np.ndarray,
+    radius: float,
+    *,
+    min_cosine: float = -1.0,
+) -> Matches:
+    """What ``match_descriptors(..., gate=window(predicted, positions, radius))`` gives, without looking at pairs that
+    are far apart: to be preferred where few are near.
+
+    descriptors0: (N0, D), descriptors1: (N1, D) torch, unit rows. predicted: (N0, 2), positions: (N1, 2), pixels.
+    Returns numpy arrays.
+    """
+    rows, columns = _near(predicted, positions, radius)
+    similarity = _similarities(descriptors0, descriptors1, rows, columns)
+    best0, best1 = np.full(len(predicted), -np.inf, np.float32), np.full(len(positions), -np.inf, np.float32)
+    np.maximum.at(best0, rows, similarity)
+    np.maximum.at(best1, columns, similarity)
+    order = np.flatnonzero((similarity == best0[rows]) & (similarity >= min_cosine))
+    order = _first(rows, order[np.lexsort((columns[order], rows[order]))])
+    order = _first(columns, order[similarity[order] == best1[columns[order]]])
+    return Matches(rows[order], columns[order], similarity[order])
+
+
+def _first(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Of the places in ``order``, the first with each value."""
+    return order[np.sort(np.unique(values[order], return_index=True)[1])]
+
+
+def _similarities(descriptors0: Tensor, descriptors1: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(P,) float32 of P pairs, in pieces that stay in the cache."""
+    size = max(1, _GATHERED // max(1, descriptors0.shape[1]))
+    pieces = []
+    for start in range(0, len(rows), size):
+        pair = (rows[start : start + size], columns[start : start + size])
+        index0, index1 = (torch.from_numpy(index).to(descriptors0.device) for index in pair)
+        pieces.append((descriptors0[index0].float() * descriptors1[index1].float()).sum(1))
+    return torch.cat(pieces).cpu().numpy() if pieces else np.zeros(0, np.float32)
+
+
+def _near(predicted: np.ndarray, positions: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of all pairs that :func:`window` allows: along x by their order, then one by one."""
+    by_x = positions[:, 0].argsort(kind="stable")
+    ordered = positions[by_x, 0]
+    start = np.searchsorted(ordered, predicted[:, 0] - 1.01 * radius)
+    counts = np.searchsorted(ordered, predicted[:, 0] + 1.01 * radius, "right") - start
+    rows = np.repeat(np.arange(len(predicted)), counts)
+    places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts - start, counts)
+    columns = by_x[places]
+    near = (np.abs(predicted[rows] - positions[columns]) <= np.float32(radius)).all(1)
+    return rows[near], columns[near]
 
 
 def match_descriptors(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from scfeat_core import matching
 from scfeat_core.errors import FeatureError
-from scfeat_core.matching import match, match_descriptors, window
+from scfeat_core.matching import match, match_descriptors, match_nearby, window
 from scfeat_core.types import Features
 
 
@@ -140,3 +140,24 @@ def test_a_window_looks_for_points_where_they_are_expected(kind):
     gate = window(kind(predicted), kind(positions), 5)
     assert pairs_of(match_descriptors(kind(same), kind(same), gate=gate)) == [(0, 1), (1, 0)]
     assert np.array_equal(np.asarray(gate(slice(1, 3))), [[True, False, False, False], [False] * 4])
+
+
+@pytest.mark.parametrize("counts", [(300, 200), (1, 1), (5, 400), (0, 3), (3, 0)])
+@pytest.mark.parametrize("binary", [False, True])
+def test_near_pairs_alone_give_the_matches_of_a_window(counts: tuple[int, int], binary: bool) -> None:
+    rng = np.random.default_rng(sum(counts))
+    points0, points1 = (rng.uniform(0, 100, (count, 2)).astype(np.float32) for count in counts)
+    values = [rng.normal(size=(count, 16)) for count in counts]
+    if binary:  # with many ties
+        values = [np.sign(each) for each in values]
+    unit0, unit1 = (torch.from_numpy(each / np.linalg.norm(each, axis=1, keepdims=True)).float() for each in values)
+    if counts[0] > 5:
+        points0[3] = np.nan
+        points1[:5] = points0[:1] + 10  # on the edge of the window
+    gate = window(points0, points1, 10.0)
+    expected = match_descriptors(unit0, unit1, min_cosine=0.2, gate=gate).numpy()
+    found = match_nearby(unit0, unit1, points0, points1, 10.0, min_cosine=0.2)
+    np.testing.assert_array_equal(found.indices0, expected.indices0)
+    np.testing.assert_array_equal(found.indices1, expected.indices1)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    assert len(found) > 20 or min(counts) < 5 or counts == (5, 400)
