@@ -64,7 +64,7 @@ def _alike(frames: Sequence[FrameRecord]) -> list[int]:
 def draw_tracks(
     frames: Sequence[FrameRecord], places: Sequence[int], images: Mapping[int, np.ndarray], width: int = _WIDTH
 ) -> dict[int, np.ndarray]:
-    """Pictures (h, width, 3) uint8 RGB of the tracks with their tails, by place; of those whose image is there."""
+    """Pictures (h, w, 3) uint8 RGB, at most so wide, of the tracks with their tails, by place; of those whose image is there."""
     wanted = {place for place in places if frames[place].index in images}
     tails, drawn = Tails(), {}
     for place, frame in enumerate(frames[: max(wanted, default=-1) + 1]):
@@ -75,7 +75,7 @@ def draw_tracks(
             tails.clear()
         tails.add(frame.tracks)
         if place in wanted:
-            drawn[place] = _resized(_drawn(frame, images[frame.index], tails.lines(frame.tracks)), width)
+            drawn[place] = _narrowed(_drawn(frame, images[frame.index], tails.lines(frame.tracks)), width)
     return drawn
 
 
@@ -130,7 +130,8 @@ def _encoded(pictures: Sequence[np.ndarray], milliseconds: int) -> bytes:
     return b""
 
 
-def _resized(picture: np.ndarray, width: int) -> np.ndarray:
+def _narrowed(picture: np.ndarray, width: int) -> np.ndarray:
+    if picture.shape[1] <= width:
+        return picture
     height = max(round(picture.shape[0] * width / picture.shape[1]), 1)
-    smaller = width < picture.shape[1]
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from scfeat_core.charts import Chart, Histogram, Line, Mark, chart, histogram, plan
+from scfeat_core.errors import DataError
+from scfeat_core.odometry.estimation import Odometry
+from scfeat_core.replay.film import LARGEST, LONGEST, draw_tracks, film_frames, make_film, strip_frames
+from scfeat_core.replay.metrics import summarise
+from scfeat_core.replay.paths import aligned, similarity
+from scfeat_core.replay.records import GroundTruth, Recording
+from scfeat_core.replay.report import make_report, write_report
+from scfeat_core.replay.verdicts import headline, overall, reasons, verdicts, weakest
+from scfeat_core.types import ImageQuality
+
+Make = Callable[..., Recording]
+
+
+def pictures(indices: Sequence[int]) -> dict[int, np.ndarray]:
+    noise = np.random.default_rng(0).integers(60, 190, (30, 40, 3), np.uint8)
+    return {index: np.roll(cv2.resize(noise, (320, 240)), index, 1) for index in indices}
+
+
+def odometry_of(recording: Recording) -> Odometry:
+    """The truth in another world, at a third of its size."""
+    truth = recording.truth
+    assert truth is not None
+    other = np.eye(4)
+    other[:3, :3], other[:3, 3] = cv2.Rodrigues(np.array([0.3, -0.2, 0.5]))[0], (1, 2, 3)
+    poses = other @ truth.poses
+    poses[:, :3, 3] /= 3
+    count = len(poses)
+    tracked = np.ones(count, bool)
+    return Odometry(truth.stamps, poses, tracked, 1, ("points",) * count, np.arange(0, count, 4))
+
+
+class TestPage:
+    @pytest.fixture(scope="class")
+    def made(self, make_recording: Make) -> Recording:
+        """With everything that a page can have, and names that are no HTML."""
+        recording = make_recording(
+            30,
+            turn=0.002,
+            dropped={7: "decode"},
+            facts={"bag": "<b>ag & co", "damage": ["chunk 3 is damaged: 12 images are lost"], "interrupted": True},
+        )
+        frames = [
+            replace(f, reset_reason="stamp went back", quality=ImageQuality(0.03, 0.5, 0, 0.05)) if f.index == 12 else f
+            for f in recording.frames
+        ]
+        return replace(recording, frames=frames)
+
+    @pytest.mark.parametrize("width", [1200, 500])
+    def test_in_a_browser(
+        self, made: Recording, browse: Callable[..., dict[str, Any]], tmp_path: Path, width: int
+    ) -> None:
+        page = write_report(tmp_path, made, summarise(made), odometry_of(made), None, pictures)
+        seen = browse(page, width)
+        assert seen["problems"] == [] and seen["loaded"] == []
+        assert len(seen["images"]) == 11, "a film, six of a strip, four weak frames"
+        assert all(seen["images"])
+        assert seen["tables"] == 3 and seen["lines"] > 15
+        assert seen["width"] <= seen["room"], "nothing is wider than the window"
+        assert seen["tips"], "values under the pointer"
+        assert seen["headings"] == [
+            "What was lost",
+            "Trajectory",
+            "Over time",
+            "How long tracks live",
+            "Tracks in the images",
+            "The weakest frames",
+            "Time a frame",
+            "All figures",
+            "Settings and facts",
+        ]
+
+    def test_what_was_lost_is_said(self, made: Recording) -> None:
+        page = make_report(made, summarise(made))
+        for text in ("chunk 3 is damaged", "was interrupted", "Image 7: decode of image 7", "stamp went back"):
+            assert text in page
+        assert "&lt;b&gt;ag &amp; co" in page and "<b>ag" not in page
+
+    def test_a_recording_without_anything(
+        self, make_recording: Make, browse: Callable[..., dict[str, Any]], tmp_path: Path
+    ) -> None:
+        empty = make_recording(0)
+        seen = browse(write_report(tmp_path, empty, summarise(empty), None, None, pictures))
+        assert seen["problems"] == []
+        assert seen["headings"] == ["All figures", "Settings and facts"]
+
+    def test_images_that_are_gone_are_a_line_of_text(self, made: Recording) -> None:
+        def gone(indices: Sequence[int]) -> dict[int, np.ndarray]:
+            raise DataError("expected the bag, found nothing: give its new place")
+
+        page = make_report(made, summarise(made), pictures=gone)
+        assert "could not be read again: expected the bag" in page and "<img" not in page
+        assert "<img" not in make_report(made, summarise(made), pictures=lambda indices: {})
+
+    def test_equal_recordings_give_equal_pages(self, make_recording: Make) -> None:
+        made = make_recording(6)
+        metrics = summarise(made)
+        assert make_report(made, metrics, None, None, pictures) == make_report(made, metrics, None, None, pictures)
+
+
+class TestVerdicts:
+    def test_good_recordings_are_called_good(self, make_recording: Make) -> None:
+        found = verdicts(summarise(make_recording(20)))
+        levels = {verdict.name: verdict.level for verdict in found}
+        assert overall(found) == "good" and headline(found) == "Good on this recording"
+        assert levels["Inlier ratio"] == levels["Images processed"] == levels["Time a frame"] == "good"
+
+    @pytest.mark.parametrize(
+        ("change", "name", "level"),
+        [
+            ({"outliers": 0.8}, "Inlier ratio", "watch"),
+            ({"outliers": 0.9}, "Inlier ratio", "poor"),
+            ({"points": 30}, "Weak frames", "poor"),
+            ({"points": 12}, "Coverage", "poor"),
+            ({"dropped": {5: "decode"}}, "Images processed", "watch"),
+            ({"dropped": {5: "decode", 6: "decode"}}, "Images processed", "poor"),
+            ({"frames": 3}, "Half-life of tracks", ""),
+            ({"frames": 0}, "Images", "poor"),
+        ],
+    )
+    def test_each_limit(self, make_recording: Make, change: dict[str, Any], name: str, level: str) -> None:
+        found = verdicts(summarise(make_recording(**{"frames": 25, **change})))
+        assert {verdict.name: verdict.level for verdict in found}[name] == level
+
+    def test_a_slow_machine_says_nothing_about_the_front_end(self, make_recording: Make) -> None:
+        recording = make_recording(20)
+        slow = [replace(frame, timings={"network": 100.0}) for frame in recording.frames]
+        found = verdicts(summarise(replace(recording, frames=slow)))
+        assert headline(found) == "Good on this recording; slower than the camera on this machine"
+        assert "skip about 50 %" in next(verdict.why for verdict in found if verdict.machine)
+
+    @pytest.mark.parametrize(("begun", "level"), [(0, "poor"), (1, "good"), (3, "poor")])
+    def test_odometry_that_begins_again(self, make_recording: Make, begun: int, level: str) -> None:
+        recording = make_recording(20)
+        odometry = replace(odometry_of(recording), initialisations=begun)
+        found = {verdict.name: verdict for verdict in verdicts(summarise(recording, odometry))}
+        assert found["Visual odometry"].level == level
+
+
+class TestWeakest:
+    def test_the_weakest_come_first_and_each_bad_stretch_once(self, make_recording: Make) -> None:
+        metrics = summarise(make_recording(40))
+        metrics.per_frame["inlier_ratio"][[10, 11, 12, 30]] = 0.2, 0.1, 0.3, 0.15
+        metrics.per_frame["matches"][20], metrics.per_frame["inlier_ratio"][20] = 0, np.nan
+        found = weakest(metrics)
+        assert len(found) == 4 and 0 not in found
+        assert found[:3] == [11, 30, 20] if found[0] == 11 else found[:3] == [20, 11, 30]
+
+    def test_reasons_are_what_was_measured(self, make_recording: Make) -> None:
+        recording = make_recording(12, dropped={5: "decode"})
+        bad = replace(recording.frames[6], quality=ImageQuality(0.5, 0.1, 0.4, 0.05), reset_reason="size changed")
+        frames = [*recording.frames[:6], bad, *recording.frames[7:]]
+        metrics = summarise(replace(recording, frames=frames))
+        metrics.per_frame["flow_px"][6] = 80
+        found = " ".join(reasons(metrics, 6, bad, frames[4]))
+        for text in ("blurred", "40 % of the image are saturated", "moved by 80 px", "0.10 s after", "size changed"):
+            assert text in found
+        assert reasons(metrics, 8, frames[8], frames[7]) == []
+        assert reasons(metrics, 7, frames[7], bad)[0].startswith("the frame before: blurred")
+
+
+class TestFilm:
+    def test_pictures_are_spread_and_few(self, make_recording: Make) -> None:
+        frames = make_recording(200, points=5).processed
+        places = film_frames(frames)
+        assert len(places) == LONGEST and set(np.diff(places)) == {2} and 50 < places[0] < 70, "the middle"
+        assert film_frames(frames[:10]) == list(range(10))
+        assert strip_frames(frames) == [0, 40, 80, 119, 159, 199] and strip_frames(frames[:2]) == [0, 1]
+        assert film_frames([]) == strip_frames([]) == []
+
+    def test_only_images_of_the_usual_size(self, make_recording: Make) -> None:
+        frames = make_recording(10).processed
+        assert film_frames([replace(frames[0], image_size=(64, 48)), *frames[1:]]) == list(range(1, 10))
+
+    @pytest.mark.skipif(not hasattr(cv2, "imdecodeanimation"), reason="this OpenCV cannot write films")
+    def test_a_film_is_small_and_has_all_pictures(self, make_recording: Make) -> None:
+        frames = make_recording(12).processed
+        drawn = draw_tracks(frames, range(12), pictures(range(12)))
+        assert len({picture.shape for picture in drawn.values()}) == 1
+        assert drawn[11].std(2).max() > 20, "tracks are in colour"
+        film = make_film(frames, drawn)
+        assert film is not None and 0 < len(film.content) <= LARGEST and film.slower == pytest.approx(2)
+        done, read = cv2.imdecodeanimation(np.frombuffer(film.content, np.uint8))
+        assert done and len(read.frames) == 12
+        assert make_film(frames, {0: drawn[0]}) is None
+
+
+class TestPaths:
+    def test_a_similarity_is_found_again(self) -> None:
+        points = np.random.default_rng(0).normal(size=(30, 3))
+        rotation = cv2.Rodrigues(np.array([0.4, -1.0, 2.0]))[0]
+        scale, found, shift = similarity(points, 2.5 * points @ rotation.T + (1, -2, 3))
+        assert scale == pytest.approx(2.5)
+        np.testing.assert_allclose(found, rotation, atol=1e-12)
+        np.testing.assert_allclose(shift, (1, -2, 3), atol=1e-12)
+
+    def test_a_way_that_is_right_up_to_scale_has_no_errors(self, make_recording: Make) -> None:
+        recording = make_recording(20, turn=0.01)
+        truth = recording.truth
+        assert truth is not None
+        bent = replace(truth, poses=truth.poses.copy())
+        bent.poses[:, 1, 3] = np.sin(np.arange(20))
+        odometry = odometry_of(replace(recording, truth=bent))
+        known = np.arange(20) != 4
+        way = aligned(odometry.stamps, odometry.poses, known, bent)
+        assert way.scale == pytest.approx(3) and np.nanmax(way.errors) < 1e-9
+        assert np.isnan(way.positions[4]).all() and np.isfinite(way.positions[known]).all()
+
+    def test_without_truth_it_stays_where_it_is(self, make_recording: Make) -> None:
+        odometry = odometry_of(make_recording(5))
+        for truth in (None, GroundTruth(np.array([0]), np.eye(4)[None])):
+            way = aligned(odometry.stamps, odometry.poses, odometry.tracked, truth)
+            assert np.isnan(way.scale) and np.isnan(way.errors).all()
+            np.testing.assert_array_equal(way.positions, odometry.poses[:, :3, 3])
+
+
+class TestCharts:
+    def test_gaps_split_a_line_and_what_sticks_out_stays(self) -> None:
+        y = np.zeros(10_000)
+        y[1234], y[5000:5100] = 100, np.nan
+        drawn = chart(Chart("t", [Line("a", np.arange(10_000.0), y)]))
+        assert drawn.count("<polyline") == 2 and ",0 " in drawn, "the peak reaches the top"
+        assert len(drawn) < 60_000
+
+    def test_nothing_measured_is_said(self) -> None:
+        for drawn in (
+            chart(Chart("t", [Line("", np.arange(3.0), np.full(3, np.nan))])),
+            histogram(Histogram("t", np.zeros(0))),
+            plan("t", []),
+        ):
+            assert "nothing was measured" in drawn and "NaN" not in drawn.upper().replace("NANO", "")
+
+    @pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [-3.0, 1e-9], [1e7, 2e7]])
+    def test_any_values_have_axes(self, values: list[float]) -> None:
+        array = np.array(values)
+        line = Line("a", np.arange(len(array), dtype=float), array)
+        for drawn in (
+            chart(Chart("t", [line], marks=[Mark(0, "drop")])),
+            histogram(Histogram("t", array)),
+            plan("t", [line]),
+        ):
+            assert "nan" not in drawn and "inf" not in drawn
+
+    def test_a_histogram_counts_all_values(self) -> None:
+        drawn = histogram(Histogram("t", np.array([1.0] * 50 + [1000.0, np.nan]), "ms", bins=10))
+        assert drawn.count("<rect") == 2 and "median 1, p95 1 ms" in drawn
