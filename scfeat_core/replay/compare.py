@@ -26,6 +26,7 @@ from scfeat_core.report import document
 
 PAGE, FIGURES_FILE = "compare.html", "compare.json"
 _SAME = ("bag", "topic", "window")  # facts without which runs are of different images
+_LOSSES = ("dropped", "resets")
 _NO_SETTINGS = (*_SAME, "damage", "warnings", "interrupted", "descriptor_space", "bytes", "messages", "frame_ids")
 
 
@@ -155,9 +156,13 @@ class Row:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Of all figures that at least one run has, and that are not 0 in all of them."""
+    """Of all figures that at least one run has; losses only where there were any."""
     found = [(name, [run.metrics.summary.get(name) for run in runs]) for name in FIGURES]
-    return [_row(name, values) for name, values in found if any(values)]
+    return [
+        _row(name, values)
+        for name, values in found
+        if any(values) or (any(value is not None for value in values) and not name.startswith(_LOSSES))
+    ]
 
 
 def _row(name: str, values: Sequence[Number]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ Pictures = Callable[
 LONGEST = 40  # pictures of a film
 LARGEST = 1_900_000  # bytes of it
 STRIP = 6  # pictures of a strip
+TAIL = 12  # frames
 _STEP = 2  # frames between two pictures of the film at most, or motion cannot be followed
 _WIDTH = 520  # pixels of a picture of the film
 _MOST_TRACKS = 300  # drawn in a picture, the oldest ones: more hide the image, and make the film large
@@ -56,23 +58,24 @@ def strip_frames(frames: Sequence[FrameRecord]) -> list[int]:
 
 def _alike(frames: Sequence[FrameRecord]) -> list[int]:
     """Those of the size that most images have, and with tracks."""
-    sizes = [frame.image_size for frame in frames if frame.tracks is not None]
-    usual = max(sizes, key=sizes.count, default=None)
-    return [place for place, frame in enumerate(frames) if frame.tracks is not None and frame.image_size == usual]
+    sizes = {place: frame.image_size for place, frame in enumerate(frames) if frame.tracks is not None}
+    usual = max((counts := Counter(sizes.values())), key=counts.__getitem__, default=None)
+    return [place for place, size in sizes.items() if size == usual]
 
 
 def draw_tracks(
     frames: Sequence[FrameRecord], places: Sequence[int], images: Mapping[int, np.ndarray], width: int = _WIDTH
 ) -> dict[int, np.ndarray]:
-    """Pictures (h, w, 3) uint8 RGB, at most so wide, of the tracks with their tails, by place; of those whose image is there."""
+    """Pictures (h, w, 3) uint8 RGB, at most so wide, of tracks with their tails, by place; where the image is there."""
     wanted = {place for place in places if frames[place].index in images}
-    tails, drawn = Tails(), {}
-    for place, frame in enumerate(frames[: max(wanted, default=-1) + 1]):
+    needed = {before for place in wanted for before in range(max(place - TAIL + 1, 0), place + 1)}
+    tails, drawn = Tails(TAIL), {}
+    for place in sorted(needed):
+        frame = frames[place]
+        if frame.tracks is None or frame.reset_reason:
+            tails.clear()
         if frame.tracks is None:
-            tails.clear()
             continue
-        if frame.reset_reason:
-            tails.clear()
         tails.add(frame.tracks)
         if place in wanted:
             drawn[place] = _narrowed(_drawn(frame, images[frame.index], tails.lines(frame.tracks)), width)

@@ -270,7 +270,8 @@ addEventListener('load', () => {
 @pytest.fixture(scope="session")
 def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """``browse(page, width=1200)``: what a real browser makes of a page: problems (errors, warnings, what its policy
-    forbids), images (their widths, 0 of damaged ones), tables, lines, headings, tips, loaded (from elsewhere), width."""
+    forbids), images (their widths, 0 of damaged ones), tables, lines, headings, tips, loaded (from elsewhere),
+    width, room."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     browser = next((path for name in names if (path := shutil.which(name))), None)
     if browser is None:
