@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.threshold > 0:
         raise ConfigError(f"expected a --threshold above 0, found {args.threshold}")
-    source = open_source(args)
     plan = _plan(args)
+    source = open_source(args)
     folders = {args.method if source.files else "features": (args.out, plan)}
     for method in _others(args, source):
         extraction = replace(plan.extraction, method=method, options={})
@@ -111,6 +111,8 @@ def _plan(args: argparse.Namespace) -> Plan:
 
     camera = args.camera
     if camera not in CAMERA_CHOICES:
+        if not Path(camera).is_file():
+            raise DataError(f"expected a calibration file, 'shared' or 'each' with --camera, found no file {camera}")
         camera = partial(import_module("scfeat_ros.intrinsics").read_intrinsics, Path(camera))
     extraction = Extraction(args.method, args.max_keypoints, dict(args.options), args.weights, args.device)
     mapping, progress = not args.export_only, _wants_progress(args)

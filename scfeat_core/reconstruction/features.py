@@ -13,7 +13,7 @@ from scfeat_core.bulk.jobs import check_record
 from scfeat_core.bulk.outputs import H5Output
 from scfeat_core.bulk.pipeline import Outcome, Settings, extract_images
 from scfeat_core.errors import DataError, ImageError
-from scfeat_core.evaluation.methods import check_features, create_method
+from scfeat_core.evaluation.methods import Method, check_features, create_method
 from scfeat_core.feature_files import open_h5, read_h5
 from scfeat_core.reconstruction.hloc import MOST_KEYPOINTS
 from scfeat_core.reconstruction.sources import Source
@@ -89,7 +89,8 @@ def _runner(
     """What extracts, and how it does it, for the record."""
     made = {"method": extraction.method, "max_keypoints": extraction.max_keypoints, "options": extraction.options}
     if extraction.method != "scfeat":
-        return lambda files: _extract(files, extraction, output), made
+        method = create_method(extraction.method, extraction.options)
+        return lambda files: _extract(files, method, extraction.max_keypoints, output), made
     options = {**extraction.options, "max_keypoints": extraction.max_keypoints}
     settings = Settings(extraction.weights, extraction.device, options, decoders=_DECODERS)
     extractor = settings.create()
@@ -97,10 +98,10 @@ def _runner(
     return lambda files: extract_images(files, settings, extractor, output), made
 
 
-def _extract(files: Sequence[ImageFile], extraction: Extraction, output: H5Output) -> Generator[Outcome, None, None]:
+def _extract(
+    files: Sequence[ImageFile], method: Method, budget: int, output: H5Output
+) -> Generator[Outcome, None, None]:
     """With a method that is not ours, one image at a time."""
-    method = create_method(extraction.method, extraction.options)
-    budget = extraction.max_keypoints
     with (
         contextlib.closing(decode_ahead(files, _DECODERS, 2 * _DECODERS)) as decoded,
         contextlib.closing(output.writer()) as writer,

@@ -118,9 +118,9 @@ def _pose(image: Any) -> np.ndarray:
 
 @contextmanager
 def _quiet(pycolmap: Any) -> Iterator[None]:
-    """Without COLMAP's lines on stderr, but for errors."""
+    """Without COLMAP's lines on stderr."""
     before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = int(pycolmap.logging.Level.ERROR)
+    pycolmap.logging.minloglevel = int(pycolmap.logging.Level.FATAL)
     try:
         yield
     finally:

@@ -42,6 +42,10 @@ from scfeat_core.report import check_folder, write
 from scfeat_core.types import Camera
 
 Calibrate = Callable[[Size], Camera]
+_NOTHING = (
+    "nothing could be reconstructed: COLMAP found no two images to begin with, which have about 100 common points seen "
+    "under different angles; a camera that only turns has none"
+)
 CAMERA_CHOICES = ("known", "shared", "each")
 
 
@@ -86,7 +90,7 @@ def run(source: Source, out: Path, plan: Plan, say: Callable[[str], None] = lamb
         reasons = "; ".join(f"{each.name}: {each.error}" for each in failed[:3])
         raise DataError(f"expected features of at least two images, found {len(sizes)} ({reasons or 'no more images'})")
     cameras = choose_cameras(source, sizes, plan.camera)
-    pairs = choose_pairs(list(sizes), plan.pairs or ("sequential" if source.in_order else "exhaustive"))
+    pairs = [pair for pair in _pairs(source, plan) if pair[0] in sizes and pair[1] in sizes]
     say(f"{len(sizes)} images, {len(pairs)} pairs, {_describe(cameras)}")
     _match(source, features, out, pairs, cameras, plan, say)
     clock.lap("matches")
@@ -97,6 +101,8 @@ def run(source: Source, out: Path, plan: Plan, say: Callable[[str], None] = lamb
     if plan.mapping:
         models = _map(source, out, cameras, len(sizes), plan.progress)
         clock.lap("mapping")
+        if not models:
+            say(_NOTHING)
         summary.update(summarise_models(models, source.truth))
     write_summary(out / "reconstruction.json", _content(source, plan, summary, models, failed, clock.seconds))
     return Result(summary, models, failed)
@@ -109,6 +115,7 @@ def _check(source: Source, out: Path, plan: Plan) -> None:
     if len(source.names) < 2:
         raise DataError(f"expected at least two images, found {len(source.names)}: {', '.join(source.names)}")
     check_group_names(source.names)
+    _pairs(source, plan)
     check_folder(out)
     if (out / "matches.json").exists():
         return
@@ -118,6 +125,10 @@ def _check(source: Source, out: Path, plan: Plan) -> None:
                 f"expected a new folder, or one of an earlier run, at {out}, found a {name} of something else; "
                 "choose another folder with --out"
             )
+
+
+def _pairs(source: Source, plan: Plan) -> list[Pair]:
+    return choose_pairs(source.names, plan.pairs or ("sequential" if source.in_order else "exhaustive"))
 
 
 class _Clock:
