@@ -74,7 +74,8 @@ class FrontendConfig:
     side of the image (TURN_RADIUS). Descriptors that tell points apart need no window (benchmarks/tracking.py),
     textures that repeat do. max_track_gap: frames that a lost track waits for a point like it to appear, 0 for none.
     reidentify_cosine: least cosine similarity that brings it back. stereo_gate: pixels that a stereo match may be off
-    its epipolar line.
+    its epipolar line. levels: of the image pyramid; one, unlike for single images, as hardly anything is seen from much
+    farther in the next frame, and time matters.
     The others are those of ``Extractor``. weights, device and precision stay what they are, see ``Frontend.update``.
     """
 
@@ -88,6 +89,7 @@ class FrontendConfig:
     budgets: dict[str, Annotated[int, Range(minimum=1)]] = field(default_factory=dict)
     grid: Annotated[int, Range(minimum=0, maximum=64)] = 0
     clahe: Annotated[float, Range(minimum=0.0, maximum=100.0)] = 0.0
+    levels: Annotated[int, Range(minimum=1, maximum=8)] = 1
     min_cosine: Annotated[float, Range(minimum=-1.0, maximum=1.0)] = 0.0
     verify: bool = True
     geometry: ModelChoice = "auto"
@@ -557,7 +559,7 @@ class Frontend:
 
 
 def _extraction_options(config: FrontendConfig) -> dict[str, Any]:
-    names = ("max_keypoints", "score_threshold", "nms_radius", "border", "grid", "clahe")
+    names = ("max_keypoints", "score_threshold", "nms_radius", "border", "grid", "clahe", "levels")
     return {name: getattr(config, name) for name in names}
 
 

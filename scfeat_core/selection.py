@@ -72,6 +72,18 @@ def select_keypoints(
     return [Keypoints(*split) for split in zip(xy.split(counts), values.split(counts), strict=True)]
 
 
+def best_of_levels(xy: Tensor, scores: Tensor, max_keypoints: int, size: tuple[int, int], grid: int = 0) -> Tensor:
+    """Indices of the best points of one image, best first, out of those of all levels of its pyramid.
+
+    xy: (N, 2), pixels of the image. scores: (N,). size: (width, height). max_keypoints, grid: of ``select_keypoints``.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    x, y = xy[order].round().long().unbind(-1)
+    index = y.clamp(0, size[1] - 1) * size[0] + x.clamp(0, size[0] - 1)
+    budget = torch.tensor([max_keypoints or len(order)], device=scores.device)
+    return order[_within_budget(torch.zeros_like(order), _cells(index, size[0], size, grid), budget, grid)]
+
+
 def local_maxima(scores: Tensor, radius: int) -> Tensor:
     """(B, H, W) bool: finite pixels that no pixel of their window exceeds, nor equals with a lower index.
 

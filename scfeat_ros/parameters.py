@@ -98,6 +98,13 @@ class NodeParameters:
         DYNAMIC,
         "clip limit of the adaptive histogram equalisation before the network; 0: off",
     ] = 0.0
+    levels: Annotated[
+        int,
+        Range(minimum=1, maximum=8),
+        DYNAMIC,
+        "levels of an image pyramid, each 0.7 times the size of the one before, whose best keypoints are taken "
+        "together; 3 take 1.75 times as long, for views from very different distances",
+    ] = 1
 
     min_cosine: Annotated[
         float,

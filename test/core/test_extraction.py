@@ -20,7 +20,7 @@ from scfeat_core.types import Features
 
 def random_extractor(**options) -> Extractor:
     with pytest.warns(UserWarning, match="untrained"):
-        return Extractor("random", max_keypoints=options.pop("max_keypoints", 200), **options)
+        return Extractor("random", max_keypoints=options.pop("max_keypoints", 200), **{"levels": 1, **options})
 
 
 def textured(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -443,3 +443,68 @@ def same_places(one: Features, other: Features) -> int:
     found = match(one, other)
     distance = np.linalg.norm(one.keypoints[found.indices0] - other.keypoints[found.indices1], axis=1)
     return int((distance < 2).sum())
+
+
+# -- pyramid -----------------------------------------------------------------------------------------------------------
+
+
+def shown_smaller(image: np.ndarray, factor: float) -> np.ndarray:
+    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def test_levels_find_again_what_is_seen_from_farther_away(shared_data):
+    near = photograph(shared_data, 640, 480)
+    far = shown_smaller(near, 0.4)
+
+    def right(levels: int) -> int:
+        extractor = Extractor(max_keypoints=500, levels=levels)
+        views = extractor(near), extractor(far)
+        matches = match(*views)
+        moved = geometry.scale_points(views[0].keypoints[matches.indices0], (0.4, 0.4))
+        return int((np.linalg.norm(moved - views[1].keypoints[matches.indices1], axis=1) < 1.5).sum())
+
+    assert right(3) > 2 * right(1)
+
+
+def test_levels_are_those_of_smaller_images_best_first_within_the_budget():
+    image = textured(160, 200)
+    whole, pyramid = random_extractor(max_keypoints=0), random_extractor(max_keypoints=300, levels=3)
+    features = pyramid(image)
+    levels = [whole(image), *(random_extractor(max_keypoints=0, max_edge=edge)(image) for edge in (141, 100))]
+    scores = np.sort(np.concatenate([level.scores for level in levels]))[::-1]
+    np.testing.assert_allclose(features.scores, scores[:300], atol=1e-5)
+    assert (np.diff(features.scores) <= 0).all()
+    points = np.concatenate([level.keypoints for level in levels])
+    distances = np.linalg.norm(features.keypoints[:, None] - points[None], axis=2).min(1)
+    assert distances.max() < 1e-2
+    assert not (np.linalg.norm(features.keypoints[:, None] - levels[0].keypoints[None], axis=2).min(1) < 1e-2).all()
+
+
+def test_a_small_budget_takes_the_first_of_a_large_one():
+    image = textured(120, 160)
+    few, many = (random_extractor(max_keypoints=count, levels=3)(image) for count in (40, 200))
+    np.testing.assert_array_equal(few.keypoints, many.keypoints[:40])
+    np.testing.assert_array_equal(few.descriptors, many.descriptors[:40])
+
+
+def test_levels_below_the_least_size_are_left_out():
+    image = textured(40, 60)
+    one, five = random_extractor(max_keypoints=0), random_extractor(max_keypoints=0, levels=5)
+    assert len(five(image)) == len(one(image))
+
+
+def test_levels_respect_masks_budgets_and_the_grid():
+    images = [textured(128, 160, seed) for seed in range(2)]
+    mask = np.zeros((128, 160), bool)
+    mask[:, 80:] = True
+    extractor = random_extractor(max_keypoints=64, levels=3, grid=4)
+    left, right = extractor.extract_batch(images, [None, mask], [64, 32], score_maps=[True, False])
+    assert len(left) == 64 and len(right) == 32
+    assert (right.keypoints[:, 0] > 79).all()
+    assert left.score_map.shape == (128, 160) and right.score_map is None
+    cells = (np.rint(left.keypoints) // (40, 32)).astype(int)
+    counts = np.bincount(cells @ (1, 4), minlength=16)
+    assert (counts == 4).all(), "64 points over 16 cells"
+    single = extractor(images[0])
+    np.testing.assert_allclose(single.scores, left.scores, atol=1e-4)
