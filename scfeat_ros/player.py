@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from scfeat_core.errors import DataError, ScfeatError
 
 from .bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, Topic, header_stamp, open_bag
 from .fastdds import use_profile
+from .offered_qos import Offer, merged, read_offers
 
 SETTLE = 0.5  # seconds: the receiving side completes a match a little later, and what is sent before that is lost
 LINGER = 1.0  # seconds: what a subscriber has not taken is lost when its publisher goes
@@ -36,6 +37,7 @@ CLOCK = "/clock"
 IMU = "sensor_msgs/msg/Imu"
 PLAYABLE = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, IMU)  # what the node takes
 QOS = ("recorded", "reliable")
+RELIABLE = Offer()
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Log:
 
     sent: (index, stamp, CLOCK_MONOTONIC when publishing began), nanoseconds, of each image. topics: of each of these.
     late_ms: after schedule. skipped: images left out by --max-fps. error: why the source ended before its end; empty if
-    it did not. cpu: share of one core that playing took. stopped: it was told to end before the end.
+    it did not. cpu: share of one core that playing took. stopped: it was told to end before the end. time: what CLOCK
+    said last, nanoseconds.
     """
 
     sent: list[tuple[int, int, int]] = field(default_factory=list)
@@ -71,6 +74,7 @@ class Log:
     error: str = ""
     cpu: float = 0.0
     stopped: bool = False
+    time: int = 0
 
     def summary(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -121,8 +125,7 @@ def recorded_events(
 
 def with_clock(events: Iterable[Event], rate: float, frequency: float) -> Iterator[Event]:
     """The events, and between them the time of the bag as CLOCK: ``frequency`` times a second of real time, and before
-    each image, so that it arrives at the time at which it was recorded. The time never goes back, and goes on for
-    LINGER seconds after the last event, for the ages of what is in work then.
+    each image, so that it arrives at the time at which it was recorded. The time never goes back.
     """
     period = round(1e9 / frequency)
     tick: int | None = None
@@ -137,9 +140,13 @@ def with_clock(events: Iterable[Event], rate: float, frequency: float) -> Iterat
             now = max(now, event.time)
             yield Event(event.due, None, now, None, CLOCK, now)
         yield event
-    if tick is not None:
-        for due in range(tick, tick + round(1e9 * LINGER), period):
-            yield Event(due, None, max(now, start + round(due * rate)), None, CLOCK)
+
+
+def ticks(time: int, rate: float, frequency: float, seconds: float) -> Iterator[Event]:
+    """CLOCK alone, from ``time`` (nanoseconds) on for so many seconds of real time."""
+    for i in range(1, round(seconds * frequency) + 1):
+        due = round(1e9 * i / frequency)
+        yield Event(due, None, time + round(due * rate), None, CLOCK)
 
 
 def distinct_frames(frames: int, fps: float) -> int:
@@ -205,6 +212,17 @@ def _set_header(header: Any, stamp: int, frame_id: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- play
 
 
+def _limited(events: Iterable[Event], frames: int | None) -> Iterator[Event]:
+    """The events up to so many images of one topic; all of them where it is None."""
+    seen: Counter[str] = Counter()
+    for event in events:
+        if event.index is not None:
+            if seen[event.topic] == frames:
+                return
+            seen[event.topic] += 1
+        yield event
+
+
 def play(
     events: Iterable[Event],
     publish: Callable[[Event], None],
@@ -220,17 +238,12 @@ def play(
     log = Log()
     gap = 0 if max_fps is None else round(1e9 / max_fps)
     last: dict[str, int] = {}
-    seen: Counter[str] = Counter()
     start: int | None = None
     try:
-        for event in events:
-            if event.index is not None:
-                if frames is not None and seen[event.topic] >= frames:
-                    break
-                seen[event.topic] += 1
-                if event.due - last.get(event.topic, -gap) < 0.999 * gap:
-                    log.skipped += 1
-                    continue
+        for event in _limited(events, frames):
+            if event.index is not None and event.due - last.get(event.topic, -gap) < 0.999 * gap:
+                log.skipped += 1
+                continue
             if start is None:  # the first event may take its time, e.g. to decompress
                 start = time.monotonic_ns() + 10_000_000 - event.due
             if stop.wait(max(0, start + event.due - time.monotonic_ns()) / 1e9):
@@ -242,6 +255,8 @@ def play(
                 last[event.topic] = event.due
                 log.sent.append((event.index, event.stamp, now))
                 log.topics.append(event.topic)
+            elif event.topic == CLOCK:
+                log.time = event.stamp
                 log.late_ms.append((now - start - event.due) / 1e6)
     except DataError as error:
         log.error = str(error)
@@ -251,8 +266,8 @@ def play(
 @dataclass(frozen=True)
 class Outlet:
     """A topic that is published. key: what Event.topic calls it. name: before it is remapped. suffix: what is appended
-    to the name after that. type: e.g. sensor_msgs/msg/Image. image: of a camera, and somebody must take it. offers: the
-    QoS profiles that it was recorded with, as rosbags has them; empty: a reliable one, which serves all.
+    to the name after that. type: e.g. sensor_msgs/msg/Image. image: of a camera, and somebody must take it. offer: the
+    QoS that it is published with.
     """
 
     key: str
@@ -260,7 +275,7 @@ class Outlet:
     type: str
     image: bool = False
     suffix: str = ""
-    offers: Sequence[Any] = ()
+    offer: Offer = RELIABLE
 
 
 class Endpoints:
@@ -276,7 +291,7 @@ class Endpoints:
         self._images: list[tuple[Any, Outlet]] = []
         for outlet in outlets:
             topic = self._node.resolve_topic_name(outlet.name) + outlet.suffix if outlet.suffix else outlet.name
-            publisher = self._node.create_publisher(kinds[outlet.type], topic, qos_of(outlet.offers))
+            publisher = self._node.create_publisher(kinds[outlet.type], topic, _profile(outlet.offer))
             self._publishers[outlet.key] = publisher
             if outlet.image:
                 self._images.append((publisher, outlet))
@@ -286,7 +301,7 @@ class Endpoints:
     def _add_clock(self) -> None:
         from rosgraph_msgs.msg import Clock
 
-        self._publishers[CLOCK] = self._node.create_publisher(Clock, CLOCK, qos_of([]))
+        self._publishers[CLOCK] = self._node.create_publisher(Clock, CLOCK, _profile(RELIABLE))
 
     def wait_for_subscriptions(self, count: int, timeout: float, stop: threading.Event) -> None:
         """Until ``count`` subscriptions take the images of each camera.
@@ -340,20 +355,14 @@ def clock_message(time: int) -> Any:
     return message
 
 
-def qos_of(offers: Sequence[Any]) -> Any:
-    """The rclpy profile for what was offered by one or more publishers, as rosbags reads it (``Qos``).
-
-    Reliable, or kept for late joiners, only where all of them were, as ``ros2 bag play`` does it. Without any: reliable
-    and not kept, which serves both kinds of subscriptions.
-    """
+def _profile(offer: Offer) -> Any:
+    """The rclpy profile. A depth of 2^32 - 1 stands for all; more than a second of images helps nobody."""
     from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
-    reliable = all(offer.reliability.name != "BEST_EFFORT" for offer in offers)
-    kept = bool(offers) and all(offer.durability.name == "TRANSIENT_LOCAL" for offer in offers)
     return QoSProfile(
-        depth=min(100, max([5, *(offer.depth for offer in offers)])),  # a depth of 2^32 - 1 stands for "all"
-        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL if kept else DurabilityPolicy.VOLATILE,
+        depth=min(100, max(5, offer.depth)),
+        reliability=ReliabilityPolicy.RELIABLE if offer.reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if offer.kept else DurabilityPolicy.VOLATILE,
     )
 
 
@@ -394,6 +403,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clock", type=float, default=0.0, help="publish /clock so many times a second (default: 0)")
     parser.add_argument(
+        "--hold", type=float, default=LINGER, help="seconds for which it goes on at the end (default: 1)"
+    )
+    parser.add_argument(
         "--qos", choices=QOS, default=QOS[0], help="with --camera: as recorded, or all reliable (default: recorded)"
     )
     parser.add_argument("--frames", type=int, help="end after so many images (default: 120 rendered, all of a bag)")
@@ -418,9 +430,11 @@ def run(
     stop: threading.Event,
     report: Callable[[str], None],
     prepared: Callable[[], None] = lambda: None,
+    finished: Callable[[Log], None] = lambda log: None,
 ) -> Log:
     """Play until the end or ``stop``, which counts from ``prepared`` on: before, there is nothing to end in order.
 
+    finished: gets the log when all is played; the clock goes on after that, or what is in work then would not age.
     rclpy must be initialised.
     """
     check_arguments(args)
@@ -435,10 +449,14 @@ def run(
         events = with_clock(source.events, args.rate, args.clock) if args.clock > 0 else source.events
         cpu, began = time.process_time(), time.monotonic()
         log = play(events, endpoints.publish, stop, source.frames, args.max_fps)
-        log.cpu = (time.process_time() - cpu) / (time.monotonic() - began)
-        stop.wait(LINGER)
+        log.cpu = (time.process_time() - cpu) / max(1e-9, time.monotonic() - began)
         log.error = log.error or source.damage()
-    report(f"published {len(log.sent)} images")
+        report(f"published {len(log.sent)} images")
+        finished(log)
+        if args.clock > 0:
+            play(ticks(log.time, args.rate, args.clock, args.hold), endpoints.publish, stop)
+        else:
+            stop.wait(LINGER)
     return log
 
 
@@ -477,12 +495,14 @@ def _forwarded(args: argparse.Namespace, bag: Bag, report: Callable[[str], None]
     """The topics that are named, each with an outlet of its own name in the bag."""
     cameras = {_topic(bag, word): word for word in args.camera}
     beside = {_topic(bag, word): word for word in args.beside}
+    offers = read_offers(args.bag) if args.qos == "recorded" else {}
     outlets = [
-        Outlet(topic.name, word.partition("=")[2] or topic.name, topic.type, topic in cameras, "", _offers(bag, topic))
+        Outlet(
+            *(topic.name, word.partition("=")[2] or topic.name, topic.type, topic in cameras),
+            offer=merged(offers.get(topic.name, ())),
+        )
         for topic, word in (*cameras.items(), *beside.items())
     ]
-    if args.qos == "reliable":
-        outlets = [replace(outlet, offers=()) for outlet in outlets]
     report(f"playing {', '.join(outlet.name for outlet in outlets)}")
     names = [{topic: topic.name for topic in topics} for topics in (cameras, beside)]
     return _Source(outlets, recorded_events(bag, *names, args.rate, args.fps), args.frames, lambda: bag.damage)
@@ -494,10 +514,6 @@ def _topic(bag: Bag, word: str) -> Topic:
     if not found:
         raise ScfeatError(f"expected a topic {name} of {', '.join(PLAYABLE)} in {bag.path}, found none: check the name")
     return found[0]
-
-
-def _offers(bag: Bag, topic: Topic) -> Sequence[Any]:
-    return bag.offered_qos(topic) if hasattr(bag, "offered_qos") else ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -521,7 +537,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)
     logger = get_logger("player")
     try:
-        log = run(args, stop, logger.info, end_in_order)
+        log = run(args, stop, logger.info, end_in_order, lambda log: _write_summary(args.summary, log))
     except ScfeatError as error:
         logger.fatal(str(error))
         return 1
@@ -531,9 +547,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         rclpy.try_shutdown()
     if log.error:
         logger.error(log.error)
-    if args.summary is not None:
-        args.summary.write_text(json.dumps(log.summary()))
     return 0
+
+
+def _write_summary(path: Path | None, log: Log) -> None:
+    """At once, or not at all: somebody may wait for it."""
+    if path is not None:
+        path.with_suffix(".part").write_text(json.dumps(log.summary()))
+        path.with_suffix(".part").replace(path)
 
 
 if __name__ == "__main__":

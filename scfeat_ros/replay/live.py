@@ -436,15 +436,16 @@ def _play(
     command = player_command(job, options, outcome.plan, summary)
     with Child("player", command, scratch / "player.log", os.environ) as player:
         try:
-            _follow(session, player, _images(job, outcome.plan), progress)
-            _end(session, player)
+            _follow(session, player, summary, _images(job, outcome.plan), progress)
+            if session.stop.asked:
+                _end(session, player)
             _drain(session)
         except ScfeatError as error:
             outcome.problems.append(str(error))
             if session.node is not None and session.node.exit_code is None:
                 session.node.stop(2.0)  # it may hang
-            session.node = None
-            _end(session, player)
+        session.node = None  # what it does from here on does not matter
+        _end(session, player)
         if summary.exists():
             outcome.player = json.loads(summary.read_text())
 
@@ -452,7 +453,7 @@ def _play(
 def player_command(job: ReplayJob, options: LiveOptions, plan: Plan, summary: Path) -> list[str]:
     """The process that plays. summary: where it says what it did."""
     words = ["--bag", str(job.bag), "--rate", str(options.rate), "--clock", str(options.clock), "--qos", options.qos]
-    words += ["--summary", str(summary), "--wait", str(options.patience)]
+    words += ["--summary", str(summary), "--wait", str(options.patience), "--hold", str(DRAIN_PATIENCE)]
     words += ["--frames", str(job.frames)] if job.frames else []
     for camera in plan.cameras:
         words += ["--camera", f"{camera.topic}={camera.played}"]
@@ -465,14 +466,14 @@ def _images(job: ReplayJob, plan: Plan) -> int:
     return sum(min(camera.count, job.frames or camera.count) for camera in plan.cameras)
 
 
-def _follow(session: Session, player: Child, images: int, progress: bool) -> None:
-    """Until the player has ended, or it is enough. Raises ScfeatError where node or player do not go on."""
+def _follow(session: Session, player: Child, summary: Path, images: int, progress: bool) -> None:
+    """Until all is played, or it is enough. Raises ScfeatError where node or player do not go on."""
     from tqdm import tqdm
 
     activity, since = (0, 0), time.monotonic()
     quiet = not (progress and sys.stderr.isatty())
     with tqdm(total=images, unit=" images", desc="received by the node", leave=False, disable=quiet) as bar:
-        while player.exit_code is None and session.wait():
+        while player.exit_code is None and not summary.exists() and session.wait():
             session.check()
             bar.update(session.received - bar.n)
             if activity != (session.received, player.output_size):

@@ -16,7 +16,8 @@ from typing import Any
 from scfeat_core.errors import ScfeatError
 
 NAME = "recording"  # of the folder, and of the file in it
-RESERVE = 8_000_000  # bytes that stay free for the index of the recording and for the report
+LEAST = 4_000_000  # bytes that must be free to begin
+RESERVE = 3_000_000  # bytes that stay free for the last chunk and the index of the recording, and for the report
 _OWN = re.compile(rf"{NAME}\.mcap|metadata\.yaml(\.tmp)?")
 
 
@@ -35,9 +36,9 @@ class Recorder:
         self._connections: dict[str, Any] = {}
         _remove_earlier(self.path)
         free = _free(folder)
-        if free < 2 * RESERVE:
+        if free < LEAST:
             raise ScfeatError(
-                f"expected at least {2 * RESERVE // 10**6} MB free in {folder} for the recording, found "
+                f"expected at least {LEAST // 10**6} MB free in {folder} for the recording, found "
                 f"{free / 1e6:.1f} MB: make room, or choose another folder with --out"
             )
 
