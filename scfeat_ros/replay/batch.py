@@ -151,19 +151,9 @@ class _Task:
 
     def run(self, summary: Mapping[str, Any] | None, error: str = "", interrupted: bool = False) -> Run:
         if interrupted and summary is None:
-            summary = _summary_of(self.job.out)
-            error = "" if summary is not None else error or "stopped before there was a result"
+            error = error or "stopped before there were figures"
         seconds = time.monotonic() - self.since
         return Run(self.name, summary, error, seconds, interrupted, folder=self.job.out, bag=self.job.bag)
-
-
-def _summary_of(folder: Path) -> Mapping[str, Any] | None:
-    """What an interrupted replay has left."""
-    from scfeat_core.replay.metrics import read_metrics
-
-    with contextlib.suppress(ScfeatError):
-        return read_metrics(folder).summary
-    return None
 
 
 def _run_all(todo: Sequence[_Task], backend: _Processes | _Ray, workers: int, shown: _Progress) -> dict[str, Run]:
@@ -380,7 +370,17 @@ class _Ray:
         except self._ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines() or [repr(error)]
             found = f"expected the replay of {task.name} to run to the end, found: {lines[0]}"
-            return task.run(None, "" if self._interrupted else found, self._interrupted)
+            left = _left_in(task.job.out) if self._interrupted else None
+            return task.run(left, "" if self._interrupted else found, self._interrupted)
+
+
+def _left_in(folder: Path) -> Mapping[str, Any] | None:
+    """The figures of what a cancelled task had done, whose answer is lost."""
+    from scfeat_core.replay.metrics import read_metrics
+
+    with contextlib.suppress(ScfeatError):
+        return read_metrics(folder).summary
+    return None
 
 
 def _execute(run: RunJob | None, job: Any, folder: str) -> dict[str, Any]:
@@ -444,6 +444,7 @@ class _Progress:
         known = [(done, total) for done, total in counts if total > 0]
         bags = self._known + len(known)
         total = self._frames + sum(total for _, total in known)
-        self._bar.total = total * self._bags // bags if bags else None  # the others are taken to be as long
+        waiting = self._bags - self._ended - len(known)  # taken to be as long as the others
+        self._bar.total = total + total * waiting // bags if bags else None
         self._bar.set_description(f"{self._ended} of {self._bags} bags", refresh=False)
         self._bar.update(self._frames + sum(done for done, _ in known) - self._bar.n)

@@ -20,6 +20,7 @@ from scfeat_core.replay.figures import SUMMARY_NAMES
 from scfeat_core.report import write
 
 from .checks import Check, Verdict, check_names, judge, parse
+from .live_report import SUMMARY_NAMES as LIVE_NAMES
 
 EXIT_FAILED = 1  # a check says so
 EXIT_ERROR = 2  # a replay, or a check that could not be decided
@@ -28,8 +29,9 @@ EXIT_INTERRUPTED = 130
 # What the table of a terminal shows of the summary, where a run has it.
 COLUMNS = (
     *("processed", "dropped", "keypoints", "matches", "inlier_ratio", "coverage", "track_length", "epipolar_px"),
-    *("lost", "ate_m", "rpe_m", "rpe_deg", "ms_total", "fps"),
+    *("lost", "ate_m", "rpe_m", "rpe_deg", "ms_total", "fps", "processed_hz", "latency_ms", "latency_p95_ms"),
 )
+_KNOWN = {*SUMMARY_NAMES, *LIVE_NAMES}
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 _NONE = "–"
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -114,7 +116,7 @@ def exit_status(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) 
 def _condition(text: str) -> Check:
     try:
         check = parse(text)
-        check_names([check], SUMMARY_NAMES)
+        check_names([check], _KNOWN)
         return check
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

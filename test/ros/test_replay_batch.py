@@ -27,6 +27,7 @@ from scfeat_ros.bags import write_bag
 from scfeat_ros.image_folders import Options, read_folder
 from scfeat_ros.replay.batch import cores, output_folders, run_jobs
 
+PATIENCE = 240.0  # seconds, on a machine with other work
 JOBS = '''
     """What the processes run instead of a replay: quick, and in each of the ways in which one can end."""
     import faulthandler, os, signal, sys, time
@@ -57,7 +58,7 @@ JOBS = '''
         if job.what == "wait":
             (job.out / "waits").write_text(str(os.getpid()))
             try:
-                time.sleep(60)
+                time.sleep(300)
             except KeyboardInterrupt:
                 (job.out / "ended").write_text("")
                 if job.bag.name == "bag1":
@@ -144,7 +145,7 @@ def started(spawn: Callable[..., Any], jobs: Any, tmp_path: Path, *whats: str) -
     search = {"PYTHONPATH": os.pathsep.join([str(Path(jobs.__file__).parent), *sys.path])}
     process = spawn([sys.executable, str(tmp_path / "driver.py"), str(tmp_path), *whats], **search)
     waiting = [tmp_path / f"{i}_{what}" / "waits" for i, what in enumerate(whats[:3]) if what == "wait"]
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not all(path.exists() and path.read_text() for path in waiting):
         assert time.monotonic() < end and process.exit_code is None, process.output
         time.sleep(0.05)
@@ -157,11 +158,11 @@ def test_interruption_ends_all_and_keeps_what_was_done(
 ) -> None:
     process = started(spawn, jobs, tmp_path, "fine", "wait", "wait", "fine")
     os.kill(process.pid, number)
-    assert process.wait(60) == 0, process.output
+    assert process.wait(PATIENCE) == 0, process.output
     fine, told, raised, never = json.loads((tmp_path / "runs.json").read_text())
     assert fine[1] == "done" and fine[2]["frames"] == 4
     assert told == ["1_wait", "interrupted", {"frames": 2}, ""], "what had been done is reported"
-    assert raised == ["2_wait", "interrupted", None, "stopped before there was a result"]
+    assert raised == ["2_wait", "interrupted", None, "stopped before there were figures"]
     assert never == ["3_fine", "interrupted", None, "not started"]
     for name in ("1_wait", "2_wait"):
         assert not running(int((tmp_path / name / "waits").read_text()))
@@ -171,7 +172,7 @@ def test_children_of_a_killed_parent_end_in_order(spawn: Callable[..., Any], job
     process = started(spawn, jobs, tmp_path, "wait")
     child = int((tmp_path / "0_wait" / "waits").read_text())
     os.kill(process.pid, signal.SIGKILL)
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while running(child):
         assert time.monotonic() < end, "the child goes on without its parent"
         time.sleep(0.1)
@@ -215,7 +216,7 @@ def test_two_workers_of_a_local_ray(spawn: Callable[..., Any], jobs: Any, tmp_pa
     search = {"PYTHONPATH": os.pathsep.join([str(Path(jobs.__file__).parent), *sys.path])}
     words = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path), "fine", "error", "kill", "fine"]
     process = spawn(words, **search)
-    assert process.wait(240) == 0, process.output
+    assert process.wait(PATIENCE) == 0, process.output
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert [run[1] for run in runs] == ["done", "error", "error", "done"]
     assert runs[0][2]["frames"] == 4 and runs[0][2]["pid"] != runs[3][2]["pid"]

@@ -112,6 +112,14 @@ def test_exit_status() -> None:
     assert conclusion([POOR, Run("late", None, "not started", interrupted=True)], *check)[0] == 130
 
 
+def test_figures_of_live_replays_can_be_checked() -> None:
+    live = Run("hall", {"frames": 100, "latency_p95_ms": 80.0, "dropped_before_node": 0})
+    words = ("--fail-if", "latency_p95_ms>50", "--fail-if", "dropped_before_node>0")
+    status, text = conclusion([live], *words)
+    assert status == 1 and "expected latency_p95_ms <= 50, found 80" in text and "dropped_before_node" not in text
+    assert conclusion([GOOD], *words)[0] == 2, "a replay without the graph has no latency"
+
+
 def test_bad_condition_and_bad_table_are_wrong_usage() -> None:
     with pytest.raises(argparse.ArgumentError, match="inlier_ratio=0.5"):
         arguments("--fail-if", "inlier_ratio=0.5")
