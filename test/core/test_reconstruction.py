@@ -622,7 +622,8 @@ def test_a_real_facade_is_reconstructed(tmp_path: Path, shared_data: Path) -> No
     folder = shared_data / "eval" / "strecha_Herz-Jesus-P8"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
-    plan = Plan(Extraction("scfeat", 512, {"max_edge": 640}), pairs="sequential:3")
-    summary = run(folder_source(folder), tmp_path / "out", plan).summary
-    assert summary["registered"] == 8 and summary["reprojection_px"] < 1
+    source = folder_source(folder)
+    source = replace(source, names=source.names[:5], files=source.files[:5])
+    summary = run(source, tmp_path / "out", Plan(Extraction("scfeat", 512, {"max_edge": 480}))).summary
+    assert summary["registered"] == 5 and summary["reprojection_px"] < 1.2
     assert summary["position_error"] < 0.05 and summary["rotation_error_deg"] < 0.5  # metres, of a facade of 20
