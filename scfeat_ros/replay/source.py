@@ -69,7 +69,7 @@ class Source:
         self.warnings: list[str] = []
         with open_bag(job.bag) as bag:
             self.topic, self.choice = bag.choose_image_topic(job.topic)
-            self.info_topic = self._info_topic(bag)
+            self.info_topic = bag.camera_info_topic(self.topic, job.camera_info)
             self.truth = self._truth(bag)
             self.gyro = self._gyro(bag) if job.parameters.use_imu else None
             self._first_info = self._read_first_info(bag)
@@ -136,16 +136,6 @@ class Source:
 
     # -- choices -------------------------------------------------------------------------------------------------------
 
-    def _info_topic(self, bag: Bag) -> Topic | None:
-        name = self.job.camera_info
-        if name is None:
-            return bag.camera_info_topic(self.topic)
-        for topic in bag.topics:
-            if topic.name == name and topic.type == "sensor_msgs/msg/CameraInfo":
-                return topic
-        infos = ", ".join(topic.name for topic in bag.topics if topic.type == "sensor_msgs/msg/CameraInfo") or "none"
-        raise DataError(f"expected a topic of sensor_msgs/CameraInfo called {name} in {bag.path}, found {infos}")
-
     def _truth(self, bag: Bag) -> GroundTruth | None:
         wanted = self.job.ground_truth
         if wanted == NO_TRUTH:
@@ -188,12 +178,7 @@ class Source:
         """That of the first images: the node lets them wait for it."""
         if self.info_topic is None:
             return None
-        try:
-            for message in bag.messages([self.info_topic]):
-                return bag.deserialize(message)
-        except DataError:
-            pass  # told when the images are read
-        return None
+        return next((info for message in bag.messages([self.info_topic]) if (info := _try(bag, message))), None)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -203,24 +188,18 @@ class Source:
         return first + round(1e9 * self.job.start), float("inf") if stop is None else first + round(1e9 * stop)
 
     def _messages(self, bag: Bag) -> Iterator[tuple[BagMessage, float]]:
-        """Messages of images and CameraInfo, and the milliseconds that each took to read; ends at damage."""
+        """Messages of images and CameraInfo, and the milliseconds that each took to read; what is lost is noted."""
         messages = bag.messages(filter(None, (self.topic, self.info_topic)))
         try:
             while True:
                 started = time.perf_counter()
-                message = next(messages, None)
-                if message is None:
+                if (message := next(messages, None)) is None:
                     break
                 yield message, 1e3 * (time.perf_counter() - started)
-        except DataError as error:
-            self._note(str(error))
-        if bag.damage:
-            self._note(bag.damage)
-
-    def _note(self, damage: str) -> None:
-        text = damage.replace(str(self.job.bag.parent.absolute()) + "/", "").replace(str(self.job.bag.parent) + "/", "")
-        if text not in self.lost.damage:
-            self.lost.damage.append(text)
+        except DataError as error:  # nothing further can be read
+            self.lost.damage.append(str(error).replace(str(bag.path), bag.path.name))
+        finally:
+            self.lost.damage.extend([bag.damage] if bag.damage else [])
 
     def _shot(self, bag: Bag, message: BagMessage, index: int, info: Any, read_ms: float, decode: bool) -> Shot:
         started = time.perf_counter()

@@ -1,0 +1,539 @@
+"""Bags through the front end without ROS: the same files each time, however a replay was cut into pieces, and a named
+reason for whatever is wrong with a bag."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'scfeat-python[replay]'")
+
+from rosbags.typesys import Stores, get_typestore
+
+from scfeat_core.cli import main
+from scfeat_core.errors import CalibrationError, ConfigError, DataError, ScfeatError
+from scfeat_core.frontend import Frontend
+from scfeat_core.replay.run_folder import read_run
+from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, write_bag
+from scfeat_ros.parameters import load_parameters
+from scfeat_ros.replay.job import ReplayJob
+from scfeat_ros.replay.run import PART, finished, run_job
+from scfeat_ros.replay.source import Source, read_ahead, to_rgb8
+
+TYPES = get_typestore(Stores.ROS2_HUMBLE)
+START, STEP = 1_700_000_000_123_456_789, 50_000_000  # nanoseconds
+IMU = "sensor_msgs/msg/Imu"
+WIDTH, HEIGHT = 160, 120
+
+
+def picture(shift: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
+    """(H, W) uint8: a window that moves over a pattern."""
+    noise = np.random.default_rng(0).integers(0, 255, (50, 80), np.uint8)
+    pattern = cv2.GaussianBlur(cv2.resize(noise, (640, 400)), (5, 5), 0)
+    return pattern[60 : 60 + size[1], 20 + shift : 20 + shift + size[0]]
+
+
+def header(stamp: int, frame_id: str = "lens") -> Any:
+    return TYPES.types["std_msgs/msg/Header"](
+        TYPES.types["builtin_interfaces/msg/Time"](*divmod(stamp, 10**9)), frame_id
+    )
+
+
+def serialized(message: Any, kind: str) -> bytes:
+    return bytes(TYPES.serialize_cdr(message, kind))
+
+
+def jpeg(stamp: int, pixels: np.ndarray, cut: int | None = None, frame_id: str = "lens") -> bytes:
+    data = cv2.imencode(".jpg", pixels)[1].ravel()[:cut]
+    return serialized(TYPES.types[COMPRESSED_IMAGE](header(stamp, frame_id), "jpeg", data), COMPRESSED_IMAGE)
+
+
+def raw(stamp: int, pixels: np.ndarray) -> bytes:
+    height, width = pixels.shape
+    encoding = {"uint8": "mono8", "uint16": "mono16"}[str(pixels.dtype)]
+    data = np.frombuffer(pixels.tobytes(), np.uint8)
+    step = width * pixels.itemsize
+    return serialized(TYPES.types[IMAGE](header(stamp), height, width, encoding, 0, step, data), IMAGE)
+
+
+def info(stamp: int, focal: float = 150.0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
+    k = np.array([focal, 0, size[0] / 2, 0, focal, size[1] / 2, 0, 0, 1])
+    p = np.array([focal, 0, size[0] / 2, 0, 0, focal, size[1] / 2, 0, 0, 0, 1, 0])
+    roi = TYPES.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+    message = TYPES.types[CAMERA_INFO](
+        header(stamp), size[1], size[0], "plumb_bob", np.zeros(5), k, np.eye(3).ravel(), p, 0, 0, roi
+    )
+    return serialized(message, CAMERA_INFO)
+
+
+def bag(
+    path: Path, images: Sequence[bytes], infos: Sequence[tuple[int, bytes]] = (), kind: str = COMPRESSED_IMAGE
+) -> Path:
+    """infos: (the image that it comes after, message)."""
+    topics = {"/eye/image": kind, "/eye/camera_info": CAMERA_INFO}
+    messages = [BagMessage("/eye/image", START + i * STEP, data) for i, data in enumerate(images)]
+    messages += [BagMessage("/eye/camera_info", START + i * STEP + 1, data) for i, data in infos]
+    messages.sort(key=lambda message: message.log_time)
+    write_bag(path, topics if infos else {"/eye/image": kind}, messages)
+    return path
+
+
+def images(count: int, make: Callable[..., bytes] = jpeg) -> list[bytes]:
+    return [make(START + i * STEP, picture(3 * i)) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def short_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 images, calibrated from the second message on, the eighth damaged."""
+    found = images(12)
+    found[7] = jpeg(START + 7 * STEP, picture(21), cut=300)
+    return bag(tmp_path_factory.mktemp("bags") / "short", found, [(0, info(START)), (5, info(START + 5 * STEP))])
+
+
+def job(path: Path, out: Path, **changes: Any) -> ReplayJob:
+    """By ORB: no network to load."""
+    parameters = load_parameters({"max_keypoints": 150, **changes.pop("parameters", {})})
+    return ReplayJob(path, out, **{"method": "orb", "report": False, "parameters": parameters, **changes})
+
+
+def replay(path: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return run_job(job(path, out, **changes), progress=False)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Of a run, but for what holds times."""
+    found = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "timings.npz"}
+    metrics = json.loads(found.pop("metrics.json"))
+    metrics.pop("timings")
+    return found | {"metrics": json.dumps(metrics).encode()}
+
+
+# -- what comes out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:weights='random'")
+def test_records_are_what_the_front_end_says(short_bag: Path, tmp_path: Path) -> None:
+    summary = replay(short_bag, tmp_path, method="scfeat", parameters={"weights": "random"}, frames=10)
+    recording = read_run(tmp_path)
+    assert (summary["frames"], summary["processed"], summary["dropped_decode"]) == (10, 9, 1)
+    frontend = Frontend(job(short_bag, tmp_path, parameters={"weights": "random"}).parameters.frontend_config())
+    source = Source(job(short_bag, tmp_path))
+    for shot, record in zip(source.shots(), recording.frames, strict=False):
+        assert (record.index, record.stamp) == (shot.index, START + shot.index * STEP)
+        if shot.index == 7:
+            assert record.dropped == "decode" and "without its end" in record.error
+            continue
+        result = frontend.process(shot.pixels, shot.stamp, calibration=recording.camera)
+        np.testing.assert_array_equal(record.keypoints, result.features.keypoints)
+        np.testing.assert_array_equal(record.tracks.ids, result.tracks.ids)
+        np.testing.assert_array_equal(record.tracks.rays, result.tracks.rays)
+        assert record.sequence == result.sequence
+        if shot.index:
+            np.testing.assert_array_equal(record.pair.geometry.matrix, result.pair.geometry.matrix)
+        assert {"read", "decode", "network", "track", "record"} <= set(record.timings)
+    assert recording.camera.K[0, 0] == 150 and recording.facts["camera"] == "/eye/camera_info"
+    assert recording.facts["descriptor_space"] == "scfeat:random"
+
+
+@pytest.mark.parametrize("method", ["sift", "orb"])
+def test_two_runs_write_the_same_files(short_bag: Path, tmp_path: Path, method: str) -> None:
+    for name in "ab":
+        replay(short_bag, tmp_path / name, method=method)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    content = b"".join(files(tmp_path / "a").values())
+    assert str(tmp_path).encode() not in content and str(short_bag.parent).encode() not in content
+
+
+class Stopped(Exception):
+    """In the place of a process that is killed."""
+
+
+def stop_at(count: int, act: Callable[[], None]) -> Callable[[int, int], None]:
+    def watch(done: int, total: int) -> None:
+        if done == count:
+            act()
+
+    return watch
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_an_interrupted_replay_goes_on_to_the_same_files(short_bag: Path, tmp_path: Path, count: int) -> None:
+    interrupt = stop_at(count, lambda: signal.raise_signal(signal.SIGINT))
+    summary = run_job(job(short_bag, tmp_path / "cut"), progress=interrupt)
+    assert summary["interrupted"] == 1 and summary["frames"] == count
+    assert len(read_run(tmp_path / "cut").frames) == count and (tmp_path / "cut" / "metrics.json").exists()
+    said: list[str] = []
+    assert "interrupted" not in run_job(job(short_bag, tmp_path / "cut"), said.append, progress=False)
+    assert any(f"going on after {count} frames" in line for line in said)
+    replay(short_bag, tmp_path / "whole")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_killed_replay_goes_on_after_its_last_part(
+    short_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scfeat_ros.replay.run.PART", 3)
+
+    def fail() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run_job(job(short_bag, tmp_path / "cut"), progress=stop_at(8, fail))
+    monkeypatch.setattr("scfeat_ros.replay.run.PART", PART)
+    seen: list[int] = []
+    run_job(job(short_bag, tmp_path / "cut"), progress=lambda done, total: seen.append(done))
+    assert seen[0] == 7
+    replay(short_bag, tmp_path / "whole")
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_finished_replay_is_not_done_again(short_bag: Path, tmp_path: Path) -> None:
+    one = job(short_bag, tmp_path / "run", frames=6)
+    assert finished(one) is None
+    summary = run_job(one, progress=False)
+    assert finished(one) == summary
+    assert finished(replace(one, overwrite=True)) is None
+    said: list[str] = []
+    before = (tmp_path / "run" / "timings.npz").read_bytes()
+    assert run_job(one, said.append, progress=False) == summary
+    assert any("holds this replay already" in line for line in said)
+    assert (tmp_path / "run" / "timings.npz").read_bytes() == before
+    with pytest.raises(ScfeatError, match=r"window.frames was 6 and is now 7"):
+        replay(short_bag, tmp_path / "run", frames=7)
+    assert replay(short_bag, tmp_path / "run", frames=7, overwrite=True)["frames"] == 7
+
+
+def test_start_stop_and_frames_choose_images(short_bag: Path, tmp_path: Path) -> None:
+    def indices(**window: Any) -> list[int]:
+        return [shot.index for shot in Source(job(short_bag, tmp_path, **window)).shots()]
+
+    assert indices() == list(range(12))
+    assert indices(start=0.2) == list(range(4, 12))
+    assert indices(start=0.2, stop=0.3) == [4, 5]
+    assert indices(start=0.2, frames=3) == [4, 5, 6]
+    assert [shot.index for shot in Source(job(short_bag, tmp_path, start=0.2)).shots(skip=6)] == [10, 11]
+    with pytest.raises(DataError, match="expected images on /eye/image in .*found none: check start and stop"):
+        replay(short_bag, tmp_path, start=60.0)
+
+
+def test_pictures_of_single_frames(short_bag: Path, tmp_path: Path) -> None:
+    found = Source(job(short_bag, tmp_path)).pictures([3, 7, 10])
+    assert sorted(found) == [3, 10]  # 7 is damaged
+    assert found[3].shape == (HEIGHT, WIDTH, 3) and found[3].dtype == np.uint8
+    assert np.abs(found[10][..., 0].astype(int) - picture(30)).mean() < 5
+
+
+# -- what is wrong with bags -------------------------------------------------------------------------------------------
+
+
+def dropped(folder: Path) -> list[str]:
+    return [frame.dropped for frame in read_run(folder).frames]
+
+
+def test_an_empty_bag_and_one_without_images(tmp_path: Path) -> None:
+    write_bag(tmp_path / "empty", {}, [])
+    with pytest.raises(DataError, match="the bag is empty"):
+        replay(tmp_path / "empty", tmp_path / "out")
+    write_bag(tmp_path / "imu", {"/imu": IMU}, [])
+    with pytest.raises(DataError, match="found none"):
+        replay(tmp_path / "imu", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_topic_that_is_none_of_images(short_bag: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="/eye/camera_info.*the bag holds|/eye/camera_info .*CameraInfo"):
+        replay(short_bag, tmp_path, topic="/eye/camera_info")
+
+
+def test_images_of_another_size_begin_anew(tmp_path: Path) -> None:
+    sizes = [(160, 120)] * 4 + [(120, 90)] * 4
+    found = [jpeg(START + i * STEP, picture(3 * i, size)) for i, size in enumerate(sizes)]
+    replay(bag(tmp_path / "bag", found, [(0, info(START))]), tmp_path / "out")
+    recording = read_run(tmp_path / "out")
+    assert not any(dropped(tmp_path / "out"))
+    assert recording.frames[4].reset_reason == "image size changed from 160x120 to 120x90"
+    assert recording.frames[3].tracks.rays is not None and recording.frames[4].tracks.rays is None
+    (warning,) = recording.facts["warnings"]
+    assert "camera_info not used: expected the calibration of images of 120x90" in warning
+
+
+def test_stamps_that_go_back_a_little_and_a_lot(tmp_path: Path) -> None:
+    stamps = [0, 1, 2, 1, 3, -100, -99, -99]
+    found = [jpeg(START + stamp * STEP, picture(3 * i)) for i, stamp in enumerate(stamps)]
+    replay(bag(tmp_path / "bag", found), tmp_path / "out")
+    assert dropped(tmp_path / "out") == ["", "", "", "stale", "", "", "", "stale"]
+    assert "stamp went back" in read_run(tmp_path / "out").frames[5].reset_reason
+    assert "found one 0.050 s older" in read_run(tmp_path / "out").frames[3].error
+
+
+def test_16_bit_images(tmp_path: Path) -> None:
+    found = [raw(START + i * STEP, picture(3 * i).astype(np.uint16) << 4) for i in range(4)]
+    summary = replay(bag(tmp_path / "bag", found, kind=IMAGE), tmp_path / "out")
+    assert summary["processed"] == 4 and summary["inliers"] > 30
+    assert to_rgb8(picture(0).astype(np.uint16) << 8).tolist() == np.dstack([picture(0)] * 3).tolist()
+
+
+def test_images_of_two_cameras_on_one_topic(tmp_path: Path) -> None:
+    found = [jpeg(START + i * STEP, picture(3 * i), frame_id="left" if i < 9 else "right") for i in range(11)]
+    replay(bag(tmp_path / "late", found), tmp_path / "out")
+    (warning,) = read_run(tmp_path / "out").facts["warnings"]
+    assert "images of 2 cameras come on /eye/image (frame_id left, right)" in warning
+
+
+@pytest.mark.parametrize("first_info", [0, 3])
+def test_a_calibration_counts_from_the_first_image_on(tmp_path: Path, first_info: int) -> None:
+    replay(bag(tmp_path / "bag", images(6), [(first_info, info(START))]), tmp_path / "out")
+    assert all(frame.tracks.rays is not None for frame in read_run(tmp_path / "out").frames)
+
+
+def test_without_a_calibration_there_are_no_rays_and_no_path(tmp_path: Path) -> None:
+    said: list[str] = []
+    summary = run_job(job(bag(tmp_path / "bag", images(5)), tmp_path / "out"), said.append, progress=False)
+    recording = read_run(tmp_path / "out")
+    assert recording.camera is None and recording.frames[-1].tracks.rays is None
+    assert summary["processed"] == 5 and summary["ate_m"] is None and not (tmp_path / "out" / "trajectory.txt").exists()
+    assert any("calibration: none" in line for line in said)
+
+
+def test_a_cut_bag_gives_what_is_left_and_says_so(tmp_path: Path) -> None:
+    path = bag(tmp_path / "bag", images(20, raw), kind=IMAGE)
+    (file,) = path.glob("*.mcap")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * 2 // 3])
+    summary = replay(path, tmp_path / "out")
+    assert 3 < summary["processed"] < 20
+    (damage,) = read_run(tmp_path / "out").facts["damage"]
+    assert file.name in damage and str(tmp_path) not in damage
+
+
+# -- calibration and truth from elsewhere ------------------------------------------------------------------------------
+
+CAMERA_YAML = """\
+image_width: {width}
+image_height: 120
+camera_name: eye
+camera_matrix: {{rows: 3, cols: 3, data: [111, 0, 80, 0, 111, 60, 0, 0, 1]}}
+distortion_model: plumb_bob
+distortion_coefficients: {{rows: 1, cols: 5, data: [0, 0, 0, 0, 0]}}
+rectification_matrix: {{rows: 3, cols: 3, data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}}
+projection_matrix: {{rows: 3, cols: 4, data: [99, 0, 80, 0, 0, 99, 60, 0, 0, 0, 1, 0]}}
+"""
+TRUTH = "".join(f"{(START + i * STEP) / 1e9:.9f} {0.1 * i} 0 0 0 0 0 1\n" for i in range(12))
+
+
+def test_files_beside_the_bag_are_used(tmp_path: Path) -> None:
+    path = bag(tmp_path / "bag", images(4))
+    (path / "camera_info.yaml").write_text(CAMERA_YAML.format(width=160))
+    (path / "groundtruth.txt").write_text(TRUTH)
+    replay(path, tmp_path / "out")
+    recording = read_run(tmp_path / "out")
+    assert recording.camera.K[0, 0] == 111 and recording.facts["camera"] == "camera_info.yaml"
+    assert len(recording.truth.stamps) == 12 and recording.truth.source == "groundtruth.txt (TUM)"
+    replay(path, tmp_path / "other", ground_truth="none", parameters={"rectified": True})
+    other = read_run(tmp_path / "other")
+    assert other.truth is None and other.camera.K[0, 0] == 99
+
+
+def test_intrinsics_come_before_camera_info_and_must_fit(short_bag: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(CAMERA_YAML.format(width=160))
+    replay(short_bag, tmp_path / "out", intrinsics=file, frames=3)
+    assert read_run(tmp_path / "out").camera.K[0, 0] == 111
+    file.write_text(CAMERA_YAML.format(width=320))
+    with pytest.raises(CalibrationError, match="expected the calibration of images of 160x120, found one for 320x120"):
+        replay(short_bag, tmp_path / "wrong", intrinsics=file, frames=3)
+    with pytest.raises(DataError, match="expected a file of intrinsics that says where the camera is on the body"):
+        replay(short_bag, tmp_path / "body", ground_truth=str(tmp_path / "none.txt"), truth_of_body=True)
+
+
+def imu_bag(path: Path, rate: float) -> Path:
+    """Images that move by 8 pixels, and a gyroscope that says how fast the camera turns about y, rad/s."""
+    types = TYPES.types
+    vector, quaternion = types["geometry_msgs/msg/Vector3"], types["geometry_msgs/msg/Quaternion"]
+    messages = []
+    for i in range(-2, 60):
+        stamp = START + i * STEP // 5
+        imu = types[IMU](
+            header(stamp),
+            quaternion(0, 0, 0, 1),
+            np.zeros(9),
+            vector(0, rate, 0),
+            np.zeros(9),
+            vector(0, 0, 0),
+            np.zeros(9),
+        )
+        messages.append(BagMessage("/imu", stamp + 3 * STEP, serialized(imu, IMU)))  # recorded late
+    shifted = [jpeg(START + i * STEP, picture(8 * i)) for i in range(8)]
+    messages += [BagMessage("/eye/image", START + i * STEP, data) for i, data in enumerate(shifted)]
+    messages += [BagMessage("/eye/camera_info", START, info(START))]
+    types_of = {"/imu": IMU, "/eye/image": COMPRESSED_IMAGE, "/eye/camera_info": CAMERA_INFO}
+    write_bag(path, types_of, sorted(messages, key=lambda message: message.log_time))
+    return path
+
+
+@pytest.mark.parametrize("use", [True, False])
+def test_the_gyroscope_is_used_where_the_parameters_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: bool
+) -> None:
+    rate = 0.5
+    given = []
+
+    def process(self: Frontend, *args: Any, rotation: np.ndarray | None, **options: Any) -> Any:
+        given.append(rotation)
+        return original(self, *args, rotation=rotation, **options)
+
+    original = Frontend.process
+    monkeypatch.setattr(Frontend, "process", process)
+    replay(imu_bag(tmp_path / "bag", rate), tmp_path / "out", parameters={"use_imu": use})
+    assert len(given) == 8 and given[0] is None
+    if not use:
+        assert given == [None] * 8
+        return
+    angle = rate * STEP * 1e-9
+    turn = [[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0], [np.sin(angle), 0, np.cos(angle)]]
+    for rotation in given[1:]:
+        np.testing.assert_allclose(rotation, turn, atol=1e-9)
+
+
+def test_a_mask_file_hides_points(short_bag: Path, tmp_path: Path) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:, WIDTH // 2 :] = 255
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    replay(short_bag, tmp_path / "out", parameters={"mask_files": [str(tmp_path / "mask.png")]}, frames=3)
+    assert all(frame.keypoints[:, 0].min() >= WIDTH // 2 - 0.5 for frame in read_run(tmp_path / "out").frames)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def command(*words: Any) -> int:
+    return main(["replay", *map(str, words)])
+
+
+def test_the_command(short_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "frontend.yaml"
+    config.write_text("/**:\n  ros__parameters:\n    max_keypoints: 80\n    grid: 2\n")
+    words = (
+        short_bag,
+        "--out",
+        tmp_path / "run",
+        "--method",
+        "orb",
+        "--config",
+        config,
+        "-p",
+        "grid:=3",
+        "--no-report",
+    )
+    assert command(*words, "--frames", 6) == 0
+    captured = capsys.readouterr()
+    assert "images: /eye/image, the only image topic" in captured.err and "processed" in captured.out
+    settings = read_run(tmp_path / "run").facts["settings"]
+    assert (settings["max_keypoints"], settings["grid"]) == (80, 3)
+    assert command(*words, "--frames", 6, "--fail-if", "inlier_ratio<2", "--json", tmp_path / "all.json") == 1
+    assert (tmp_path / "all.json").exists()
+    assert command(*words, "--frames", 7) == 2
+    assert "window.frames was 6 and is now 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--set", "max_keypoint=3"], "did you mean 'max_keypoints'"),
+        (["--set", "grid=none"], "grid"),
+        (["--camera", "left"], r"expected a camera of the parameters \(camera\), found 'left'"),
+        (["--method", "shift"], "expected a method of sift"),
+        (["--start", "3", "--stop", "2"], "0 <= start < stop"),
+        (["--ground-truth", "nowhere.txt"], "nowhere.txt"),
+        (["--camera-info", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_wrong_options_are_named(
+    short_bag: Path, tmp_path: Path, words: list[str], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(short_bag, "--out", tmp_path / "out", *words) == 2
+    assert re.search(found, capsys.readouterr().err)
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as status:
+        command("--help")
+    assert status.value.code == 0
+    text = capsys.readouterr().out
+    assert "scfeat replay my_bag --method sift" in text and "--ground-truth" in text and "--workers" in text
+
+
+def test_no_room_for_the_outputs_is_said_and_the_run_goes_on_when_there_is(
+    short_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (short_bag, "--out", tmp_path / "out", "--method", "orb", "--no-report")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert command(*words) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert "scfeat replay: error: expected to write" in said and "File too large; free space" in said
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert command(*words) == 0
+    assert len(read_run(tmp_path / "out").frames) == 12
+
+
+def test_nothing_of_ros_is_imported(short_bag: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["rclpy"] = None
+from scfeat_core.cli import main
+words = ["--out", {str(tmp_path / "out")!r}, "--method", "orb", "--frames", "3", "--no-report"]
+status = main(["replay", {str(short_bag)!r}, *words])
+ros = [name for name in sys.modules if name.split(".")[0] in ("sensor_msgs", "scfeat", "rcl_interfaces")]
+sys.exit(str(ros) if ros else status)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# -- reading ahead -----------------------------------------------------------------------------------------------------
+
+
+def test_reading_ahead_is_bounded_and_ends_with_its_user() -> None:
+    made: list[int] = []
+
+    def endless() -> Any:
+        while True:
+            made.append(len(made))
+            yield made[-1]
+
+    before = threading.active_count()
+    with read_ahead(endless(), room=3) as items:
+        assert [next(items) for _ in range(4)] == [0, 1, 2, 3]
+        made_now = len(made)
+        assert made_now <= 4 + 3 + 1
+    assert threading.active_count() == before
+
+
+def test_an_error_of_the_reader_is_raised_where_images_are_taken() -> None:
+    def broken() -> Any:
+        yield 1
+        raise ConfigError("broken")
+
+    with read_ahead(broken()) as items:
+        assert next(items) == 1
+        with pytest.raises(ConfigError, match="broken"):
+            next(items)
