@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scfeat_core.commands.common import count_from
 from scfeat_core.config import parse_value
-from scfeat_core.errors import ConfigError
+from scfeat_core.errors import ConfigError, ScfeatError
 from scfeat_ros.parameters import NodeParameters, load_parameters, read_parameters
 
 from . import batch, outcomes
@@ -126,16 +126,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_here(job: ReplayJob, args: argparse.Namespace) -> outcomes.Run:
+    """In this process. Where JUnit, JSON or a table are asked for, an error of the replay is told there, too."""
     from .run import run_job
 
     started = time.perf_counter()
-    summary = run_job(job, lambda text: print(text, file=sys.stderr), not args.no_progress)
-    interrupted = bool(summary.pop("interrupted", False))
+    summary, error = None, ""
+    try:
+        summary = run_job(job, lambda text: print(text, file=sys.stderr), not args.no_progress)
+    except ScfeatError as problem:
+        if not (args.junit or args.json or args.table):
+            raise
+        error = str(problem)
     return outcomes.Run(
         job.out.name,
         summary,
-        seconds=time.perf_counter() - started,
-        interrupted=interrupted,
+        error,
+        time.perf_counter() - started,
+        interrupted=bool(summary is not None and summary.pop("interrupted", False)),
         folder=job.out,
         bag=job.bag,
     )

@@ -15,7 +15,15 @@ import pytest
 import yaml
 
 from scfeat_core.errors import ConfigError
-from scfeat_ros.parameters import GROUPS, NodeParameters, load_parameters, parameters_markdown, parameters_yaml, rows
+from scfeat_ros.parameters import (
+    GROUPS,
+    NodeParameters,
+    load_parameters,
+    parameters_markdown,
+    parameters_yaml,
+    read_parameters,
+    rows,
+)
 
 
 def test_the_file_is_what_the_table_says(repository: Path) -> None:
@@ -379,3 +387,59 @@ def test_parameters_of_ros_itself_pass(watched: Any) -> None:
     assert node.set(use_sim_time=True).successful and node.changes == []
     node.node.declare_parameter("qos_overrides./image.subscription.depth", 5)
     assert node.set(use_sim_time=False, grid=2).successful and node.changes == [NodeParameters(grid=2)]
+
+
+# -- the file, without ROS ---------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_file_is_read_as_the_defaults(repository: Path) -> None:
+    assert load_parameters(read_parameters(repository / "config" / "frontend.yaml")) == NodeParameters()
+
+
+def test_sections_of_the_node_and_wildcards_count_and_later_ones_win(tmp_path: Path) -> None:
+    file = tmp_path / "robot.yaml"
+    file.write_text(
+        """\
+/**:
+  ros__parameters: {grid: 1, max_keypoints: 10, use_sim_time: true}
+/camera/driver:
+  ros__parameters: {grid: 7, exposure: 3}
+/front/scfeat:
+  ros__parameters: {grid: 2}
+front:
+  scfeat:
+    ros__parameters:
+      border: 9
+      qos_overrides: {/tf: {publisher: {depth: 5}}}
+"""
+    )
+    found = read_parameters(file)
+    assert found == {
+        "grid": 2,
+        "max_keypoints": 10,
+        "use_sim_time": True,
+        "border": 9,
+        "qos_overrides./tf.publisher.depth": 5,
+    }
+    values = load_parameters(found)
+    assert (values.grid, values.max_keypoints, values.border) == (2, 10, 9)
+    assert read_parameters(file, "driver")["exposure"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("grid: 2", ["found no ros__parameters", "config/frontend.yaml"]),
+        ("", ["found no ros__parameters"]),
+        ("/other: {ros__parameters: {grid: 2}}", ["parameters of the node 'scfeat'", "found those of /other"]),
+        ("/**: {ros__parameters: [grid]}", ["expected parameters below ros__parameters", "['grid']"]),
+        ("/**: [", ["expected valid YAML"]),
+    ],
+)
+def test_what_is_no_parameter_file_is_refused(tmp_path: Path, text: str, words: list[str]) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_parameters(file)
+    for word in ["wrong.yaml", *words]:
+        assert word in str(error.value)

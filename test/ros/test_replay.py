@@ -448,6 +448,8 @@ def test_the_command(short_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "all.json").exists()
     assert command(*words, "--frames", 7) == 2
     assert "window.frames was 6 and is now 7" in capsys.readouterr().err
+    assert command(*words, "--frames", 7, "--json", tmp_path / "all.json") == 2
+    assert "window.frames was 6 and is now 7" in (tmp_path / "all.json").read_text()
 
 
 @pytest.mark.parametrize(
