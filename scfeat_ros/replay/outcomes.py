@@ -84,16 +84,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def conclude(runs: Sequence[Run], args: argparse.Namespace, say: Callable[[str], None] = print) -> int:
+def warn(text: str) -> None:
+    """A line for the user that is no result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def conclude(
+    runs: Sequence[Run],
+    args: argparse.Namespace,
+    say: Callable[[str], None] = print,
+    complain: Callable[[str], None] = warn,
+) -> int:
     """Say and write what came of the runs, as the arguments of :func:`add_arguments` ask; the exit status.
 
     0 where all is well, 1 where a check failed, 2 where a replay failed or a check could not be decided, 130 where it
     was interrupted. Raises ScfeatError where a file cannot be written.
     """
     verdicts = {run.name: _verdicts(run, args.fail_if) for run in runs}
-    say(text_table(runs, verdicts))
+    if any(run.summary is not None for run in runs):
+        say(text_table(runs, verdicts))
     for line in _complaints(runs, verdicts):
-        say(line)
+        complain(line)
     if args.table is not None:
         write(args.table, _TABLES[args.table.suffix](runs, verdicts))
     if args.json is not None:
@@ -298,8 +309,3 @@ def _add(case: ElementTree.Element, kind: str, of: str, text: str) -> None:
 def _printable(text: str) -> str:
     """Without what XML cannot hold, such as the colours of a log."""
     return _NO_XML.sub("?", _ESCAPE.sub("", text))
-
-
-def warn(text: str) -> None:
-    """A line for the user that is no result."""
-    print(text, file=sys.stderr, flush=True)

@@ -245,8 +245,7 @@ def test_replays_of_many_bags_by_command(tmp_path: Path, capsys: pytest.CaptureF
     words = ["--workers", "2", "--out", str(tmp_path / "runs"), "--weights", "random", "--no-report"]
     checks = ["--fail-if", "processed<5", "--junit", str(tmp_path / "junit.xml"), "--json", str(tmp_path / "all.json")]
     assert cli.main(["replay", *bags, *words, *checks]) == 2
-    text = capsys.readouterr().out
-    assert "silent: error: expected a topic of sensor_msgs/Image" in text
+    assert "silent: error: expected a topic of sensor_msgs/Image" in capsys.readouterr().err
     runs = json.loads((tmp_path / "all.json").read_text())["runs"]
     assert [run["name"] for run in runs] == ["morning_hall", "evening_hall", "silent"]
     assert [run["state"] for run in runs] == ["done", "done", "error"]
@@ -258,5 +257,10 @@ def test_replays_of_many_bags_by_command(tmp_path: Path, capsys: pytest.CaptureF
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("6", "0", "2")
 
     assert cli.main(["replay", *bags[:2], *words, "--fail-if", "processed<=5"]) == 1
-    text = capsys.readouterr().out
-    assert text.count("reused") == 2 and "FAILED: expected processed > 5, found 5" in text
+    said = capsys.readouterr()
+    assert said.out.count("reused") == 2 and "FAILED: expected processed > 5, found 5" in said.err
+
+    one = ["--out", str(tmp_path / "one"), "--junit", str(tmp_path / "one.xml")]
+    assert cli.main(["replay", bags[2], *one]) == 2
+    assert "one: error: expected a topic of sensor_msgs/Image" in capsys.readouterr().err
+    assert ElementTree.parse(tmp_path / "one.xml").getroot()[0].get("errors") == "1"

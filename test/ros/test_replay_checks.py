@@ -88,7 +88,7 @@ def arguments(*words: str) -> argparse.Namespace:
 
 def conclusion(runs: list[Run], *words: str) -> tuple[int, str]:
     lines: list[str] = []
-    status = conclude(runs, arguments(*words), lines.append)
+    status = conclude(runs, arguments(*words), lines.append, lines.append)
     return status, "\n".join(lines)
 
 
@@ -118,6 +118,11 @@ def test_figures_of_live_replays_can_be_checked() -> None:
     status, text = conclusion([live], *words)
     assert status == 1 and "expected latency_p95_ms <= 50, found 80" in text and "dropped_before_node" not in text
     assert conclusion([GOOD], *words)[0] == 2, "a replay without the graph has no latency"
+
+
+def test_where_nothing_was_replayed_there_is_no_table() -> None:
+    status, text = conclusion([DEAD], "--fail-if", "frames<1")
+    assert status == 2 and text == f"cave: error: {DEAD.error}"
 
 
 def test_bad_condition_and_bad_table_are_wrong_usage() -> None:
