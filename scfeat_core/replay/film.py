@@ -125,7 +125,7 @@ def _encoded(pictures: Sequence[np.ndarray], milliseconds: int) -> bytes:
         return b""
     film = cv2.Animation(0, (0, 0, 0, 0))
     film.frames = [cv2.cvtColor(picture, cv2.COLOR_RGB2BGRA) for picture in pictures]
-    film.durations = np.full(len(pictures), milliseconds, np.int32)
+    film.durations = [milliseconds] * len(pictures)
     for quality in _QUALITIES:
         done, content = cv2.imencodeanimation(".webp", film, [cv2.IMWRITE_WEBP_QUALITY, quality])
         if done and len(content) <= LARGEST:

@@ -62,7 +62,7 @@ def verdicts(metrics: Metrics) -> list[Verdict]:
 def overall(found: Sequence[Verdict]) -> Level:
     """The worst level of all that are not about the machine."""
     levels = {verdict.level for verdict in found if not verdict.machine}
-    return next((level for level in ("poor", "watch", "good") if level in levels), "")  # type: ignore[return-value]
+    return next((level for level in ("poor", "watch", "good") if level in levels), "")
 
 
 def headline(found: Sequence[Verdict]) -> str:
