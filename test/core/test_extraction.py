@@ -472,7 +472,7 @@ def test_levels_are_those_of_smaller_images_best_first_within_the_budget():
     whole, pyramid = random_extractor(max_keypoints=0), random_extractor(max_keypoints=300, levels=3)
     features = pyramid(image)
     levels = [whole(image), *(random_extractor(max_keypoints=0, max_edge=edge)(image) for edge in (141, 100))]
-    scores = np.sort(np.concatenate([level.scores for level in levels]))[::-1]
+    scores = np.sort(np.concatenate([0.8**i * level.scores for i, level in enumerate(levels)]))[::-1]
     np.testing.assert_allclose(features.scores, scores[:300], atol=1e-5)
     assert (np.diff(features.scores) <= 0).all()
     points = np.concatenate([level.keypoints for level in levels])
