@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from scfeat_core.errors import DataError
 from scfeat_core.replay.records import GroundTruth
 from scfeat_core.types import Camera
 
-from .ground_truth import read_ground_truth
+from .ground_truth import nanoseconds_of, read_ground_truth
 from .intrinsics import read_body_camera, read_intrinsics
 
 LAYOUTS = ("tum", "euroc", "kitti", "folder")
@@ -365,14 +365,11 @@ def _stamps_of(file: Path, digits: int | None) -> list[tuple[int, str]]:
 
 
 def _stamp(text: str, digits: int | None, place: str) -> int:
-    try:
-        value = Decimal(text)
-        places = digits if digits is not None else 0 if value.adjusted() >= 12 else 9
-        stamp = int(value.scaleb(places))
-    except (InvalidOperation, ValueError, OverflowError) as error:  # no number, NaN, infinity
-        raise DataError(f"expected a stamp, found '{text}' in {place}: mend or remove the line") from error
-    if not 0 <= stamp < _LAST_STAMP:
-        raise DataError(f"expected a stamp between 1970 and 2038, found '{text}' in {place}: check its unit")
+    if digits is None:
+        digits = 0 if len(text.partition(".")[0]) > 12 else 9
+    stamp = nanoseconds_of(text, place, digits)
+    if stamp >= _LAST_STAMP:
+        raise DataError(f"expected a stamp before 2038, which ROS can hold, found '{text}' in {place}: check the unit")
     return stamp
 
 

@@ -347,7 +347,7 @@ def test_lists_out_of_order_are_sorted_and_said(tmp_path: Path) -> None:
         ("one rgb/0.png\n", "found 'one' in line 1"),
         ("nan rgb/0.png\n", "found 'nan' in line 1"),
         ("1.0 rgb/0.png\n-1 rgb/1.png\n", "found '-1' in line 2"),
-        ("1403636579763555584 rgb/0.png\n", "check its unit"),
+        ("1403636579763555584 rgb/0.png\n", "check the unit"),
         (b"\x89PNG\xff\xfe", "a binary file"),
         (None, "No such file"),
     ],
