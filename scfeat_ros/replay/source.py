@@ -16,20 +16,18 @@ import numpy as np
 
 from scfeat_core.errors import CalibrationError, DataError, ImageError, ScfeatError
 from scfeat_core.inertial import GyroBuffer
-from scfeat_core.replay.records import GroundTruth
 from scfeat_core.types import Camera
 from scfeat_ros.bags import Bag, BagMessage, Topic, open_bag
 from scfeat_ros.calibration import Calibrations, rectified_camera
-from scfeat_ros.ground_truth import pose_topics, read_ground_truth, truth_from_topic
 from scfeat_ros.images import compressed_to_array, image_to_array
-from scfeat_ros.intrinsics import read_body_camera, read_intrinsics
+from scfeat_ros.intrinsics import read_intrinsics
 
-from .job import NO_TRUTH, ReplayJob
+from .job import ReplayJob
+from .truths import find_truth
 
 AHEAD = 4  # images that are decoded before they are needed: 30 MB of the largest usual ones
 IMU = "sensor_msgs/msg/Imu"
-_CAMERA_FILE, _TRUTH_FILE = "camera_info.yaml", "groundtruth.txt"  # looked for beside the bag
-_TRUTH_NAMES = ("ground_truth", "groundtruth")  # of topics
+_CAMERA_FILE = "camera_info.yaml"  # looked for beside the bag
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +68,7 @@ class Source:
         with open_bag(job.bag) as bag:
             self.topic, self.choice = bag.choose_image_topic(job.topic)
             self.info_topic = bag.camera_info_topic(self.topic, job.camera_info)
-            self.truth = self._truth(bag)
+            self.truth = find_truth(job, bag, self.topic, self.warnings.append)
             self.gyro = self._gyro(bag) if job.parameters.use_imu else None
             self._first_info = self._read_first_info(bag)
         self._file = _calibration_file(job, self.info_topic)
@@ -135,32 +133,6 @@ class Source:
         return found
 
     # -- choices -------------------------------------------------------------------------------------------------------
-
-    def _truth(self, bag: Bag) -> GroundTruth | None:
-        wanted = self.job.ground_truth
-        if wanted == NO_TRUTH:
-            return None
-        body = self._body_camera()
-        if wanted is None:
-            beside = _beside(self.job.bag) / _TRUTH_FILE
-            named = [t.name for t in pose_topics(bag) if any(word in t.name.lower() for word in _TRUTH_NAMES)]
-            wanted = str(beside) if beside.is_file() else named[0] if named else None
-            if wanted is None:
-                return None
-        if not Path(wanted).exists() and any(topic.name == wanted for topic in bag.topics):
-            return truth_from_topic(bag, wanted, body)
-        return read_ground_truth(wanted, T_body_camera=body)
-
-    def _body_camera(self) -> np.ndarray | None:
-        if not self.job.truth_of_body:
-            return None
-        found = None if self.job.intrinsics is None else read_body_camera(self.job.intrinsics)
-        if found is None:
-            raise DataError(
-                "expected a file of intrinsics that says where the camera is on the body (T_cam_imu of Kalibr, T_BS of "
-                "EuRoC) for ground truth of the body, found none: give one with --intrinsics"
-            )
-        return found
 
     def _gyro(self, bag: Bag) -> GyroBuffer:
         """All of it at once: what an image gets must not depend on how far the reader is ahead."""

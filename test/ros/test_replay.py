@@ -237,6 +237,24 @@ def test_pictures_of_single_frames(short_bag: Path, tmp_path: Path) -> None:
     assert np.abs(found[10][..., 0].astype(int) - picture(30)).mean() < 5
 
 
+@pytest.mark.parametrize(
+    ("name", "topic", "focal"),
+    [
+        ("euroc_v101", "/cam0/image_raw", 458.654),
+        ("tum_fr1_rpy", "/camera/rgb/image_raw/compressed", 517.306408),
+        ("kitti_seq1", "/kitti/left/image_raw/compressed", 707.0912),
+    ],
+)
+def test_recorded_bags(shared_data: Path, tmp_path: Path, name: str, topic: str, focal: float) -> None:
+    summary = replay(shared_data / "bag" / name, tmp_path, frames=4)
+    recording = read_run(tmp_path)
+    assert (summary["processed"], summary["dropped"], recording.facts["topic"]) == (4, 0, topic)
+    assert recording.camera.K[0, 0] == focal
+    stamps = [frame.stamp for frame in recording.frames]
+    assert np.abs(recording.truth.stamps[:, None] - stamps).min(0).max() < 10_000_000  # nanoseconds
+    assert all(frame.pair.geometry.num_inliers > 20 for frame in recording.frames[1:])
+
+
 # -- what is wrong with bags -------------------------------------------------------------------------------------------
 
 
@@ -346,6 +364,15 @@ def test_files_beside_the_bag_are_used(tmp_path: Path) -> None:
     replay(path, tmp_path / "other", ground_truth="none", parameters={"rectified": True})
     other = read_run(tmp_path / "other")
     assert other.truth is None and other.camera.K[0, 0] == 99
+
+
+def test_ground_truth_of_another_clock_is_moved_with_a_warning(tmp_path: Path) -> None:
+    path = bag(tmp_path / "bag", images(4))
+    (tmp_path / "poses.txt").write_text("5.0 0 0 0 0 0 0 1\n5.05 1 0 0 0 0 0 1\n")
+    replay(path, tmp_path / "out", ground_truth=str(tmp_path / "poses.txt"))
+    recording = read_run(tmp_path / "out")
+    assert recording.truth.stamps.tolist() == [START, START + STEP]
+    assert "ground truth of poses.txt (TUM) has another clock than the images" in recording.facts["warnings"][0]
 
 
 def test_intrinsics_come_before_camera_info_and_must_fit(short_bag: Path, tmp_path: Path) -> None:
