@@ -24,8 +24,8 @@ from scfeat_core.preprocessing import NetworkInput, SizeMode, equalise, network_
 from scfeat_core.selection import Keypoints, Refinement, ThresholdMode, best_of_levels, select_keypoints
 from scfeat_core.types import Array, Features
 
-# A keypoint of a smaller level is located less well: its score counts by this factor less, a level. On held-back pairs, 1
-# gives a point more of right matches, and takes two of pose accuracy; 0.7 has less of both.
+# A keypoint of a smaller level is located less well, and its score counts less by this factor, a level. On held-back
+# pairs, 1 gives a point more of right matches and takes two of pose accuracy; 0.7 has less of both.
 LEVEL_WEIGHT = 0.8
 
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
