@@ -58,12 +58,14 @@ class Chart:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """values: (n,) float, those that are not finite do not count. unit: of them. counted: what they are."""
+    """values: (n,) float, those that are not finite do not count. unit: of them. counted: what they are of. whole: they
+    are whole numbers, and each bar is of equally many."""
 
     title: str
     values: np.ndarray
     unit: str = ""
     counted: str = "frames"
+    whole: bool = False
     bins: int = 24
     limit: tuple[float, str] | None = None
 
@@ -95,12 +97,12 @@ def histogram(drawn: Histogram) -> str:
         return _figure(drawn.title, "", '<p class="empty">nothing was measured</p>', "")
     limits = [] if drawn.limit is None else [drawn.limit[0]]
     x_axis = _Axis.of(np.append(np.minimum(values, np.percentile(values, 99)), limits), 0.0, None)
-    counts, edges = np.histogram(values.clip(x_axis.low, x_axis.high), drawn.bins, (x_axis.low, x_axis.high))
+    counts, edges = np.histogram(values.clip(x_axis.low, x_axis.high), _edges(x_axis, drawn))
     y_axis = _Axis.of(counts, 0.0, None)
     tops = [y_axis.down(count) for count in counts]
+    width = 0.92 * (x_axis.along(edges[1]) - x_axis.along(edges[0]))
     bars = [
-        f'<rect x="{x_axis.along(edge):.1f}" y="{top:.1f}" width="{_SIZE / drawn.bins * 0.92:.1f}" '
-        f'height="{_SIZE - top:.1f}"/>'
+        f'<rect x="{x_axis.along(edge):.1f}" y="{top:.1f}" width="{width:.1f}" height="{_SIZE - top:.1f}"/>'
         for edge, top, count in zip(edges, tops, counts, strict=False)
         if count
     ]
@@ -110,6 +112,14 @@ def histogram(drawn: Histogram) -> str:
     median, p95 = np.percentile(values, (50, 95))
     legend = f"<span>median {_number(median)}, p95 {_number(p95)} {_text(drawn.unit)}</span>"
     return _figure(drawn.title, legend, _plot(parts, x_axis, y_axis, f"{drawn.unit}; bars: {drawn.counted}"), "")
+
+
+def _edges(axis: _Axis, drawn: Histogram) -> np.ndarray:
+    """Of the bars, over the whole axis."""
+    if not drawn.whole:
+        return np.linspace(axis.low, axis.high, drawn.bins + 1)
+    width = max(1, math.ceil((axis.high - axis.low) / drawn.bins))
+    return np.arange(math.floor(axis.low), axis.high + width, width)
 
 
 def plan(title: str, lines: Sequence[Line], unit: str = "m") -> str:
@@ -287,7 +297,7 @@ figure.chart { margin: 0; min-width: 0; }
   font-variant-numeric: tabular-nums; }
 .area, .ys { height: 160px; position: relative; }
 .small .area, .small .ys { height: 96px; }
-.area svg { width: 100%; height: 100%; display: block; overflow: visible; }
+.area svg { width: 100%; height: 100%; display: block; overflow: visible; clip-path: inset(-4px -1px); }
 .ys span { position: absolute; right: 7px; transform: translateY(-50%); white-space: nowrap; }
 .xs { grid-column: 2; position: relative; height: 18px; }
 .xs span { position: absolute; transform: translateX(-50%); top: 3px; white-space: nowrap; }

@@ -274,7 +274,9 @@ def _tracks(metrics: Metrics) -> str:
         note="Kaplan–Meier: tracks that the end of the recording cuts off count as long as they were seen" + seconds,
     )
     observed = np.repeat(np.arange(2, len(metrics.lengths)), metrics.lengths[2:]).astype(float)
-    lengths = Histogram("In how many frames a track was seen, of those seen twice", observed, "frames", "tracks")
+    lengths = Histogram(
+        "In how many frames a track was seen, of those seen twice", observed, "frames", "tracks", whole=True
+    )
     drawn = chart(survival_chart) + histogram(lengths)
     return _section("How long tracks live", "", f'<div class="charts">{drawn}</div>')
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,22 +42,23 @@ def odometry_of(recording: Recording) -> Odometry:
     return Odometry(truth.stamps, poses, tracked, 1, ("points",) * count, np.arange(0, count, 4))
 
 
-class TestPage:
-    @pytest.fixture(scope="class")
-    def made(self, make_recording: Make) -> Recording:
-        """With everything that a page can have, and names that are no HTML."""
-        recording = make_recording(
-            30,
-            turn=0.002,
-            dropped={7: "decode"},
-            facts={"bag": "<b>ag & co", "damage": ["chunk 3 is damaged: 12 images are lost"], "interrupted": True},
-        )
-        frames = [
-            replace(f, reset_reason="stamp went back", quality=ImageQuality(0.03, 0.5, 0, 0.05)) if f.index == 12 else f
-            for f in recording.frames
-        ]
-        return replace(recording, frames=frames)
+@pytest.fixture(scope="module")
+def made(make_recording: Make) -> Recording:
+    """With everything that a page can have, and names that are no HTML."""
+    recording = make_recording(
+        30,
+        turn=0.002,
+        dropped={7: "decode"},
+        facts={"bag": "<b>ag & co", "damage": ["chunk 3 is damaged: 12 images are lost"], "interrupted": True},
+    )
+    frames = [
+        replace(f, reset_reason="stamp went back", quality=ImageQuality(0.03, 0.5, 0, 0.05)) if f.index == 12 else f
+        for f in recording.frames
+    ]
+    return replace(recording, frames=frames)
 
+
+class TestPage:
     @pytest.mark.parametrize("width", [1200, 500])
     def test_in_a_browser(
         self, made: Recording, browse: Callable[..., dict[str, Any]], tmp_path: Path, width: int
@@ -255,3 +257,9 @@ class TestCharts:
     def test_a_histogram_counts_all_values(self) -> None:
         drawn = histogram(Histogram("t", np.array([1.0] * 50 + [1000.0, np.nan]), "ms", bins=10))
         assert drawn.count("<rect") == 2 and "median 1, p95 1 ms" in drawn
+
+    def test_bars_of_whole_numbers_are_alike(self) -> None:
+        """So many of each number: no bar may hold two of them where its neighbours hold one."""
+        drawn = histogram(Histogram("t", np.repeat(np.arange(2.0, 31), 7), whole=True))
+        heights = re.findall(r'<rect [^>]*height="([\d.]+)"', drawn)
+        assert len(set(heights[1:-1])) == 1
