@@ -101,6 +101,11 @@ def read_photo(path: Path, max_edge: int) -> list[np.ndarray]:
     scale = max_edge / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return pyramid(image)
+
+
+def pyramid(image: np.ndarray) -> list[np.ndarray]:
+    """The image (H, W, 3) and ``PYRAMID_LEVELS`` - 1 smaller ones, each half the size of the one before."""
     levels = [image]
     for _ in range(PYRAMID_LEVELS - 1):
         h, w = (n // 2 for n in levels[-1].shape[:2])

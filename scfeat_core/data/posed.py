@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +24,10 @@ from scfeat_core.config import Range
 from scfeat_core.data.colour import LEGACY_JITTER, JitterConfig, jitter
 from scfeat_core.data.photos import read_rgb
 from scfeat_core.data.tracks import Tracks
-from scfeat_core.data.warps import PhotometricConfig, distort_photometry
+from scfeat_core.data.warps import PhotometricConfig, distort_photometry, view_level
 from scfeat_core.data.windows import Window, choose_windows
 from scfeat_core.errors import DataError
-from scfeat_core.geometry import fundamental_from_pose, warp_points
+from scfeat_core.geometry import fundamental_from_pose, scale_matrix, warp_points
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ NotNegative = Annotated[float, Range(minimum=0.0)]
 Edge = Annotated[int, Range(minimum=32)]
 Zoom = Annotated[float, Range(minimum=1.0, maximum=8.0)]
 Degrees = Annotated[float, Range(minimum=0.0, maximum=180.0)]
+T = TypeVar("T")
 
 
 class PosedBatch(NamedTuple):
@@ -55,6 +57,24 @@ class PosedBatch(NamedTuple):
     points0: Tensor
     points1: Tensor
     valid: Tensor
+
+
+class PosedDraws(NamedTuple):
+    """What the two views of B pairs will be, as numbers alone: drawn here, rendered anywhere (see :mod:`gpu_pairs`).
+
+    picture: (B, 2) int64, counted over the images of all scenes. level: (B, 2) int64 of their pyramids. matrix: (B, 2,
+    3, 3) float64, pixels of a view to pixels of the image as stored. The next four as in :class:`PosedBatch`. seed:
+    (B,) int64 for what is changed in the colours.
+    """
+
+    picture: Tensor
+    level: Tensor
+    matrix: Tensor
+    fundamental: Tensor
+    points0: Tensor
+    points1: Tensor
+    valid: Tensor
+    seed: Tensor
 
 
 @dataclass(frozen=True)
@@ -219,10 +239,19 @@ class PosedPairs:
         A pair that cannot be read is counted, its file named in the log once, and another pair drawn. Raises DataError
         where nothing is left to draw.
         """
+        return self._first_usable(self.load, rng)
+
+    def sample_views(self, sizes: np.ndarray, levels: int, rng: np.random.Generator) -> PosedDraws:
+        """As :meth:`sample`, without the pixels. sizes: (N, 2) (height, width) of all images as stored, 0 where one is
+        damaged; levels: of their pyramids.
+        """
+        return self._first_usable(lambda index, rng: self.views(index, sizes, levels, rng), rng)
+
+    def _first_usable(self, load: Callable[[int, np.random.Generator], T], rng: np.random.Generator) -> T:
         for _ in range(_MAX_DRAWS):
             index = self.draw(rng)
             try:
-                return self.load(index, rng)
+                return load(index, rng)
             except UnusablePairError as problem:
                 self._count(problem.kind)
         raise DataError(
@@ -233,18 +262,62 @@ class PosedPairs:
     def load(self, index: int, rng: np.random.Generator) -> PosedBatch:
         """One pair (B = 1) of the list. Raises UnusablePairError, having named the file in the log if it is new."""
         number, *indices = self.pair(index)
-        scene = self.scenes[number]
         images = [self._read(number, i) for i in indices]
+        windows, fundamental, points = self._geometry(index, rng)
+        seen = [augment(window.cut(image), self.config, rng) for window, image in zip(windows, images, strict=True)]
+        points0, points1, valid = visible_points(points, windows, self._max_points, rng)
+        return PosedBatch(seen[0][None], seen[1][None], fundamental[None], points0[None], points1[None], valid[None])
+
+    def views(self, index: int, sizes: np.ndarray, levels: int, rng: np.random.Generator) -> PosedDraws:
+        """One pair (B = 1) of the list, without its pixels; see :meth:`sample_views`. Raises UnusablePairError."""
+        number, *indices = self.pair(index)
+        pictures = [int(self._first_image[number]) + i for i in indices]
+        if not sizes[pictures].all():
+            raise UnusablePairError("damaged image, again", " ".join(self.scenes[number].files[i] for i in indices))
+        windows, fundamental, points = self._geometry(index, rng)
+        points0, points1, valid = visible_points(points, windows, self._max_points, rng)
+        matrices = np.stack([_stored_from_view(w, sizes[i]) for w, i in zip(windows, pictures, strict=True)])
+        level = [view_level(matrix, max(self.config.size), levels) for matrix in matrices]
+        numbers = (torch.tensor(pictures), torch.tensor(level), torch.from_numpy(matrices), fundamental)
+        seed = torch.tensor(int(rng.integers(2**62)))
+        return PosedDraws(*(tensor[None] for tensor in (*numbers, points0, points1, valid, seed)))
+
+    def _geometry(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[tuple[Window, Window], Tensor, tuple[np.ndarray, np.ndarray]]:
+        """Windows in both images, the fundamental matrix (3, 3) float32 between them, and common points of the images.
+
+        Raises UnusablePairError.
+        """
+        number, *indices = self.pair(index)
+        scene = self.scenes[number]
         sizes = [scene.image(i).size for i in indices]
         points = scene.common_points(*indices)
         windows = choose_windows((sizes[0], sizes[1]), points, self.config.size, self.config.zoom, rng)
         fundamental = pair_fundamental(scene.image(indices[0]), scene.image(indices[1]), windows)
         if not np.isfinite(fundamental).all():
             raise UnusablePairError("degenerate geometry", f"{scene.name}: no fundamental matrix for pair {indices}")
-        seen = [augment(window.cut(image), self.config, rng) for window, image in zip(windows, images, strict=True)]
-        points0, points1, valid = visible_points(points, windows, self._max_points, rng)
-        f32 = torch.from_numpy(fundamental).float()
-        return PosedBatch(seen[0][None], seen[1][None], f32[None], points0[None], points1[None], valid[None])
+        return windows, torch.from_numpy(fundamental).float(), points
+
+    def pictures(self) -> list[np.ndarray | None]:
+        """All images of all scenes in order, (H, W, 3) uint8 RGB as stored, None for those that cannot be read.
+
+        Those are named in the log and counted.
+        """
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(self._read_or_none, *self._numbers()))
+
+    def _numbers(self) -> tuple[list[int], list[int]]:
+        """Scene, and image in the scene, of all images in order."""
+        rows = [(scene, image) for scene, each in enumerate(self.scenes) for image in range(len(each.files))]
+        return [row[0] for row in rows], [row[1] for row in rows]
+
+    def _read_or_none(self, scene: int, image: int) -> np.ndarray | None:
+        try:
+            return self._read(scene, image)
+        except UnusablePairError as problem:
+            self._count(problem.kind)
+            return None
 
     def _read(self, scene: int, image: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
@@ -288,6 +361,11 @@ class PosedPairs:
         worker = get_worker_info()
         row = 0 if worker is None else worker.id % _MAX_WORKERS + 1
         self._counts[row, _PROBLEMS.index(problem)] += 1
+
+
+def _stored_from_view(window: Window, stored: np.ndarray) -> np.ndarray:
+    """(3, 3) float64, pixels of the window to those of the image as stored, (height, width)."""
+    return scale_matrix(np.divide(stored[::-1], window.image_size)) @ np.linalg.inv(window.matrix)
 
 
 def scene_shares(pairs: np.ndarray, weight: str) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Weight files: safetensors with the network's configuration in the header, checked by sha256."""
+"""Weight files: safetensors with the network's configuration in the header, checked by sha256.
+
+Large ones may be in several files: ``r50.safetensors`` with the header, which names the others, ``r50.safetensors.2``
+and so on, with their checksums; its own checksum vouches for all of them.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +43,11 @@ def card_sha256(name: str) -> str:
     return found.group(1)
 
 
-def save_model(model: SCFeat, path: Path, *, half: bool = True) -> str:
+def save_model(model: SCFeat, path: Path, *, half: bool = True, max_bytes: int | None = None) -> str:
     """Write the weights (float16 where ``half``) and the network's configuration; returns the file's sha256.
 
-    Raises WeightsError where a number is not finite, or too large for float16.
+    max_bytes: of the numbers in one file; more go to several, but a tensor to one. Raises WeightsError where a number
+    is not finite, or too large for float16.
     """
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -51,9 +56,31 @@ def save_model(model: SCFeat, path: Path, *, half: bool = True) -> str:
         tensors[name] = tensor.detach().to("cpu", torch.float16 if half else torch.float32).contiguous()
         if not torch.isfinite(tensors[name]).all():
             raise WeightsError(f"expected finite weights to save, found NaN, infinity or too large a number in {name}")
-    header = {"format": "scfeat", "config": json.dumps(asdict(model.config), sort_keys=True), "data": _digest(tensors)}
-    content = _in_order(save(tensors, metadata=header))
     path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"format": "scfeat", "config": json.dumps(asdict(model.config), sort_keys=True), "data": _digest(tensors)}
+    first, *others = _shared_out(tensors, max_bytes)
+    names = [f"{path.name}.{number}" for number in range(2, len(others) + 2)]
+    parts = {name: _write(path.with_name(name), save(part)) for name, part in zip(names, others, strict=True)}
+    if parts:
+        header["parts"] = json.dumps(parts)
+    return _write(path, _in_order(save(first, metadata=header)))
+
+
+def _shared_out(tensors: dict[str, torch.Tensor], max_bytes: int | None) -> list[dict[str, torch.Tensor]]:
+    """The tensors in their order, in as many groups as it takes."""
+    groups: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if max_bytes is not None and groups[-1] and size + tensor.nbytes > max_bytes:
+            groups.append({})
+            size = 0
+        groups[-1][name] = tensor
+        size += tensor.nbytes
+    return groups
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Returns the sha256."""
     partial = path.with_suffix(".partial")
     partial.write_bytes(content)
     partial.replace(path)  # whoever has the file mapped keeps the old one
@@ -134,16 +161,11 @@ def _shipped_names() -> str:
 
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"weights {path}: expected a complete safetensors file, found: {error}; fetch the file again"
-        ) from error
+    header, state = _read_file(path)
     if header.get("format") != "scfeat" or "config" not in header:
         raise WeightsError(f"weights {path}: expected a file written by scfeat, found safetensors of another kind")
+    for name, sha256 in json.loads(header.get("parts", "{}")).items():
+        state |= _read_part(path.with_name(Path(name).name), sha256)
     if header.get("data") != _digest(state):
         raise WeightsError(
             f"weights {path}: expected the numbers that its header vouches for, found others: damaged; "
@@ -153,3 +175,27 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
         return load_config(ModelConfig, json.loads(header["config"]), where=str(path)), state
     except (ConfigError, json.JSONDecodeError) as error:
         raise WeightsError(f"weights {path} were made by another version of scfeat: {error}") from error
+
+
+def _read_part(path: Path, sha256: str) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise WeightsError(
+            f"expected a part of the weights at {path}, found none; all files that belong together lie in one folder: "
+            "fetch it"
+        )
+    found = file_sha256(path)
+    if found != sha256:
+        raise WeightsError(f"weights {path}: expected sha256 {sha256}, found {found}; fetch the file again")
+    return _read_file(path)[1]
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Metadata and tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"weights {path}: expected a complete safetensors file, found: {error}; fetch the file again"
+        ) from error

@@ -83,11 +83,11 @@ def run(args: argparse.Namespace) -> int:
     main = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     mapping = read_mapping(args.config)
-    _resolve_paths(mapping, args.config.parent)
+    resolve_paths(mapping, args.config.parent)
     for assignment in args.set:
-        _override(mapping, assignment)
+        override(mapping, assignment)
     if args.data is not None:
-        _override(mapping, "data_config_train.data_path=", args.data)
+        override(mapping, "data_config_train.data_path=", args.data)
     config = load_config(TrainConfig, mapping, where=str(args.config))
     if args.check_data:
         return _check_data(config)
@@ -114,7 +114,7 @@ def _check_data(config: Any) -> int:
     return 0 if report.agrees else 1
 
 
-def _resolve_paths(mapping: dict[str, Any], folder: Path) -> None:
+def resolve_paths(mapping: dict[str, Any], folder: Path) -> None:
     """Paths of data in a file are relative to the file; those of runs are relative to where the command is given."""
     data = mapping.get("data_config_train")
     for key in ("data_path", "split"):
@@ -122,7 +122,7 @@ def _resolve_paths(mapping: dict[str, Any], folder: Path) -> None:
             data[key] = folder / data[key]
 
 
-def _override(mapping: dict[str, Any], assignment: str, value: object = None) -> None:
+def override(mapping: dict[str, Any], assignment: str, value: object = None) -> None:
     """Set ``a.b.c`` of nested mappings to ``value``, or to what follows the equals sign, read as YAML."""
     path, equals, text = assignment.partition("=")
     *parents, key = path.split(".")

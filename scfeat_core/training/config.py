@@ -34,6 +34,8 @@ class DataConfig(PosedConfig):
     batch_size: pairs a step, in each process. workers: processes that load data; 0 is one thread.
     max_edge: pixels, larger photographs are reduced before they are warped. max_photos: so many are kept in memory,
     evenly chosen of more. warps: how photographs become pairs of views.
+    on_device: decode all images once into the memory of the device, 5 bytes a pixel, and render the views there instead
+    of on the CPU; posed images with the ``photometric`` augmentation or none.
     """
 
     batch_size: Count = 2
@@ -41,6 +43,7 @@ class DataConfig(PosedConfig):
     max_edge: Annotated[int, Range(minimum=64)] = 640
     max_photos: Count = 5000
     warps: WarpConfig = field(default_factory=WarpConfig)
+    on_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ class TrainConfig:
 
     epoch, epoch_step: so many times so many steps. lr_schedule: ``step`` multiplies the rates by ``lr_decay_factor``
     every ``lr_decay_step`` epochs; ``cosine`` goes down to ``final_lr`` of them. Before it they grow over
-    ``warmup_steps``. clip_norm: of the gradient, backbone and detector each, where ``grad_clip``. ema_decay: of the
-    average of the weights that is validated and written, which forgets faster in the beginning (see
-    :func:`~scfeat_core.training.optimisation.average_decay`); 0 is no average.
+    ``warmup_steps``. minutes: > 0: the run ends, and the cosine with it, after so many minutes of steps, however many
+    they were; after ``epoch * epoch_step`` at the latest. clip_norm: of the gradient, backbone and detector each, where
+    ``grad_clip``. ema_decay: of the average of the weights that is validated and written, which forgets faster in the
+    beginning (see :func:`~scfeat_core.training.optimisation.average_decay`); 0 is no average.
 
     detector_start: first step of the keypoint loss, before it the descriptors are too poor to reward anything.
     keypoint_every: only in each so many steps. Both are for training of more than the detector, and set aside where it
@@ -77,6 +81,7 @@ class TrainConfig:
     warp_share: share of the steps of posed images that are taken on warped photographs of the same data instead;
     pairs that are posed upright let a network forget rotation.
 
+    compile_network: through torch.compile; a minute or two before the first step, and not what resumes bit for bit.
     log_freq, save_freq, validate_freq: steps. validation_pairs: of each kind of data. timeout: minutes that processes
     of a distributed run wait for each other, and for the validation by the first one.
     """
@@ -85,6 +90,7 @@ class TrainConfig:
     seed: NotNegativeInt = 0
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile_network: bool = False
     timeout: Positive = 10.0
 
     data: Literal["auto", "photos", "posed_images", "megadepth"] = "auto"
@@ -107,6 +113,7 @@ class TrainConfig:
     lr_decay_step: Count = 9
     lr_decay_factor: Positive = 0.1
     warmup_steps: NotNegativeInt = 0
+    minutes: NotNegative = 0.0
     final_lr: Share = 0.02
     grad_clip: bool = False
     clip_norm: Positive = 10.0
@@ -136,6 +143,17 @@ class TrainConfig:
             object.__setattr__(self, "keypoint_every", 1)
         self._check_weights()
         self._check_turns()
+        if self.minutes > 0 and self.lr_schedule != "cosine":
+            raise ConfigError(
+                f"minutes: expected lr_schedule: cosine, which can follow the clock, found '{self.lr_schedule}'; set "
+                "it, or minutes: 0"
+            )
+        data = self.data_config_train
+        if data.on_device and self.data != "photos" and data.augmentation in ("jitter", "legacy"):
+            raise ConfigError(
+                "data_config_train.augmentation: expected photometric or none with on_device: true, found "
+                f"'{data.augmentation}', which is done by OpenCV; change one of the two"
+            )
         if self.model is not None:
             model_config(VARIANTS[self.model], self.model_config)
         cells = (self.DescriptorLoss_config.cell, self.KeypointLoss_config.grid_size)
@@ -224,11 +242,12 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 def model_config(base: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     """``base`` with some keys changed, unknown ones refused. Raises ConfigError."""
-    return load_config(ModelConfig, _merge(dump_config(base), changes), where="model_config")
+    return load_config(ModelConfig, merge(dump_config(base), changes), where="model_config")
 
 
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the changes, key by key also in the mappings within it."""
     nested = {
-        k: _merge(base[k], v) for k, v in changes.items() if isinstance(v, Mapping) and isinstance(base.get(k), dict)
+        k: merge(base[k], v) for k, v in changes.items() if isinstance(v, Mapping) and isinstance(base.get(k), dict)
     }
     return {**base, **changes, **nested}

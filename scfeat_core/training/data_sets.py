@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from scfeat_core.data import megadepth, posed_images
 from scfeat_core.data.pairing import SceneFolder, whole_scenes_held_back
@@ -15,6 +16,7 @@ from scfeat_core.data.photos import find_photos, load_photos, matching_split, re
 from scfeat_core.data.posed import PosedPairs
 from scfeat_core.errors import ConfigError, DataError
 from scfeat_core.training.config import DataConfig, TrainConfig
+from scfeat_core.training.gpu_sources import DevicePosed, DeviceWarps
 from scfeat_core.training.loading import Source
 from scfeat_core.training.objectives import AlternatingObjective, Objective, WarpObjective, WarpSource
 from scfeat_core.training.posed_objective import PosedObjective
@@ -49,14 +51,24 @@ def open_data(config: TrainConfig, *, validate: bool = True) -> DataSets:
             "track_weight: 0, or add tracks.npz to them (scfeat_core/data/posed_images.py has the layout; README, "
             "'Train your own')"
         )
-    objective: Objective = PosedObjective(training, config)
-    sources: tuple[Source, ...] = (training,)
+    device = torch.device(config.device)
+    source: Source = DevicePosed(training, device) if data.on_device else training
+    objective: Objective = PosedObjective(source, config)
+    sources: tuple[Source, ...] = (source,)
     if config.warp_share > 0:
         photos, problems = load_photo_set(_outside_held_back(config), data)
-        sources = (training, WarpSource(photos, data.warps, problems))
+        sources = (source, warp_source(photos, config, problems))
         objective = AlternatingObjective(objective, WarpObjective(sources[1], config), config.warp_share)
         summary += f", {len(photos)} photographs to warp"
     return DataSets(objective, sources, _posed_validations(config) if validate else (), summary)
+
+
+def warp_source(photos: Photos, config: TrainConfig, problems: dict[str, int]) -> Source:
+    """Warped pairs of photographs, of the device's where they are to be kept there."""
+    data = config.data_config_train
+    if data.on_device:
+        return DeviceWarps(photos, data.warps, torch.device(config.device), problems)
+    return WarpSource(photos, data.warps, problems)
 
 
 def _posed_validations(config: TrainConfig) -> tuple[Validation, ...]:
@@ -107,7 +119,7 @@ def _open_photos(config: TrainConfig, validate: bool) -> DataSets:
     if validate:
         held_back, _ = load_photo_set(photo_paths(data, held_back=True), data)
         validations = (WarpValidation(held_back, config.validation_pairs, data.warps),)
-    source = WarpSource(photos, data.warps, problems)
+    source = warp_source(photos, config, problems)
     return DataSets(WarpObjective(source, config), (source,), validations, f"{len(photos)} photographs")
 
 

@@ -6,6 +6,7 @@ the pairs that a single process would see at those places of the batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +30,22 @@ class Source(Protocol):
 
     def sample(self, rng: np.random.Generator) -> Batch:
         """One pair as a batch of 1; a function of the generator's state."""
+
+
+class RenderingSource(ABC):
+    """A source that draws numbers alone, in whatever process, and makes the pictures where they are used."""
+
+    @property
+    @abstractmethod
+    def problems(self) -> Mapping[str, int]: ...
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator) -> Batch:
+        """What one pair will be."""
+
+    @abstractmethod
+    def render(self, draws: Batch) -> Batch:
+        """The pairs of several samples, on the device."""
 
 
 class Sources(Protocol):
@@ -74,6 +91,11 @@ def collate(samples: Sequence[Batch]) -> Batch:
 
 def part_of(batch: Batch, start: int, stop: int) -> Batch:
     return type(batch)(*(tensor[start:stop] for tensor in batch))
+
+
+def on_device(source: Source, batch: Batch, device: torch.device) -> Batch:
+    """What the objective takes, of what the source drew."""
+    return source.render(batch) if isinstance(source, RenderingSource) else to_device(batch, device)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -54,19 +54,21 @@ def _submodule(model: SCFeat, name: str) -> nn.Module:
         raise ConfigError(f"frozen_modules: expected parts of the network ({names} ...), found '{name}'") from error
 
 
-def learning_rates(step: int, config: TrainConfig) -> list[float]:
-    """Of each of ``optimal_modules``."""
-    factor = learning_rate_factor(step, config)
+def learning_rates(step: int, config: TrainConfig, seconds: float = 0.0) -> list[float]:
+    """Of each of ``optimal_modules``. seconds: that the steps before took, where ``minutes`` are the measure."""
+    factor = learning_rate_factor(step, config, seconds)
     return [rate * factor for rate in config.optimal_lrs]
 
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
+def learning_rate_factor(step: int, config: TrainConfig, seconds: float = 0.0) -> float:
     """Linear warm-up; then steps down by epochs, or a cosine from 1 to ``final_lr``."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.lr_schedule == "step":
         return config.lr_decay_factor ** (step // config.epoch_step // config.lr_decay_step)
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    if config.minutes > 0:
+        progress = max(progress, seconds / (60 * config.minutes))
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 

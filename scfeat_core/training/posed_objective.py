@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from scfeat_core.data.posed import PosedBatch, PosedPairs
+from scfeat_core.data.posed import PosedBatch
 from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.descriptor_loss import descriptor_loss
 from scfeat_core.training.epipolar_loss import epipolar_terms
@@ -17,7 +17,7 @@ from scfeat_core.training.sampling import draw_uniform
 class PosedObjective:
     """Description loss where the backbone is trained, keypoint loss where the detector is."""
 
-    def __init__(self, source: PosedPairs, config: TrainConfig) -> None:
+    def __init__(self, source: Source, config: TrainConfig) -> None:
         self._source = source
         self._config = config
 

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +36,8 @@ MAY_CHANGE = (
     "epoch_step",
     "device",
     "timeout",
+    "minutes",
+    "compile_network",
     "load_path",
     "log_freq",
     "save_freq",
@@ -50,8 +52,9 @@ SAVED = {"config", "network", "model", "average", "optimizer", "scaler", "step",
 class TrainState:
     """All that changes from step to step.
 
-    incidents: how often what went wrong. Not saved: pieces: in how many each batch is computed, for lack of memory;
-    skipped: steps since the last one that changed the network.
+    incidents: how often what went wrong. seconds: that the steps took, without what is done between them. Not saved:
+    pieces: in how many each batch is computed, for lack of memory; skipped: steps since the last one that changed the
+    network.
     """
 
     model: SCFeat
@@ -59,6 +62,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
+    seconds: float = 0.0
     incidents: Counter[str] = field(default_factory=Counter)
     pieces: int = 1
     skipped: int = 0
@@ -167,6 +171,7 @@ class Run:
             "optimizer": state.optimizer.state_dict(),
             "scaler": state.scaler.state_dict(),
             "step": state.step,
+            "seconds": state.seconds,
             "incidents": dict(state.incidents),
             "pairs": self._pairs(self.config.data_config_train.batch_size),
         }
@@ -189,30 +194,12 @@ class Run:
             self._board.flush()
 
     def plot(self) -> Path:
-        """Curves of all that was logged; one panel a quantity."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
+        """Curves of all that was logged."""
+        return plot_curves(self.rows(), self.folder / "curves.png")
 
-        rows = [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.is_file() else []
-        names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
-        height = max(1, math.ceil(len(names) / PLOT_COLUMNS))
-        figure = Figure(figsize=(4 * PLOT_COLUMNS, 2.6 * height))
-        figure.subplots_adjust(0.07, 0.3 / (height + 0.3), 0.98, 1 - 0.2 / height, 0.28, 0.35)
-        FigureCanvasAgg(figure)
-        axes = list(figure.subplots(height, PLOT_COLUMNS, squeeze=False).flat)
-        for axis, name in zip(axes, names, strict=False):
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "")
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axis.ticklabel_format(axis="y", useOffset=False)
-            axis.set_title(name, fontsize="medium")
-            axis.grid(alpha=0.3)
-        for axis in axes[len(names) :]:
-            axis.set_visible(False)
-        path = self.folder / "curves.png"
-        figure.savefig(path, dpi=90)
-        return path
+    def rows(self) -> list[dict[str, float]]:
+        """What was logged."""
+        return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.is_file() else []
 
     def close(self) -> None:
         """The last curves, also of a run that was interrupted."""
@@ -222,12 +209,41 @@ class Run:
             self.plot()
 
 
+def plot_curves(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
+    """One panel a quantity, over the ``step`` of the rows; nothing but a warning where matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        log.warning("no curves: matplotlib is not installed (pip install matplotlib); log.jsonl has the numbers")
+        return path
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    height = max(1, math.ceil(len(names) / PLOT_COLUMNS))
+    figure = Figure(figsize=(4 * PLOT_COLUMNS, 2.6 * height))
+    figure.subplots_adjust(0.07, 0.3 / (height + 0.3), 0.98, 1 - 0.2 / height, 0.28, 0.35)
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(height, PLOT_COLUMNS, squeeze=False).flat)
+    for axis, name in zip(axes, names, strict=False):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.set_title(name, fontsize="medium")
+        axis.grid(alpha=0.3)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=90)
+    return path
+
+
 def _restore(state: TrainState, saved: dict[str, Any]) -> None:
     state.model.load_state_dict(saved["model"])
     state.average.load_state_dict(saved["average"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.scaler.load_state_dict(saved["scaler"])
     state.step, state.incidents = saved["step"], Counter(saved["incidents"])
+    state.seconds = saved.get("seconds", 0.0)  # of a run from before they were counted
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:

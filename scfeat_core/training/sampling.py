@@ -12,7 +12,8 @@ from torch import Tensor
 from scfeat_core.geometry import Alignment, sample_map
 
 # One generator for the whole batch, or one for each pair: then what is drawn for a pair depends on no other pair, and
-# not on which process or piece of a batch it is in. Generators are of the CPU, so that all devices see the same draws.
+# not on which process or piece of a batch it is in. Generators are of the CPU, so that all devices see the same draws,
+# but for those that are so many that only a seed is drawn for them, and they are made on the device.
 Draws: TypeAlias = torch.Generator | Sequence[torch.Generator]
 Padding: TypeAlias = Literal["border", "zeros"]
 
@@ -31,11 +32,18 @@ class Proposals(NamedTuple):
     finite: Tensor
 
 
-def draw_numbers(shape: Sequence[int], generator: Draws) -> Tensor:
-    """Uniform numbers in [0, 1) on the CPU. shape: the first axis is that of the pairs."""
+def draw_numbers(shape: Sequence[int], generator: Draws, device: torch.device | None = None) -> Tensor:
+    """Uniform numbers in [0, 1) on the CPU, or on another device. shape: the first axis is that of the pairs."""
     if isinstance(generator, torch.Generator):
+        return _uniform(shape, generator, device)
+    return torch.stack([_uniform(shape[1:], g, device) for _, g in zip(range(shape[0]), generator, strict=True)])
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator, device: torch.device | None) -> Tensor:
+    if device is None or device.type == "cpu":
         return torch.rand(*shape, generator=generator)
-    return torch.stack([torch.rand(*shape[1:], generator=g) for _, g in zip(range(shape[0]), generator, strict=True)])
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.rand(*shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 def sample_descriptors(maps: Tensor, points: Tensor, alignment: Alignment = "exact") -> Tensor:
@@ -82,7 +90,7 @@ def propose_keypoints(score_map: Tensor, cell: int, scale: float, accept_bias: f
     finite = logits.isfinite().all(-1)
     logits = torch.where(finite[..., None], logits, 0.0)
     log_choice = logits.log_softmax(-1)
-    noise = draw_numbers(logits.shape, generator).to(logits).clamp_min(1e-20)
+    noise = draw_numbers(logits.shape, generator, logits.device).to(logits).clamp_min(1e-20)
     index = (logits.detach() - (-noise.log()).log()).argmax(-1)  # Gumbel-max: a draw from the categorical
     picked = index.unsqueeze(-1)
     acceptance = logits.gather(-1, picked).squeeze(-1) - scale * accept_bias

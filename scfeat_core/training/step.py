@@ -40,7 +40,8 @@ def train_step(
     not fit into memory in any way, changes nothing, BatchNorm statistics neither, and is counted in
     ``state.incidents``. Raises ScfeatError after many of them in a row.
     """
-    for param_group, rate in zip(state.optimizer.param_groups, learning_rates(state.step, config), strict=True):
+    rates = learning_rates(state.step, config, state.seconds)
+    for param_group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         param_group["lr"] = rate
     set_modes(state.model, config)
     device = batch[0].device

@@ -43,9 +43,9 @@ class Validation(Protocol):
 
 
 def _extractor(model: SCFeat, device: str, keypoints: int, **options: Any) -> Extractor:
-    """A network with legacy alignment takes multiples of 16 pixels only."""
+    """A network with legacy alignment takes multiples of 16 pixels only. Of one level: what the network alone does."""
     size_mode = "pad16" if model.config.backbone.alignment == "legacy" else "native"
-    return Extractor(model, device=device, max_keypoints=keypoints, size_mode=size_mode, **options)
+    return Extractor(model, device=device, max_keypoints=keypoints, size_mode=size_mode, levels=1, **options)
 
 
 class WarpValidation:
@@ -90,11 +90,12 @@ class PosedValidation:
     def __init__(self, pairs: PosedPairs, count: int) -> None:
         self._pairs = pairs
         self._indices = np.unique(np.linspace(0, len(pairs) - 1, count).round().astype(int))
-        self._estimate = _pose_estimator()
+        self._estimator, self._estimate = _pose_estimator()
 
     def measure(self, model: SCFeat, device: str) -> dict[str, float]:
         """Share of matches within 3 pixels of their epipolar lines; of those at true correspondences, the share within
-        3 pixels of the true place; matches; and AUC of the relative pose up to 5 degrees, if poselib is there.
+        3 pixels of the true place; matches; and AUC of the relative pose up to 5 degrees, by poselib, or by OpenCV's
+        MAGSAC under a name of its own.
         """
         extractor = _extractor(model, device, POSED_KEYPOINTS, max_edge=POSED_EDGE)
         rows = [row for index in self._indices if (row := self._measure(extractor, int(index))) is not None]
@@ -109,8 +110,7 @@ class PosedValidation:
             warnings.simplefilter("ignore", RuntimeWarning)  # no pair at all has tracks
             means = np.nanmean(np.array(rows, np.float64), axis=0)
         scores = {name: float(means[column]) for name, column in names.items() if np.isfinite(means[column])}
-        if self._estimate is not None:
-            scores[f"validation_pose_auc{POSE_AUC}"] = error_auc([row[3] for row in rows], [POSE_AUC])[0]
+        scores[f"validation_{self._estimator}_auc{POSE_AUC}"] = error_auc([row[3] for row in rows], [POSE_AUC])[0]
         return scores
 
     def _measure(self, extractor: Extractor, index: int) -> tuple[float, float, float, float] | None:
@@ -132,10 +132,9 @@ class PosedValidation:
         fundamental = fundamental_from_pose(images[0].K, images[1].K, rotation, translation)
         distances = symmetric_epipolar_distance(points0, points1, fundamental)
         pose_error = 180.0
-        if self._estimate is not None:
-            pose = self._estimate(points0, points1, images[0].K, images[1].K, RANSAC_THRESHOLD)
-            if pose is not None:
-                pose_error = max(rotation_angle(pose[0], rotation), direction_angle(pose[1], translation))
+        pose = self._estimate(points0, points1, images[0].K, images[1].K, RANSAC_THRESHOLD)
+        if pose is not None:
+            pose_error = max(rotation_angle(pose[0], rotation), direction_angle(pose[1], translation))
         tracks = self._pairs.scenes[scene].common_points(*pair)
         accuracy = matching_accuracy(distances, [THRESHOLD])[0]
         return accuracy, _track_accuracy(points0, points1, *tracks), float(len(matches)), pose_error
@@ -154,8 +153,9 @@ def _track_accuracy(points0: np.ndarray, points1: np.ndarray, truth0: np.ndarray
     return float((np.linalg.norm(points1[known] - expected, axis=1) <= THRESHOLD).mean())
 
 
-def _pose_estimator() -> Callable | None:
+def _pose_estimator() -> tuple[str, Callable]:
+    """Its name in the scores, which are comparable for one estimator only, and itself."""
     try:
-        return create_estimator("poselib")
+        return "pose", create_estimator("poselib")
     except ConfigError:
-        return None
+        return "magsac_pose", create_estimator("magsac")

@@ -76,6 +76,24 @@ def test_a_single_damaged_number_is_noticed(saved: Path) -> None:
         SCFeat.from_pretrained(saved)
 
 
+def test_large_weights_in_several_files(model: SCFeat, saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "parts" / "large.safetensors"
+    sha256 = weights.save_model(model, path, max_bytes=2**19)
+    parts = sorted(path.parent.glob("large.safetensors.*"))
+    assert len(parts) >= 2 and all(file.stat().st_size < 2**19 + 2**16 for file in (path, *parts))
+    whole, again = weights.load_model(saved).state_dict(), weights.load_model(path, sha256=sha256).state_dict()
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    content = bytearray(parts[0].read_bytes())
+    content[-3] ^= 1
+    parts[0].write_bytes(content)
+    with pytest.raises(WeightsError, match="expected sha256"):
+        weights.load_model(path)
+    parts[0].unlink()
+    with pytest.raises(WeightsError, match="expected a part of the weights"):
+        weights.load_model(path)
+
+
 def test_others_may_read_the_file(saved: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
