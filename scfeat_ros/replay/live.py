@@ -194,7 +194,9 @@ def _stoppable() -> Iterator[Stop]:
 
 @dataclass
 class Outcome:
-    """What is known so far. player: its summary. heard, arrivals: of the listener. problems: why it ended early."""
+    """What is known so far. player: its summary. heard, arrivals: of the listener. problems: why it ended early.
+    recorded: messages. cpu: share of one core that listening and recording took.
+    """
 
     plan: Plan = field(default_factory=Plan)
     player: Mapping[str, Any] = field(default_factory=dict)
@@ -202,6 +204,7 @@ class Outcome:
     arrivals: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     recorded: int = 0
+    cpu: float = 0.0
 
     def run(self) -> LiveRun:
         """The same by camera: its outputs are below the same name as its status."""
@@ -215,7 +218,7 @@ class Outcome:
             own = {name.removeprefix(below): came for name, came in self.arrivals.items() if name.startswith(below)}
             own = {kind: came for kind, came in own.items() if kind in OUTPUTS}
             cameras.append(CameraRun(camera.name, camera.played, self._sent(camera.topic), heard, own))
-        return LiveRun(cameras, self.player, self.recorded)
+        return LiveRun(cameras, self.player, self.recorded, self.cpu)
 
     def _sent(self, topic: str) -> list[tuple[int, int, int]]:
         sent = zip(self.player.get("sent", ()), self.player.get("topics", ()), strict=True)
@@ -434,6 +437,7 @@ def _play(
     """Start the player, and listen until all is done; what goes wrong is a problem of the outcome."""
     summary = scratch / "player.json"
     command = player_command(job, options, outcome.plan, summary)
+    cpu, began = time.process_time(), time.monotonic()
     with Child("player", command, scratch / "player.log", os.environ) as player:
         try:
             _follow(session, player, summary, _images(job, outcome.plan), progress)
@@ -445,6 +449,7 @@ def _play(
             if session.node is not None and session.node.exit_code is None:
                 session.node.stop(2.0)  # it may hang
         session.node = None  # what it does from here on does not matter
+        outcome.cpu = (time.process_time() - cpu) / (time.monotonic() - began)
         _end(session, player)
         if summary.exists():
             outcome.player = json.loads(summary.read_text())

@@ -89,11 +89,14 @@ class CameraRun:
 
 @dataclass(frozen=True, eq=False)
 class LiveRun:
-    """player: what it says beside the images, see player.Log.summary; empty where it said nothing."""
+    """player: what it says beside the images, see player.Log.summary; empty where it said nothing. recorded: messages.
+    cpu: share of one core that listening and recording took.
+    """
 
     cameras: Sequence[CameraRun]
     player: Mapping[str, Any]
     recorded: int = 0
+    cpu: float = 0.0
 
 
 def quantiles(values: np.ndarray, digits: int = 1) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def figures_of(run: LiveRun) -> Figures:
         },
         "share_of_a_core": rounded(run.player.get("cpu"), 3),
     }
-    figures["recording"] = {"messages": run.recorded}
+    figures["recording"] = {"messages": run.recorded, "share_of_a_core": rounded(run.cpu, 3)}
     return figures
 
 
@@ -254,8 +257,10 @@ def _camera_charts(camera: CameraRun) -> list[str]:
     ]
     start = camera.sent[0][2] if camera.sent else 0
     times = np.array([(at - start) / 1e9 for _, _, at in camera.sent])
-    lines = [charts.Line(kind.replace("_", " "), times, camera.latencies(kind), i) for i, kind in enumerate(kinds)]
-    drawn.append(charts.chart(charts.Chart("Latency over the run", lines, "s", "ms", note="a gap: nothing came")))
+    lines = [_came(kind, times, camera.latencies(kind), i) for i, kind in enumerate(kinds)]
+    drawn.append(
+        charts.chart(charts.Chart("Latency over the run", lines, "s", "ms", note="of the images that came back"))
+    )
     ages = camera.measured("age_ms")
     stages = [
         charts.Line(stage, np.arange(len(ages)), camera.measured(f"ms_{stage}"), i)
@@ -263,3 +268,9 @@ def _camera_charts(camera: CameraRun) -> list[str]:
     ]
     drawn.append(charts.chart(charts.Chart("Inside the node", stages, "frame in status", "ms")))
     return drawn
+
+
+def _came(kind: str, times: np.ndarray, latencies: np.ndarray, colour: int) -> charts.Line:
+    """Without what was dropped: between two drops a single image would be no line."""
+    finite = np.isfinite(latencies)
+    return charts.Line(kind.replace("_", " "), times[finite], latencies[finite], colour)

@@ -50,7 +50,7 @@ class Recorder:
 
         store = installed_types(set(topics.values()))
         try:
-            writer = Writer(self.path, version=9, storage_plugin=StoragePlugin.MCAP)
+            writer = Writer(self.path, version=8, storage_plugin=StoragePlugin.MCAP)
             writer.open()
         except OSError as error:
             raise ScfeatError(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -31,14 +32,14 @@ from scfeat.msg import FrontendStatus
 from sensor_msgs.msg import CompressedImage
 
 from scfeat_core.errors import ConfigError, ScfeatError
-from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, open_bag
+from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, open_bag
 from scfeat_ros.messages import stamp_from_nanoseconds
 from scfeat_ros.monitor import Heard
 from scfeat_ros.offered_qos import Offer, merged, read_offers
 from scfeat_ros.player import CLOCK, Event, recorded_events, ticks, with_clock
 from scfeat_ros.processes import shared_memory_of
 from scfeat_ros.replay.job import ReplayJob
-from scfeat_ros.replay.live_plan import LiveOptions, own_plan
+from scfeat_ros.replay.live_plan import LiveOptions, graph_plan, own_plan
 from scfeat_ros.replay.live_report import (
     SUMMARY_NAMES,
     CameraRun,
@@ -419,6 +420,35 @@ def test_what_a_node_of_our_own_is_told(tmp_path: Path) -> None:
     made = plan(pair, topic="/rig/cam0/image,/rig/cam0_depth/image", play_as={"/rig/cam0/image/compressed": "/a"})
     assert [camera.played for camera in made.cameras] == ["/a/compressed", "/rig/cam0_depth/image/compressed"]
     assert not any(word.startswith("stereo") for word in made.words)
+
+
+def test_what_a_running_node_takes(tmp_path: Path) -> None:
+    """As the graph and its diagnostics say: which topics, which of them are masks, and of which camera each is."""
+    bag = record(tmp_path / "bag", 1, ("/a", "/b", "/mask", "/other"))
+    compressed = {f"/{name}/image/compressed": COMPRESSED_IMAGE for name in ("a", "b", "mask")}
+    infos = {f"/{name}/camera_info": CAMERA_INFO for name in ("a", "b")}
+
+    def chosen(taken: dict[str, str], inputs: dict[str, str], **options: Any) -> Any:
+        heard = {f"/n/{name}/status": Heard(name) for name in inputs or ("only",)}
+        graph = SimpleNamespace(subscribed=lambda types: taken, inputs=inputs, heard=heard)
+        with open_bag(bag) as opened:
+            return graph_plan(opened, ReplayJob(bag, Path("out")), LiveOptions(node="/n", **options), graph)  # type: ignore[arg-type]
+
+    made = chosen(compressed | infos, {"left": "/a/image", "right": "/b/image"})
+    assert {camera.name: camera.topic for camera in made.cameras} == {
+        "left": "/a/image/compressed",
+        "right": "/b/image/compressed",
+    }
+    assert set(made.beside) == {*infos, "/mask/image/compressed"}
+    renamed = {"/other/image/compressed": "/x/compressed"}
+    made = chosen({"/x/compressed": COMPRESSED_IMAGE}, {}, play_as=renamed)
+    assert [(camera.name, camera.topic, camera.played) for camera in made.cameras] == [
+        ("only", "/other/image/compressed", "/x/compressed")
+    ]
+    with pytest.raises(ScfeatError, match=r"the node subscribes to /a/image \[sensor_msgs/msg/Image\]"):
+        chosen({"/a/image": IMAGE}, {})
+    with pytest.raises(ScfeatError, match="the node subscribes to nothing: is it active?"):
+        chosen({}, {})
 
 
 def test_what_cannot_be_played_is_named(tmp_path: Path) -> None:
