@@ -237,7 +237,7 @@ def _reason(error: Exception) -> str:
 
 
 def frontend_config(job: ReplayJob) -> FrontendConfig:
-    """That of the node, but for what another method has of its own and nobody has set."""
+    """That of the node; another method has its own reidentify_cosine where that of the network is left as it is."""
     config: FrontendConfig = job.parameters.frontend_config()
     own = REIDENTIFY_COSINE.get(job.method)
     if own is None or config.reidentify_cosine != NodeParameters.reidentify_cosine:

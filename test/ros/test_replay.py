@@ -31,11 +31,11 @@ from scfeat_core.replay.run_folder import read_run
 from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, write_bag
 from scfeat_ros.parameters import load_parameters
 from scfeat_ros.replay.job import ReplayJob
-from scfeat_ros.replay.run import PART, finished, run_job
+from scfeat_ros.replay.run import PART, finished, frontend_config, run_job
 from scfeat_ros.replay.source import Source, read_ahead, to_rgb8
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
-START, STEP = 1_700_000_000_123_456_789, 50_000_000  # nanoseconds
+START, STEP = 1_700_000_000_123_456_999, 50_000_000  # nanoseconds; the former is rounded up as a float
 IMU = "sensor_msgs/msg/Imu"
 WIDTH, HEIGHT = 160, 120
 
@@ -566,3 +566,11 @@ def test_an_error_of_the_reader_is_raised_where_images_are_taken() -> None:
         assert next(items) == 1
         with pytest.raises(ConfigError, match="broken"):
             next(items)
+
+
+def test_each_method_has_its_own_threshold_unless_one_is_set(short_bag: Path, tmp_path: Path) -> None:
+    def cosine(method: str, **parameters: Any) -> float:
+        return frontend_config(job(short_bag, tmp_path, method=method, parameters=parameters)).reidentify_cosine
+
+    assert [cosine(method) for method in ("scfeat", "sift", "orb")] == [0.8, 0.65, 0.7]
+    assert cosine("orb", reidentify_cosine=0.9) == 0.9
