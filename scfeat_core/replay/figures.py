@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -76,7 +77,7 @@ def is_timed(name: str) -> bool:
 
 def shown(name: str, value: Number) -> str:
     """A value of the summary as text, without its unit; a dash where there is none."""
-    if value is None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, str) or name not in FIGURES:
         return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -252,7 +252,7 @@ class TestNames:
             summary = summarise(recording).summary
             assert list(summary)[: len(SUMMARY_NAMES)] == list(SUMMARY_NAMES)
             assert all(shown(name, value) for name, value in summary.items())
-        assert shown("inlier_ratio", 0.5) == "50.0" and shown("ate_m", None) == "–"
+        assert shown("inlier_ratio", 0.5) == "50.0" and shown("ate_m", None) == shown("ate_m", float("nan")) == "–"
         assert all(figure.meaning and figure.label for figure in FIGURES.values())
 
     def test_overhead_is_what_is_left_of_all_stages(self, make_recording: Callable[..., Recording]) -> None:
