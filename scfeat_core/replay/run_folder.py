@@ -33,6 +33,7 @@ from scfeat_core.replay.tum import read_tum, write_tum
 from scfeat_core.types import Camera
 
 RUN, FRAMES, TIMINGS, TRUTH, UNFINISHED = "run.json", "frames.npz", "timings.npz", "groundtruth.txt", "unfinished"
+_DERIVED = ("metrics.json", "trajectory.txt", "report.html")  # made of these by others
 VERSION = 1  # of the files; others are refused
 _TIMING = "timings."  # what the columns of timings are called in parts, before the stage
 
@@ -158,7 +159,7 @@ def _remove(folder: Path) -> None:
     """The files of a run, and nothing else that may be in the folder."""
     try:
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-        for name in (RUN, FRAMES, TIMINGS, TRUTH):
+        for name in (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ScfeatError(

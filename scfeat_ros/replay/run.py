@@ -304,7 +304,7 @@ def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
     odometry, scores = _trajectory(job.out, recording, report)
     metrics = summarise(recording, odometry, scores)
     write_metrics(job.out, metrics)
-    if job.report and find_spec("scfeat_core.replay.report"):
+    if job.report:
         from scfeat_core.replay.report import write_report
 
         report(f"report: {write_report(job.out, recording, metrics, odometry, scores, source.pictures)}")
@@ -312,21 +312,20 @@ def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
 
 
 def _trajectory(folder: Path, recording: Recording, report: Report) -> tuple[Any, Any]:
-    """The path of the camera, and how good it is; None where it cannot be told."""
-    if recording.camera is None or not find_spec("scfeat_core.odometry.trajectory"):
+    """The path of the camera, and how good it is; None where it cannot be told, which ``report`` is told."""
+    if recording.camera is None or find_spec("scfeat_core.odometry.trajectory") is None:
         return None, None
+    from scfeat_core.odometry.estimation import estimate
     from scfeat_core.odometry.trajectory import evaluate, write_tum
 
-    from scfeat_core.odometry.estimation import estimate
-
+    odometry = scores = None
     try:
         odometry = estimate(recording.frames, recording.camera)
         write_tum(folder / "trajectory.txt", odometry)
         scores = None if recording.truth is None else evaluate(odometry, recording.truth)
-        return odometry, scores
-    except (DataError, ConfigError) as error:
-        report(f"warning: no trajectory: {error}")
-        return None, None
+    except ScfeatError as error:
+        report(f"warning: {'no trajectory' if odometry is None else 'no errors of the trajectory'}: {error}")
+    return odometry, scores
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------
