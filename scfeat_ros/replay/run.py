@@ -20,7 +20,7 @@ import torch
 
 from scfeat_core import __version__
 from scfeat_core.config import dump_config
-from scfeat_core.errors import ConfigError, DataError, ImageError, ScfeatError, StaleImageError
+from scfeat_core.errors import DataError, ImageError, ScfeatError, StaleImageError
 from scfeat_core.evaluation.method_extractor import REIDENTIFY_COSINE, MethodExtractor
 from scfeat_core.frontend import Frontend, FrontendConfig
 from scfeat_core.network.weights import weights_id
