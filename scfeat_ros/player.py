@@ -255,9 +255,9 @@ def play(
                 last[event.topic] = event.due
                 log.sent.append((event.index, event.stamp, now))
                 log.topics.append(event.topic)
+                log.late_ms.append((now - start - event.due) / 1e6)
             elif event.topic == CLOCK:
                 log.time = event.stamp
-                log.late_ms.append((now - start - event.due) / 1e6)
     except DataError as error:
         log.error = str(error)
     return log

@@ -154,6 +154,7 @@ def test_a_bag_through_a_node_of_its_own(spawn, tmp_path: Path) -> None:
         # the clock of the node is that of the bag, at half the speed: the age is about half of the latency
         age = found[f"{side}_image_age_ms"]["at_publishing"]["max"]
         assert 0.2 * latency["max"] < age < 0.8 * latency["max"] + 50
+    assert found["player"]["late_ms"]["max"] > 0
     published = [float(row["published_ms"]) for row in rows if row["camera"] == "left"]
     assert np.median(np.diff(published)) == pytest.approx(100, abs=20), "not at half the speed"
     arrived = [time for _, time, _ in recorded["/scfeat/left/features"]]
