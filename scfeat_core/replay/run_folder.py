@@ -33,6 +33,7 @@ from scfeat_core.replay.tum import read_tum, write_tum
 from scfeat_core.types import Camera
 
 RUN, FRAMES, TIMINGS, TRUTH, UNFINISHED = "run.json", "frames.npz", "timings.npz", "groundtruth.txt", "unfinished"
+_STATE = "state.npz"  # of an unfinished run, after its last part
 _DERIVED = ("metrics.json", "trajectory.txt", "report.html")  # made of these by others
 VERSION = 1  # of the files; others are refused
 _TIMING = "timings."  # what the columns of timings are called in parts, before the stage
@@ -65,7 +66,7 @@ class RunWriter:
         columns = to_columns(FrameRecord, frames, skip=["timings"])
         write_arrays(_part(self.folder, parts), {**columns, **_timing_columns(frames)})
         counts = {"parts": np.array([parts + 1]), "frames": np.array([done + len(frames)])}
-        write_arrays(self.folder / UNFINISHED / "state.npz", {**state, **counts})
+        write_arrays(self.folder / UNFINISHED / _STATE, {**state, **counts})
         self.progress = Progress(parts + 1, done + len(frames), state)
 
     def finish(
@@ -115,10 +116,10 @@ def write_run(folder: Path, recording: Recording) -> None:
 
 
 def _inputs_of(folder: Path) -> dict[str, Any] | None:
-    """Those of the run in a folder; None where there is none."""
+    """Those of the run in a folder; None where there is none, or none of its frames yet."""
     unfinished = folder / UNFINISHED / "inputs.json"
     if unfinished.exists():
-        return _read_json(unfinished)
+        return _read_json(unfinished) if (folder / UNFINISHED / _STATE).exists() else None
     return _read_json(folder / RUN).get("facts", {}) if (folder / RUN).exists() else None
 
 
@@ -144,7 +145,7 @@ def _differences(new: Mapping[str, Any], old: Mapping[str, Any], prefix: str = "
 
 
 def _progress(folder: Path) -> Progress:
-    path = folder / UNFINISHED / "state.npz"
+    path = folder / UNFINISHED / _STATE
     if not path.exists():
         return Progress()
     columns = {name: np.array(values) for name, values in map_arrays(path).items()}

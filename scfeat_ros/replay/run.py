@@ -78,36 +78,46 @@ def finished(job: ReplayJob) -> Summary | None:
 def _replay(job: ReplayJob, source: Source, writer: RunWriter, report: Report, progress: bool | Watch) -> bool:
     """All images that are not done yet; whether it was interrupted."""
     player = Player(job, source)
-    if writer.progress.frames:
-        report(f"going on after {writer.progress.frames} frames that are done already")
-        player.restore(writer.progress.state)
-    count, pending = writer.progress.frames, []
-    with _stoppable() as stopped, _shown(progress, source.count) as shown:
-        with read_ahead(source.shots(skip=count)) as shots:
-            for shot in shots:
-                pending.append(player.process(shot))
-                count += 1
-                shown(count, source.count)
-                if len(pending) == PART or stopped.is_set():
-                    _write(writer, pending, player)
-                    pending = []
-                if stopped.is_set():
-                    break
-        if pending or not writer.progress.parts:
-            _write(writer, pending, player)
-        interrupted = stopped.is_set()
-        if count == 0 and not interrupted:
-            raise DataError(_nothing(source))
-        writer.finish(player.facts(interrupted), player.camera, source.truth, complete=not interrupted)
-    for warning in player.warnings:
-        report(f"warning: {warning}")
-    for damage in source.lost.damage:
-        report(f"warning: {damage}")
+    with _threads_kept():
+        if writer.progress.frames:
+            report(f"going on after {writer.progress.frames} frames that are done already")
+            player.restore(writer.progress.state)
+        with _stoppable() as stopped, _shown(progress, source.count) as shown:
+            _play(source, player, writer, stopped, shown)
+            interrupted = stopped.is_set()
+            if writer.progress.frames == 0:
+                raise KeyboardInterrupt if interrupted else DataError(_nothing(source))
+            writer.finish(player.facts(interrupted), player.camera, source.truth, complete=not interrupted)
+    for text in (*player.warnings, *source.lost.damage):
+        report(f"warning: {text}")
     return interrupted
 
 
-def _write(writer: RunWriter, pending: list[FrameRecord], player: Player) -> None:
-    writer.add(pending, player.state())
+def _play(source: Source, player: Player, writer: RunWriter, stopped: threading.Event, shown: Watch) -> None:
+    """The images that are left, in parts, until ``stopped`` is set."""
+    count, pending = writer.progress.frames, []
+    with read_ahead(source.shots(skip=count)) as shots:
+        for shot in shots:
+            pending.append(player.process(shot))
+            count += 1
+            shown(count, source.count)
+            if len(pending) == PART:
+                writer.add(pending, player.state())
+                pending = []
+            if stopped.is_set():
+                break
+    if pending:
+        writer.add(pending, player.state())
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """The number of threads of torch is afterwards what it was."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _nothing(source: Source) -> str:
@@ -164,6 +174,7 @@ class Player:
             "descriptor_space": self._frontend.extractor.descriptor_space,
             "camera": self._source.calibration if self.camera is not None else "",
             "frame_ids": lost.frame_ids,
+            "threads": torch.get_num_threads(),
             "damage": lost.damage,
             "warnings": [*self._source.warnings, *self.warnings],
             "interrupted": interrupted,
@@ -175,15 +186,20 @@ class Player:
             "newest": self._newest,
             "camera": None if self.camera is None else camera_to_json(self.camera),
             "warnings": self.warnings,
+            "threads": torch.get_num_threads(),
         }
         return {**self._frontend.snapshot(), "replay": np.frombuffer(json.dumps(own).encode(), np.uint8)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state that :meth:`state` gave. Raises DataError where it is something else."""
+        """Go on from a state that :meth:`state` gave, with as many threads: sums depend on how they are shared out.
+
+        Raises DataError where it is something else.
+        """
         try:
             own = json.loads(bytes(state["replay"]))
             self._newest, self.warnings = own["newest"], own["warnings"]
             self.camera = camera_from_json(own["camera"])
+            torch.set_num_threads(own["threads"])
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"expected the state of a replay, found {error!r}: start anew (--overwrite)") from error
         self._frontend.restore({name: values for name, values in state.items() if name != "replay"})

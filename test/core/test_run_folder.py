@@ -154,6 +154,11 @@ def test_a_part_that_was_not_counted_is_written_again(tmp_path: Path) -> None:
     assert [frame.index for frame in read_run(tmp_path).frames] == [0, 1, 2, 3, 4]
 
 
+def test_a_run_without_a_part_may_begin_anew_with_other_inputs(tmp_path: Path) -> None:
+    begin_run(tmp_path, INPUTS)
+    assert begin_run(tmp_path, {"bag": "other"}).progress.frames == 0
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a run of `scfeat replay` at .*found none"):
         read_run(tmp_path)

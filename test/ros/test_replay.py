@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'scfeat-python[replay]'")
 
@@ -181,6 +182,18 @@ def test_an_interrupted_replay_goes_on_to_the_same_files(short_bag: Path, tmp_pa
     assert any(f"going on after {count} frames" in line for line in said)
     replay(short_bag, tmp_path / "whole")
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_replay_goes_on_with_as_many_threads(short_bag: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        run_job(job(short_bag, tmp_path), progress=stop_at(4, lambda: signal.raise_signal(signal.SIGINT)))
+        torch.set_num_threads(1)
+        replay(short_bag, tmp_path)
+        assert read_run(tmp_path).facts["threads"] == 3 and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_killed_replay_goes_on_after_its_last_part(
