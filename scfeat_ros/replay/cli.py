@@ -24,12 +24,12 @@ EPILOG = """\
 Every image of the topic goes through the pipeline of the node, none is dropped for want of time, and two runs write
 the same files. ROS need not be there. BAG is a folder of rosbag2, one of its files (.mcap, .db3), or a ROS 1 .bag.
 
-OUT, the folder of a run (build/replay/<bag> where it is not given), then holds
+DIR, the folder of a run (build/replay/BAG where it is not given), then holds
   report.html      everything on one page that needs no other file: tables, plots, worst frames, a film of the tracks
   metrics.json     all figures, of each frame and in all
   frames.npz       keypoints, matches, inliers and tracks of all frames; timings.npz, run.json: how long, and how made
   trajectory.txt   the path of the camera by visual odometry (TUM format), where the camera is calibrated
-`scfeat compare OUT_A OUT_B` puts runs side by side.
+`scfeat compare DIR_A DIR_B` puts runs side by side.
 
 A run that was interrupted (Ctrl-C writes the report of what was done) goes on when the same command is given again.
 The same command on a finished run makes only the figures and the report again.
@@ -48,8 +48,14 @@ exit status: 0; 1 where a --fail-if holds; 2 on an error; 130 where it was inter
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("bags", type=Path, nargs="+", metavar="BAG")
-    parser.add_argument("-o", "--out", type=Path, help="folder of the run; of several bags, one below it for each")
+    parser.add_argument("bags", type=Path, nargs="+", metavar="BAG", help="rosbag2 folder, .mcap, .db3, or ROS 1 .bag")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run; of several bags, that of a folder for each (build/replay/BAG)",
+    )
     _add_input_arguments(parser.add_argument_group("what is replayed"))
     _add_setting_arguments(parser.add_argument_group("how"))
     run = parser.add_argument_group("run")
