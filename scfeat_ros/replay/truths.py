@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], No
     if job.ground_truth == NO_TRUTH:
         return None
     body = _body_camera(job)
-    first = next((header_stamp(message.data) for message in bag.messages([images])), 0)
     found = [_read(name, bag, body) for name in _names(job, bag)]
+    first = _first_stamp(bag, images) if found else 0
     same_clock = [truth for truth in found if not _is_of_another_clock(truth, first)]
     if same_clock or not found:
         return same_clock[0] if same_clock else None
@@ -56,6 +57,14 @@ def _read(name: str, bag: Bag, body: np.ndarray | None) -> GroundTruth:
     if not Path(name).exists() and any(topic.name == name for topic in bag.topics):
         return truth_from_topic(bag, name, body)
     return read_ground_truth(name, T_body_camera=body)
+
+
+def _first_stamp(bag: Bag, images: Topic) -> int:
+    """Of the first image whose header can be read, nanoseconds; 0 where none can."""
+    for message in bag.messages([images]):
+        with suppress(DataError):
+            return header_stamp(message.data)
+    return 0
 
 
 def _is_of_another_clock(truth: GroundTruth, first: int) -> bool:

@@ -388,6 +388,16 @@ def test_ground_truth_of_another_clock_is_moved_with_a_warning(tmp_path: Path) -
     assert "ground truth of poses.txt (TUM) has another clock than the images" in recording.facts["warnings"][0]
 
 
+def test_an_image_without_a_header_is_one_drop(tmp_path: Path) -> None:
+    found = images(11)
+    found[9] = b"\x00\x01\x00\x00"
+    path = bag(tmp_path / "bag", found)
+    (path / "groundtruth.txt").write_text(TRUTH)
+    replay(path, tmp_path / "out")
+    assert dropped(tmp_path / "out") == [*[""] * 9, "decode", ""]
+    assert read_run(tmp_path / "out").frames[9].stamp == START + 9 * STEP  # that of the recording
+
+
 def test_intrinsics_come_before_camera_info_and_must_fit(short_bag: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(CAMERA_YAML.format(width=160))
