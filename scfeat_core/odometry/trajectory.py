@@ -1,0 +1,130 @@
+"""How far a path is from the truth: the absolute and the relative error of the pose, by evo; paths in files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scfeat_core.errors import DataError, ScfeatError
+from scfeat_core.odometry.estimation import Odometry
+from scfeat_core.replay import tum
+from scfeat_core.replay.records import GroundTruth
+from scfeat_core.replay.truth import poses_at
+
+FEWEST = 3  # positions that fix a similarity
+RELATIVE_STEP = 1.0  # seconds over which the relative error is taken
+
+
+@dataclass(frozen=True)
+class TrajectoryScores:
+    """Errors of the tracked frames that have a true pose, after the similarity (Sim3) that fits their positions best.
+
+    ate_m, ate_median_m, ate_max_m: metres, distances between positions; ate_m is the root of the mean square. rpe_m,
+    rpe_deg: root mean square errors of the motion over ``rpe_step`` frames, about a second, metres and degrees; None
+    where the path is shorter. scale: metres per unit of the path. frames: how many were compared. truth_m: metres,
+    length of the true path between these. (Sturm et al., "A benchmark for the evaluation of RGB-D SLAM systems", 2012.)
+    """
+
+    ate_m: float
+    ate_median_m: float
+    ate_max_m: float
+    rpe_m: float | None
+    rpe_deg: float | None
+    rpe_step: int
+    scale: float
+    frames: int
+    truth_m: float
+
+
+def evaluate(odometry: Odometry, truth: GroundTruth) -> TrajectoryScores:
+    """Compare a path with the truth.
+
+    Raises DataError where fewer than three tracked frames have a true pose, or where these do not move, and ScfeatError
+    where evo is not installed.
+    """
+    evo = _evo()
+    true = poses_at(truth, odometry.stamps)
+    both = odometry.tracked & np.isfinite(true).all((1, 2))
+    _check(odometry, truth, both, true)
+    reference, path = (_path(evo, odometry.stamps[both], poses[both]) for poses in (true, odometry.poses))
+    _, _, scale = path.align(reference, correct_scale=True)
+    absolute = _errors(evo.APE(evo.PoseRelation.translation_part), reference, path)
+    step = max(1, round(1e9 * RELATIVE_STEP / float(np.median(np.diff(odometry.stamps[both])))))
+    relations = (evo.PoseRelation.translation_part, evo.PoseRelation.rotation_angle_deg)
+    relative: list[float | None] = [None, None]
+    if step < both.sum():
+        frames = evo.Unit.frames
+        relative = [
+            _root_mean_square(_errors(evo.RPE(relation, step, frames, all_pairs=True), reference, path))
+            for relation in relations
+        ]
+    return TrajectoryScores(
+        _root_mean_square(absolute),
+        float(np.median(absolute)),
+        float(absolute.max()),
+        *relative,
+        step,
+        float(scale),
+        int(both.sum()),
+        float(reference.path_length),
+    )
+
+
+def write_tum(path: Path, odometry: Odometry) -> None:
+    """The tracked poses, in the scale of the path itself. Raises ScfeatError where it cannot be written."""
+    known = odometry.tracked
+    tum.write_tum(path, odometry.stamps[known], odometry.poses[known], "T_world_camera, in an unknown scale")
+
+
+def _check(odometry: Odometry, truth: GroundTruth, both: np.ndarray, true: np.ndarray) -> None:
+    if not odometry.tracked.any():
+        raise DataError("expected a path to compare with the ground truth, found no frame with a pose")
+    if both.sum() < FEWEST:
+        raise DataError(
+            f"expected ground truth at {FEWEST} or more of the frames with a pose, {_span(odometry.stamps)}, found it "
+            f"at {int(both.sum())}: it covers {_span(truth.stamps)}; are the clocks the same?"
+        )
+    for name, poses in (("truth", true), ("path", odometry.poses)):
+        if np.ptp(poses[both, :3, 3], axis=0).max() == 0:
+            raise DataError(f"expected a camera that moves, found a {name} without any: no similarity fits a point")
+
+
+def _span(stamps: np.ndarray) -> str:
+    return f"{1e-9 * stamps[0]:.3f} to {1e-9 * stamps[-1]:.3f} s" if len(stamps) else "nothing"
+
+
+def _path(evo: Any, stamps: np.ndarray, poses: np.ndarray) -> Any:
+    return evo.PoseTrajectory3D(poses_se3=list(poses.copy()), timestamps=1e-9 * stamps)
+
+
+def _errors(metric: Any, reference: Any, path: Any) -> np.ndarray:
+    metric.process_data((reference, path))
+    return np.asarray(metric.error)
+
+
+def _root_mean_square(errors: np.ndarray) -> float:
+    return float(np.sqrt((errors**2).mean()))
+
+
+class _Evo:
+    """What is used of evo."""
+
+    def __init__(self) -> None:
+        from evo.core.metrics import APE, RPE, PoseRelation, Unit
+        from evo.core.trajectory import PoseTrajectory3D
+
+        self.APE, self.RPE, self.PoseRelation, self.Unit = APE, RPE, PoseRelation, Unit
+        self.PoseTrajectory3D = PoseTrajectory3D
+
+
+def _evo() -> _Evo:
+    try:
+        return _Evo()
+    except ModuleNotFoundError as error:
+        raise ScfeatError(
+            f"expected the Python module '{error.name}' to compare paths, found it not installed: "
+            "pip install 'scfeat-python[replay]'"
+        ) from error
