@@ -129,13 +129,14 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
-    mixing = images.new_tensor(_YCBCR)
+    mixing = torch.tensor(_YCBCR, dtype=torch.float64)
+    back = torch.linalg.inv(mixing).to(images)  # where nothing has to be waited for
     levels = (255 * padded).round()
-    planes = torch.stack([(row.view(3, 1, 1) * levels).sum(1) for row in mixing], 1)
+    planes = torch.stack([(row.view(3, 1, 1) * levels).sum(1) for row in mixing.to(images)], 1)
     brightness = _quantised(planes[:, :1] - 128, images.new_tensor(_LUMINANCE), quality) + 128
     colour = _quantised(F.avg_pool2d(planes[:, 1:], 2), images.new_tensor(_CHROMINANCE), quality)
     colour = F.interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
-    decoded, back = torch.cat((brightness, colour), 1), torch.linalg.inv(mixing.cpu().double()).to(mixing)
+    decoded = torch.cat((brightness, colour), 1)
     rgb = torch.stack([(row.view(3, 1, 1) * decoded).sum(1) for row in back], 1)
     return (rgb[..., :height, :width].round() / 255).clamp(0, 1)
 

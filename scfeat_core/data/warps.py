@@ -302,6 +302,8 @@ def _blur(images: Tensor, defocus: Tensor, motion: Tensor, generator: torch.Gene
     gaussian = torch.exp(-0.5 * (x**2 + y**2) / sigma**2)
     kernels = F.conv2d(_normalise(streak)[None], _normalise(gaussian)[:, None], padding=radius, groups=count)[0]
     blurred = (defocus | motion).flatten().nonzero().flatten()
+    if images.device.type != "cpu":
+        blurred = torch.arange(count)  # convolutions of one size are chosen once, and the others change nothing
     if len(blurred) == 0:
         return images
     kernels, chosen = _normalise(kernels[blurred])[:, None].to(images.device), blurred.to(images.device)

@@ -28,7 +28,7 @@ from scfeat_core.training.cli import override, resolve_paths
 from scfeat_core.training.config import TrainConfig, merge
 from scfeat_core.training.data_sets import load_photo_set, open_posed, photo_paths
 from scfeat_core.training.run import Run, plot_curves
-from scfeat_core.training.trainer import train
+from scfeat_core.training.trainer import images_of_any_size, train
 from scfeat_core.training.validation import PosedValidation, Validation, WarpValidation
 
 log = logging.getLogger(__name__)
@@ -221,7 +221,8 @@ def evaluate(config: EvaluationConfig, stage: TrainConfig, weights: Mapping[str,
     scores = {}
     for name, path in {**weights, **{name: name for name in config.beside}}.items():
         model = load_model(path).to(device)
-        scores[name] = _measure(validations, model, device)
+        with images_of_any_size():
+            scores[name] = _measure(validations, model, device)
         log.info("%s: %s", name, ", ".join(f"{key} {value:.3f}" for key, value in scores[name].items()))
     return scores
 

@@ -81,7 +81,7 @@ def train(
         if group.is_main:
             pairs = config.data_config_train.batch_size * group.world
             log.info("%s; %d a step, on %s", data.summary, pairs, device)
-            log.info("steps %d to %d in %s", state.step, config.steps, folder)
+            log.info("steps %d to %d in %s%s", state.step, config.steps, folder, _time_left(state, config))
         if is_finished(state, config):
             log.info("nothing to do; a larger epoch_step goes on")
             run.close()
@@ -185,8 +185,9 @@ class _Loop:
     def _validate(self) -> dict[str, float]:
         model = cast(SCFeat, self._state.average.module)
         scores: dict[str, float] = {}
-        for validation in self._data.validations:
-            scores |= validation.measure(model, self._run.config.device)
+        with images_of_any_size():
+            for validation in self._data.validations:
+                scores |= validation.measure(model, self._run.config.device)
         self._run.log(self._state.step, scores)
         return scores
 
@@ -201,6 +202,17 @@ class _Loop:
 def is_finished(state: TrainState, config: TrainConfig) -> bool:
     """Whether a run has had its steps, or its minutes."""
     return state.step >= config.steps or 0 < 60 * config.minutes <= state.seconds
+
+
+@contextmanager
+def images_of_any_size() -> Iterator[None]:
+    """Let cuDNN choose algorithms without measuring them, which does not pay where each size comes once."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
@@ -222,6 +234,11 @@ class _NoBar:
 
     def write(self, text: str) -> None:
         log.info(text)
+
+
+def _time_left(state: TrainState, config: TrainConfig) -> str:
+    left = config.minutes - state.seconds / 60
+    return f", at most {left:.1f} of {config.minutes:.1f} minutes" if config.minutes > 0 else ""
 
 
 def _rounded(value: float) -> float:
