@@ -271,7 +271,7 @@ def _html_table(runs: Sequence[Run]) -> str:
 
 def _html_cell(row: Row, place: int) -> str:
     ratio = f" <small>{_ratio(row.ratios[place])}</small>" if place else ""
-    return f"<td{' class=best' if row.best == place else ''}>{row.cells()[place]}{ratio}</td>"
+    return f"<td{' class=best' if row.best == place else ''}>{html.escape(row.cells()[place])}{ratio}</td>"
 
 
 def _differences_table(runs: Sequence[Run]) -> str:

@@ -39,7 +39,7 @@ class Film:
 
 
 def film_frames(frames: Sequence[FrameRecord]) -> list[int]:
-    """Places, in the processed frames, of those for a film: the middle of a long recording, all of a short one."""
+    """Places of those for a film: the middle of a long recording, all of a short one."""
     alike = _alike(frames)
     step = min(_STEP, max(1, -(-len(alike) // LONGEST)))
     start = max(0, (len(alike) - step * LONGEST) // 2)
@@ -47,13 +47,10 @@ def film_frames(frames: Sequence[FrameRecord]) -> list[int]:
 
 
 def strip_frames(frames: Sequence[FrameRecord]) -> list[int]:
-    """Places, in the processed frames, of some that are spread over the recording."""
+    """Places of some that are spread over the recording."""
     alike = _alike(frames)
-    return (
-        [alike[place] for place in np.unique(np.linspace(0, len(alike) - 1, STRIP).round().astype(int))]
-        if alike
-        else []
-    )
+    spread = np.unique(np.linspace(0, max(len(alike) - 1, 0), STRIP).round().astype(int))
+    return [alike[place] for place in spread] if alike else []
 
 
 def _alike(frames: Sequence[FrameRecord]) -> list[int]:
@@ -67,17 +64,18 @@ def draw_tracks(
     frames: Sequence[FrameRecord], places: Sequence[int], images: Mapping[int, np.ndarray], width: int = _WIDTH
 ) -> dict[int, np.ndarray]:
     """Pictures (h, w, 3) uint8 RGB, at most so wide, of tracks with their tails, by place; where the image is there."""
-    wanted = {place for place in places if frames[place].index in images}
-    needed = {before for place in wanted for before in range(max(place - TAIL + 1, 0), place + 1)}
-    tails, drawn = Tails(TAIL), {}
+    needed = {before for place in places for before in range(max(place - TAIL + 1, 0), place + 1)}
+    wanted, tails, drawn = set(places), Tails(TAIL), {}
     for place in sorted(needed):
         frame = frames[place]
+        if frame.dropped:
+            continue
         if frame.tracks is None or frame.reset_reason:
             tails.clear()
         if frame.tracks is None:
             continue
         tails.add(frame.tracks)
-        if place in wanted:
+        if place in wanted and frame.index in images:
             drawn[place] = _narrowed(_drawn(frame, images[frame.index], tails.lines(frame.tracks)), width)
     return drawn
 

@@ -22,9 +22,9 @@ from scfeat_core.geometry import warp_points
 from scfeat_core.quality import coverage
 from scfeat_core.replay.figures import SUMMARY_NAMES, Number, is_timed
 from scfeat_core.replay.records import FrameRecord, Recording
-from scfeat_core.replay.survival import Survival, lives, survival
-from scfeat_core.replay.truth import OFF, Rays, motions, repeatability, true_distance
-from scfeat_core.types import GeometryModel, TrackFlag
+from scfeat_core.replay.survival import Followed, Lives, Survival, survival
+from scfeat_core.replay.truth import OFF, Rays, motion, repeatability, true_distance
+from scfeat_core.types import Camera, GeometryModel, PairResult, TrackFlag, TwoViewGeometry
 
 if TYPE_CHECKING:
     from scfeat_core.odometry import Odometry, TrajectoryScores
@@ -54,8 +54,8 @@ MEASURED = (
     "brightness",
 )
 _ORDER = ("read", "decode", "preprocess", "network", "select", "assess", "match", "verify", "track", "record")
-_ORDER = ("read", "decode", "preprocess", "network", "select", "assess", "match", "verify", "track", "record")
 _SUMS = ("ms_total", "ms_overhead")
+_NOTHING = np.zeros(0, np.float32)
 _Row = dict[str, float]
 
 
@@ -86,15 +86,12 @@ def summarise(
     recording: Recording, odometry: Odometry | None = None, scores: TrajectoryScores | None = None
 ) -> Metrics:
     """All figures of a recording, with those of its trajectory where there is one, and truth to compare it with."""
-    recording = replace(
-        recording, frames=list(recording.frames)
-    )  # what is read from a folder makes them anew each time
-    per_frame = {**_frame_columns(recording), **_timing_columns(recording.frames)}
-    tracks = lives(recording.processed)
-    lived = survival(tracks, _interval(recording.processed))
+    frames, rows, tracks = _walk(recording)
+    per_frame = {**_frame_columns(frames, rows), **_timing_columns(frames)}
+    lived = survival(tracks, _interval([frame for frame in frames if not frame.dropped]))
     lengths = np.bincount(tracks.observations, minlength=2)
     found = {
-        **_counts(recording),
+        **_counts(frames),
         **_medians(per_frame),
         **_track_figures(lengths, lived, per_frame),
         **_trajectory_figures(odometry, scores),
@@ -102,20 +99,31 @@ def summarise(
     }
     summary = {name: _tidy(found.pop(name, None)) for name in SUMMARY_NAMES} | {k: _tidy(v) for k, v in found.items()}
     distributions = {name: _distribution(values) for name, values in per_frame.items() if name not in LABELS}
-    resets = {frame.index: frame.reset_reason for frame in recording.frames if frame.reset_reason}
+    resets = {frame.index: frame.reset_reason for frame in frames if frame.reset_reason}
     return Metrics(summary, distributions, per_frame, lengths, lived, resets)
 
 
 # -- per frame ---------------------------------------------------------------------------------------------------------
 
 
-def _frame_columns(recording: Recording) -> dict[str, np.ndarray]:
-    frames = recording.frames
-    moved = motions(recording)
-    rows = [
-        _measure(frame) | _measure_pair(frame, recording, motion) for frame, motion in zip(frames, moved, strict=True)
-    ]
-    _add_repeatability(rows, recording, moved)
+def _walk(recording: Recording) -> tuple[list[FrameRecord], list[_Row], Lives]:
+    """All records without their arrays, what was measured in each, and how their tracks lived.
+
+    Each record is looked at once, and only the one before is held: those of an hour are ten gigabytes.
+    """
+    frames: list[FrameRecord] = []
+    rows: list[_Row] = []
+    followed, before = Followed(), None
+    for frame in recording.frames:
+        rows.append(_measure(frame) | _measure_pair(frame, before, recording))
+        frames.append(replace(frame, keypoints=_NOTHING, scores=_NOTHING, pair=None, tracks=None, quality=None))
+        if not frame.dropped:
+            followed.add(frame.tracks)
+            before = frame
+    return frames, rows, followed.lives()
+
+
+def _frame_columns(frames: Sequence[FrameRecord], rows: Sequence[_Row]) -> dict[str, np.ndarray]:
     first = frames[0].stamp if frames else 0
     return {
         "index": np.array([frame.index for frame in frames], np.float64),
@@ -146,23 +154,34 @@ def _measure(frame: FrameRecord) -> _Row:
     return found
 
 
-def _measure_pair(frame: FrameRecord, recording: Recording, motion: np.ndarray) -> _Row:
-    """motion: (4, 4), true T_1_0, NaN where it is not known."""
+def _measure_pair(frame: FrameRecord, before: FrameRecord | None, recording: Recording) -> _Row:
+    """before: the processed frame before this one."""
     if (pair := frame.pair) is None:
         return {}
-    if (geometry := pair.geometry) is None:
-        return {"matches": len(pair.matches)}
+    moved = motion(recording.truth, pair.stamp0, frame.stamp)
+    camera = recording.camera
+    fits = camera is not None and camera.size == frame.image_size  # images of another size have another calibration
+    row: _Row = {"matches": len(pair.matches)}
+    if camera is not None and fits and before is not None and before.sequence == pair.sequence0:
+        row["repeatability"] = repeatability(before, frame, camera, moved)
+    return row if pair.geometry is None else row | _measure_inliers(pair, pair.geometry, camera, fits, moved)
+
+
+def _measure_inliers(
+    pair: PairResult, geometry: TwoViewGeometry, camera: Camera | None, fits: bool, moved: np.ndarray
+) -> _Row:
+    """fits: the camera is that of these images. moved: (4, 4), true T_1_0, NaN where it is not known."""
     inliers = geometry.inliers
     points0, points1 = pair.keypoints0[inliers].astype(np.float64), pair.keypoints1[inliers].astype(np.float64)
-    rays = None if recording.camera is None else Rays.of(points0, points1, recording.camera)
+    rays = Rays.of(points0, points1, camera) if camera is not None and fits else None
+    in_pixels = camera is None or fits or geometry.model is GeometryModel.FUNDAMENTAL
     return {
-        "matches": len(pair.matches),
         "model": int(geometry.model),
         "inliers": int(inliers.sum()),
         "inlier_ratio": float(inliers.mean()) if len(inliers) else np.nan,
         "flow_px": _median(np.linalg.norm(points1 - points0, axis=1)),
-        **_residual(geometry.model, geometry.matrix, points0, points1, rays),
-        **({} if rays is None else _true_residual(rays, motion)),
+        **(_residual(geometry.model, geometry.matrix, points0, points1, rays) if in_pixels else {}),
+        **({} if rays is None else _true_residual(rays, moved)),
     }
 
 
@@ -180,40 +199,22 @@ def _residual(
     return {}
 
 
-def _true_residual(rays: Rays, motion: np.ndarray) -> _Row:
-    distance = true_distance(rays, motion)
+def _true_residual(rays: Rays, moved: np.ndarray) -> _Row:
+    distance = true_distance(rays, moved)
     if distance is None or not len(distance):
         return {}
     return {"epipolar_truth_px": _median(distance), "off_truth": float((distance > OFF).mean())}
 
 
-def _add_repeatability(rows: Sequence[_Row], recording: Recording, moved: np.ndarray) -> None:
-    if recording.camera is None:
-        return
-    before = {frame.sequence: frame for frame in recording.processed}
-    for row, frame, motion in zip(rows, recording.frames, moved, strict=True):
-        if frame.pair is not None and (other := before.get(frame.pair.sequence0)) is not None:
-            row["repeatability"] = repeatability(other, frame, recording.camera, motion)
-
-
 def _timing_columns(frames: Sequence[FrameRecord]) -> dict[str, np.ndarray]:
-    """ms_<stage> of all stages, ms_total, and ms_overhead: all but the network, and decoding or waiting for it.
-
-    Where the frames have no "total" of their own, nothing ran beside anything else, and it is the sum.
-    """
+    """ms_<stage> of all stages, ms_total, their sum, and ms_overhead, that of all but the network and decoding."""
     stages = list(dict.fromkeys(stage for frame in frames for stage in frame.timings))
     columns = {stage: _column([frame.timings for frame in frames], stage) for stage in stages}
     if not columns:
         return {}
-    if "total" not in columns:
-        columns["total"] = _sum(list(columns.values()))
-        foreign = ("network", "decode")
-    else:
-        foreign = ("network", "wait")
-    others = _sum([columns[stage] for stage in foreign if stage in columns] or [np.zeros(len(frames))])
-    return {f"ms_{stage}": values for stage, values in columns.items()} | {
-        "ms_overhead": np.maximum(columns["total"] - np.nan_to_num(others), 0.0)
-    }
+    own = [values for stage, values in columns.items() if stage not in ("network", "decode")]
+    sums = {"total": _sum(list(columns.values())), "overhead": _sum(own or [np.full(len(frames), np.nan)])}
+    return {f"ms_{stage}": values for stage, values in (columns | sums).items()}
 
 
 def _sum(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -224,13 +225,12 @@ def _sum(columns: Sequence[np.ndarray]) -> np.ndarray:
 # -- in all ------------------------------------------------------------------------------------------------------------
 
 
-def _counts(recording: Recording) -> dict[str, Number]:
-    frames = recording.frames
+def _counts(frames: Sequence[FrameRecord]) -> dict[str, Number]:
     dropped = Counter(frame.dropped for frame in frames if frame.dropped)
     interval = _interval(frames)
     return {
         "frames": len(frames),
-        "processed": len(recording.processed),
+        "processed": sum(not frame.dropped for frame in frames),
         "dropped": sum(dropped.values()),
         **{f"dropped_{reason}": 0 for reason in ("decode", "stale", "error")},
         **{f"dropped_{reason}": count for reason, count in sorted(dropped.items())},

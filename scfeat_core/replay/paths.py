@@ -58,12 +58,12 @@ def similarity(points: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarr
 
 
 def lines(ways: Sequence[tuple[str, np.ndarray]]) -> list[Line]:
-    """The ways (name, positions (N, 3)) in the plane in which the first one is largest, as lines of a plan. The one
-    that is called TRUTH is dashed."""
+    """The ways (name, positions (N, 3)) in the plane in which the first one is largest, as lines of a plan, never as in
+    a mirror. The one that is called TRUTH is dashed."""
     first = ways[0][1][np.isfinite(ways[0][1]).all(1)]
     centre = first.mean(0) if len(first) else np.zeros(3)
     axes = np.linalg.svd(first - centre, full_matrices=False)[2][:2] if len(first) >= _FEWEST else np.eye(3)[:2]
-    axes = axes * np.where(axes[np.arange(2), abs(axes).argmax(1)] < 0, -1, 1)[:, None]
+    axes = _from_above(axes * np.where(axes[np.arange(2), abs(axes).argmax(1)] < 0, -1, 1)[:, None])
     found, colour = [], 0
     for name, positions in ways:
         x, y = axes @ (positions - centre).T
@@ -71,3 +71,14 @@ def lines(ways: Sequence[tuple[str, np.ndarray]]) -> list[Line]:
         found.append(Line(name, x, y, 5 if compared else colour, dashed=compared))
         colour += not compared
     return found
+
+
+def _from_above(axes: np.ndarray) -> np.ndarray:
+    """The axes (2, 3) of a page, the second one turned where they would show the ways from below, and right as left.
+
+    Upwards is z in a map (REP 103) and -y in the frame of a camera, in which odometry and some truths are.
+    """
+    normal = np.cross(*axes)
+    largest = abs(normal).argmax()
+    above = (normal[largest] > 0) != (largest == 1)
+    return axes if above else axes * np.array([[1], [-1]])

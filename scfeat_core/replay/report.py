@@ -314,7 +314,7 @@ def _pictured(recording: Recording, metrics: Metrics, pictures: Pictures | None)
     """The sections with images; the recording is read once for all of them."""
     if pictures is None:
         return ""
-    frames = recording.processed
+    frames = recording.frames
     film, strip, weak = film_frames(frames), strip_frames(frames), _weak_pairs(recording, metrics)
     indices = {frames[place].index for place in (*film, *strip)} | {f.index for _, *pair in weak for f in pair}
     try:
@@ -347,14 +347,18 @@ def _film(
 
 def _weak_pairs(recording: Recording, metrics: Metrics) -> list[tuple[int, FrameRecord, FrameRecord]]:
     """Place among all records, frame before, frame."""
-    frames = list(recording.frames)
-    before = {frame.sequence: frame for frame in frames if not frame.dropped}
-    chosen = [(place, frames[place]) for place in weakest(metrics)]
+    frames = recording.frames
+    chosen = [(place, _processed_before(frames, place), frames[place]) for place in weakest(metrics)]
     return [
-        (place, before[frame.pair.sequence0], frame)
-        for place, frame in chosen
-        if frame.pair is not None and frame.pair.sequence0 in before
+        (place, before, frame)
+        for place, before, frame in chosen
+        if before is not None and frame.pair is not None and frame.pair.sequence0 == before.sequence
     ]
+
+
+def _processed_before(frames: Sequence[FrameRecord], place: int) -> FrameRecord | None:
+    records = (frames[earlier] for earlier in range(place - 1, -1, -1))
+    return next((frame for frame in records if not frame.dropped), None)
 
 
 def _weakest(
@@ -376,16 +380,15 @@ def _weak_shot(
     metrics: Metrics, place: int, before: FrameRecord, frame: FrameRecord, image0: np.ndarray, image1: np.ndarray
 ) -> str:
     pair = frame.pair
-    assert pair is not None and pair.geometry is not None
-    inliers = pair.geometry.inliers
+    assert pair is not None
+    # Without verification only frames without matches are called weak.
+    inliers = np.zeros(len(pair.matches), bool) if pair.geometry is None else pair.geometry.inliers
     picture, _ = draw_verified(image0, image1, pair.keypoints0, pair.keypoints1, inliers)
-    ratio = f" ({percent(inliers.mean())})" if len(inliers) else ""
-    caption = (
-        f"Image {frame.index}, {metrics.per_frame['time_s'][place]:.2f} s: {inliers.sum()} of {len(inliers)} matches "
-        f"verified{ratio}"
-    )
+    share = f" ({percent(inliers.mean())})" if len(inliers) else ""
+    found = f"{inliers.sum()} of {len(inliers)} matches verified{share}" if len(inliers) else "no matches"
+    caption = f"Image {frame.index}, {metrics.per_frame['time_s'][place]:.2f} s: {found}"
     why = reasons(metrics, place, frame, before)
-    if not why and metrics.per_frame["inlier_ratio"][place] < _STRONG:
+    if not why and not metrics.per_frame["inlier_ratio"][place] >= _STRONG:
         why = ["nothing that was measured says why: moving things, repeated texture, a calibration that does not fit?"]
     items = "".join(f"<li>{html.escape(reason)}</li>" for reason in why)
     return f"<div>{figure(Picture(_narrowed(picture), caption))}<ul>{items}</ul></div>"
@@ -413,7 +416,7 @@ def _all_figures(metrics: Metrics) -> str:
     table = f'<div class="scroll"><table class="wide"><tr class="head">{head}</tr>{"".join(rows)}</table></div>'
     summary = "".join(
         f"<tr><th>{html.escape(known.label)}</th>"
-        f"<td>{shown(name, metrics.summary[name])} {html.escape(known.unit)}</td>"
+        f"<td>{html.escape(shown(name, metrics.summary[name]))} {html.escape(known.unit)}</td>"
         f'<td class="why">{html.escape(known.meaning)}</td></tr>'
         for name, known in FIGURES.items()
         if metrics.summary.get(name) is not None

@@ -59,21 +59,38 @@ class Lives:
 
 def lives(frames: Iterable[FrameRecord]) -> Lives:
     """frames: the processed ones, each looked at once."""
-    epochs: dict[int, _Register] = {}
-    count = 0
-    for place, frame in enumerate(frames):
-        count = place + 1
-        if frame.tracks is not None:
-            epochs.setdefault(frame.tracks.epoch, _Register()).add(place, frame.tracks)
-    registers = [epochs[epoch] for epoch in sorted(epochs)] or [_Register()]
-    for register in registers[:-1]:  # an epoch that is over has no tracks, though nobody has said so
-        register.ended[:] = True
-    seen = [register.observations > 0 for register in registers]
-    columns = {
-        name: np.concatenate([getattr(register, name)[rows] for register, rows in zip(registers, seen, strict=True)])
-        for name in ("first", "last", "observations", "ended")
-    }
-    return Lives(**columns, count=count)
+    followed = Followed()
+    for frame in frames:
+        followed.add(frame.tracks)
+    return followed.lives()
+
+
+class Followed:
+    """What is known of all tracks so far. State: a register for each epoch, and the number of processed frames."""
+
+    def __init__(self) -> None:
+        self._epochs: dict[int, _Register] = {}
+        self._count = 0
+
+    def add(self, tracks: Tracks | None) -> None:
+        """Those of the next processed frame; None where it has none."""
+        if tracks is not None:
+            self._epochs.setdefault(tracks.epoch, _Register()).add(self._count, tracks)
+        self._count += 1
+
+    def lives(self) -> Lives:
+        """To be asked for once, after the last frame."""
+        registers = [self._epochs[epoch] for epoch in sorted(self._epochs)] or [_Register()]
+        for register in registers[:-1]:  # an epoch that is over has no tracks, though nobody has said so
+            register.ended[:] = True
+        seen = [register.observations > 0 for register in registers]
+        columns = {
+            name: np.concatenate(
+                [getattr(register, name)[rows] for register, rows in zip(registers, seen, strict=True)]
+            )
+            for name in ("first", "last", "observations", "ended")
+        }
+        return Lives(**columns, count=self._count)
 
 
 class _Register:

@@ -8,7 +8,7 @@ import numpy as np
 
 from scfeat_core.evaluation.metrics import distance_to_nearest, symmetric_epipolar_distance
 from scfeat_core.geometry import essential_from_pose, undistort_points, warp_points
-from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
+from scfeat_core.replay.records import FrameRecord, GroundTruth
 from scfeat_core.tracking import turn
 from scfeat_core.types import Camera
 
@@ -48,19 +48,14 @@ def _blended(poses0: np.ndarray, poses1: np.ndarray, share: np.ndarray) -> np.nd
     return mixed
 
 
-def motions(recording: Recording) -> np.ndarray:
-    """True T_1_0 (F, 4, 4) from the frame that each was matched to: takes points of that camera to this one. NaN where
-    it is not known."""
-    frames, truth = recording.frames, recording.truth
-    found = np.full((len(frames), 4, 4), np.nan)
-    paired = np.array([place for place, frame in enumerate(frames) if frame.pair is not None], np.int64)
-    if truth is None or not len(paired):
-        return found
-    stamps = np.array([(f.pair.stamp0, f.stamp) for f in frames if f.pair is not None], np.int64)
-    poses0, poses1 = poses_at(truth, stamps[:, 0]), poses_at(truth, stamps[:, 1])
-    known = np.isfinite(poses0).all((1, 2)) & np.isfinite(poses1).all((1, 2))
-    found[paired[known]] = np.linalg.inv(poses1[known]) @ poses0[known]
-    return found
+def motion(truth: GroundTruth | None, stamp0: int, stamp1: int) -> np.ndarray:
+    """True T_1_0 (4, 4) between two stamps: takes points of the camera at the first to it at the second. NaN where it
+    is not known."""
+    unknown = np.full((4, 4), np.nan)
+    if truth is None:
+        return unknown
+    pose0, pose1 = poses_at(truth, np.array([stamp0, stamp1], np.int64))
+    return np.linalg.inv(pose1) @ pose0 if np.isfinite((pose0, pose1)).all() else unknown
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,9 @@ import json
 import re
 import shutil
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,36 @@ def _replayed(
     return FrameRecord(index, stamp, "", "", sequence, (320, 240), xy, scores, pair, tracks, quality, "", timings)
 
 
+class _Lazy(Sequence[FrameRecord]):
+    """Records that are made anew when they are asked for, as those of a run folder. most: that lived at once."""
+
+    def __init__(self, frames: Sequence[FrameRecord]) -> None:
+        self._frames = frames
+        self._alive = self.most = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        frame = self._frames[index]
+        record = replace(frame, keypoints=frame.keypoints.copy())
+        weakref.finalize(record.keypoints, self._gone)
+        self._alive += 1
+        self.most = max(self.most, self._alive)
+        return record
+
+    def _gone(self) -> None:
+        self._alive -= 1
+
+
+@pytest.fixture(scope="session")
+def lazily() -> Callable[[Sequence[FrameRecord]], _Lazy]:
+    """``lazily(frames)``: the same as a sequence that holds none of them; ``most``: how many others held at once."""
+    return _Lazy
+
+
 _PROBE = """<script>
 const problems = [];
 addEventListener('error', event => problems.push(String(event.message || event.target.tagName)), true);
@@ -281,7 +312,8 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, 
         folder = tmp_path_factory.mktemp("browser")
         probed = folder / "page.html"
         text = page.read_text(encoding="utf-8")
-        probed.write_text(text.replace("<title>", _PROBE + "<title>", 1), encoding="utf-8")
+        before_the_policy = text.replace("<meta charset", f"{_PROBE}<meta charset", 1)
+        probed.write_text(before_the_policy, encoding="utf-8")
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--timeout=20000"]
         result = subprocess.run(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.replay.survival import kaplan_meier, lives, survival
 from scfeat_core.replay.truth import poses_at
 from scfeat_core.types import GeometryModel, Tracks, TwoViewGeometry
+
+Lazily = Callable[[Sequence[FrameRecord]], Any]
 
 
 def strictly(path: Path) -> Any:
@@ -78,6 +80,23 @@ class TestFrames:
 
     def test_a_camera_that_stands_has_no_epipolar_lines(self, make_recording: Callable[..., Recording]) -> None:
         assert summarise(make_recording(4, step=0.001)).summary["epipolar_truth_px"] is None
+
+    def test_images_of_another_size_are_not_undistorted_by_this_camera(
+        self, make_recording: Callable[..., Recording]
+    ) -> None:
+        recording = make_recording(6)
+        frames = [replace(f, image_size=(640, 480)) if f.index >= 3 else f for f in recording.frames]
+        found = summarise(replace(recording, frames=frames)).per_frame
+        for name in ("epipolar_px", "epipolar_truth_px"):
+            assert np.isfinite(found[name]).tolist() == [False, True, True, False, False, False]
+
+    def test_no_more_than_two_frames_are_held(self, make_recording: Callable[..., Recording], lazily: Lazily) -> None:
+        """An hour of records is ten gigabytes."""
+        recording = make_recording(40)
+        frames = lazily(recording.frames)
+        found = summarise(replace(recording, frames=frames))
+        assert found.summary == summarise(recording).summary
+        assert frames.most <= 3
 
     def test_what_is_not_there_is_not_made_up(self, make_recording: Callable[..., Recording]) -> None:
         bare = summarise(make_recording(4, truth=False, verified=False)).summary

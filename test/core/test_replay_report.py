@@ -15,11 +15,11 @@ from scfeat_core.errors import DataError
 from scfeat_core.odometry.estimation import Odometry
 from scfeat_core.replay.film import LARGEST, LONGEST, draw_tracks, film_frames, make_film, strip_frames
 from scfeat_core.replay.metrics import summarise
-from scfeat_core.replay.paths import aligned, similarity
-from scfeat_core.replay.records import GroundTruth, Recording
+from scfeat_core.replay.paths import aligned, lines, similarity
+from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.replay.report import make_report, write_report
 from scfeat_core.replay.verdicts import headline, overall, reasons, verdicts, weakest
-from scfeat_core.types import ImageQuality
+from scfeat_core.types import ImageQuality, Matches
 
 Make = Callable[..., Recording]
 
@@ -40,6 +40,15 @@ def odometry_of(recording: Recording) -> Odometry:
     count = len(poses)
     tracked = np.ones(count, bool)
     return Odometry(truth.stamps, poses, tracked, 1, ("points",) * count, np.arange(0, count, 4))
+
+
+def _unmatched(frame: FrameRecord) -> FrameRecord:
+    """As a black image is, without points."""
+    none, index = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+    pair = frame.pair
+    assert pair is not None
+    pair = replace(pair, matches=Matches(index, index, none[:, 0]), keypoints0=none, keypoints1=none)
+    return replace(frame, pair=pair)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +113,31 @@ class TestPage:
         page = make_report(made, summarise(made), pictures=gone)
         assert "could not be read again: expected the bag" in page and "<img" not in page
         assert "<img" not in make_report(made, summarise(made), pictures=lambda indices: {})
+
+    def test_only_the_frames_that_are_shown_are_held(
+        self, make_recording: Make, lazily: Callable[[Sequence[FrameRecord]], Any]
+    ) -> None:
+        recording = make_recording(150, points=20)
+        frames = lazily(recording.frames)
+        metrics = summarise(recording)
+        page = make_report(replace(recording, frames=frames), metrics, None, None, pictures)
+        assert page == make_report(recording, metrics, None, None, pictures)
+        assert frames.most <= 12
+
+    def test_frames_without_matches_of_a_run_that_verifies_none(self, make_recording: Make) -> None:
+        recording = make_recording(4, verified=False)
+        frames = [_unmatched(frame) if frame.index == 2 else frame for frame in recording.frames]
+        bare = replace(recording, frames=frames)
+        assert "Image 2, 0.10 s: no matches" in make_report(bare, summarise(bare), None, None, pictures)
+
+    def test_scripts_that_are_not_its_own_do_not_run(
+        self, made: Recording, browse: Callable[..., dict[str, Any]], tmp_path: Path
+    ) -> None:
+        page = write_report(tmp_path, made, summarise(made))
+        text = page.read_text().replace("<h1>", "<script>document.title = 'owned'</script><h1>", 1)
+        page.write_text(text)
+        seen = browse(page)
+        assert seen["problems"] == ["blocked: inline"] and seen["tips"]
 
     def test_equal_recordings_give_equal_pages(self, make_recording: Make) -> None:
         made = make_recording(6)
@@ -218,6 +252,19 @@ class TestPaths:
         way = aligned(odometry.stamps, odometry.poses, known, bent)
         assert way.scale == pytest.approx(3) and np.nanmax(way.errors) < 1e-9
         assert np.isnan(way.positions[4]).all() and np.isfinite(way.positions[known]).all()
+
+    @pytest.mark.parametrize(
+        ("ahead", "right"), [([0, 0, 1], [1, 0, 0]), ([1, 0, 0], [0, -1, 0])], ids=["camera", "map"]
+    )
+    @pytest.mark.parametrize("far", [1, 9])
+    def test_a_turn_to_the_right_is_one_on_the_page(self, ahead: list[float], right: list[float], far: float) -> None:
+        """In the frame of a camera (REP 103: z ahead, x to the right), and in a map with z upwards."""
+        steps = np.arange(10.0)[:, None]
+        before = steps * ahead
+        way = np.concatenate((before, before[-1] + far * steps * right))
+        (line,) = lines([("way", way)])
+        (x0, y0), (x1, y1) = np.diff(np.column_stack((line.x, line.y))[[0, 9, -1]], axis=0)
+        assert x0 * y1 - y0 * x1 < 0
 
     def test_without_truth_it_stays_where_it_is(self, make_recording: Make) -> None:
         odometry = odometry_of(make_recording(5))
