@@ -25,7 +25,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from .bags import header_stamp
 from .images import compressed_to_array, image_to_array
-from .messages import matches_from_message, nanoseconds
+from .inputs import stamp_of
 
 # Bytes of images that are kept until their matches come: between lie the frames that the node works on or drops.
 IMAGES_KEPT = 200_000_000
@@ -146,6 +146,9 @@ class Monitor(Watcher):
 
     def __init__(self, domain: int, node: str, image: str, compressed: bool) -> None:
         super().__init__(domain)
+        from .messages import matches_from_message  # imports torch, for which a Listener need not wait
+
+        self._pair_of = matches_from_message
         self.seen = Observations()
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._compressed = compressed
@@ -165,13 +168,13 @@ class Monitor(Watcher):
             self._kept.popitem(last=False)
 
     def _on_features(self, message: Features) -> None:
-        stamp = nanoseconds(message.header.stamp)
+        stamp = stamp_of(message)
         self.seen.features.append((stamp, time.monotonic_ns(), len(message.scores)))
 
     def _on_matches(self, message: Matches) -> None:
-        result = matches_from_message(message)
+        result = self._pair_of(message)
         inliers = None if result.geometry is None else result.geometry.inliers
-        stamp1 = nanoseconds(message.header.stamp)
+        stamp1 = stamp_of(message)
         pair = PairRecord(result.stamp0, stamp1, result.keypoints0, result.keypoints1, inliers)
         self.seen.pairs.append(pair)
         if pair.stamp0 in self._kept and pair.stamp1 in self._kept:
@@ -224,7 +227,7 @@ class Heard:
         self.name, self.last, self.news, self.at = message.camera, message, self.news + 1, now
         self.first = self.first or message
         if message.processed > self.first.processed:
-            stamp = nanoseconds(message.header.stamp)
+            stamp = stamp_of(message)
             self.frames.setdefault(stamp, tuple(float(getattr(message, name)) for name in MEASURED))
 
 

@@ -504,8 +504,9 @@ def _forwarded(args: argparse.Namespace, bag: Bag, report: Callable[[str], None]
         for topic, word in (*cameras.items(), *beside.items())
     ]
     report(f"playing {', '.join(outlet.name for outlet in outlets)}")
-    names = [{topic: topic.name for topic in topics} for topics in (cameras, beside)]
-    return _Source(outlets, recorded_events(bag, *names, args.rate, args.fps), args.frames, lambda: bag.damage)
+    images, others = ({topic: topic.name for topic in topics} for topics in (cameras, beside))
+    events = recorded_events(bag, images, others, args.rate, args.fps)
+    return _Source(outlets, events, args.frames, lambda: bag.damage)
 
 
 def _topic(bag: Bag, word: str) -> Topic:

@@ -80,7 +80,7 @@ def own_plan(bag: Bag, job: ReplayJob, options: LiveOptions) -> Plan:
     other one where that is of a stereo pair. Raises DataError and ConfigError where these are not in the bag.
     """
     given = {} if options.config is None else read_parameters(options.config)
-    given |= options.settings
+    given.update(options.settings)
     images = _image_topics(bag, job.topic)
     names = _camera_names(images, given, job.parameters)
     infos = [bag.camera_info_topic(image, job.camera_info) for image in images]
