@@ -33,6 +33,7 @@ _TUM_CAMERAS = {  # fx, fy, cx, cy and radtan coefficients that TUM publishes fo
     "freiburg2": (520.908620, 521.007327, 325.141442, 249.701764, 0.231222, -0.784899, -0.003257, -0.000105, 0.917205),
     "freiburg3": (535.4, 539.2, 320.1, 247.6, 0.0, 0.0, 0.0, 0.0, 0.0),
 }
+_FASTEST, _SLOWEST = 1e-4, 3600.0  # seconds between two images
 _LAST_STAMP = 2**31 * 1_000_000_000  # what builtin_interfaces/Time holds
 
 
@@ -278,7 +279,11 @@ def _plain(folder: Path, options: Options) -> ImageSequence:
 def _stamped(paths: Sequence[Path], folder: Path, file: Path, notes: list[str]) -> list[Picture]:
     """By the names in the file of stamps, or in the order of both."""
     rows = _stamps_of(file, None)
-    if all(name for _, name in rows):
+    _check_pace([stamp for stamp, _ in rows], file)
+    nameless = sum(not name for _, name in rows)
+    if 0 < nameless < len(rows):
+        raise DataError(f"expected a name in each line of {file}, or in none, found {nameless} without one: add it")
+    if not nameless:
         return _in_order([Picture(stamp, folder / name) for stamp, name in rows], file, notes)
     if len(rows) != len(paths):
         raise DataError(
@@ -306,12 +311,12 @@ def _truth(path: Path, asked_for: bool, times: Path | None = None) -> GroundTrut
 def _images_in(folder: Path) -> list[Path]:
     """Sorted by name, numbers by their value: img9 comes before img10."""
     paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return sorted(paths, key=lambda path: [int(part) if part.isdigit() else part for part in _parts(path.name)])
+    return sorted(paths, key=lambda path: _parts(path.name))
 
 
-def _parts(name: str) -> list[str]:
+def _parts(name: str) -> list[str | int]:
     """Text and numbers in turn, beginning with text."""
-    return re.split(r"([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _size(pictures: Sequence[Picture]) -> tuple[int, int]:
@@ -351,6 +356,16 @@ def _check_ascending(stamps: Sequence[int], file: Path) -> None:
                 f"expected ascending stamps in {file}, found number {index + 2} not after the one before: which image "
                 "they belong to is not clear; sort them, or name the images beside them"
             )
+
+
+def _check_pace(stamps: Sequence[int], file: Path) -> None:
+    """The unit is known by the looks of the stamps only: what makes no sense as the pace of a camera is another one."""
+    seconds = 1e-9 * float(np.median(np.abs(np.diff(np.array(stamps, np.int64))))) if len(stamps) > 1 else 1.0
+    if not _FASTEST <= seconds <= _SLOWEST:
+        raise DataError(
+            f"expected {_FASTEST:g} to {_SLOWEST:g} s between two images of {file}, found {seconds:.3g} s: check the "
+            "unit; stamps are seconds, or nanoseconds where they have more than 12 digits before the point"
+        )
 
 
 def _stamps_of(file: Path, digits: int | None) -> list[tuple[int, str]]:

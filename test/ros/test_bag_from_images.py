@@ -275,6 +275,32 @@ def test_plain_folder_with_stamps(tmp_path: Path, row: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("start", "step"),
+    [(1403636579763, 50), (1403636579763555, 50_000), (0, 50_000_000), (1, 7200)],
+    ids=["milliseconds", "microseconds", "nanoseconds from 0 on", "hours apart"],
+)
+def test_stamps_of_another_unit_are_refused(tmp_path: Path, start: int, step: int) -> None:
+    plain(tmp_path / "set", 3)
+    (tmp_path / "stamps.txt").write_text("\n".join(str(start + i * step) for i in range(3)))
+    with pytest.raises(DataError, match=r"between two images of .*stamps\.txt, found .*unit"):
+        read_folder(tmp_path / "set", Options(stamps=tmp_path / "stamps.txt"))
+
+
+def test_names_for_some_of_the_stamps_are_refused(tmp_path: Path) -> None:
+    plain(tmp_path / "set", 3)
+    (tmp_path / "stamps.txt").write_text("1.0 img2.png\n2.0\n3.0\n")
+    with pytest.raises(DataError, match="a name in each line of .*, or in none, found 2 without one"):
+        read_folder(tmp_path / "set", Options(stamps=tmp_path / "stamps.txt"))
+
+
+def test_names_with_digits_of_other_scripts(tmp_path: Path) -> None:
+    for name in ("²1.png", "٣2.png", "7.png"):
+        save(tmp_path / "set" / name, picture(1))
+    found = read_folder(tmp_path / "set", Options(fps=1)).streams[0].pictures
+    assert [item.path.name for item in found] == ["7.png", "²1.png", "٣2.png"]
+
+
 def test_other_files_than_png_and_jpeg_are_stored_without_loss(tmp_path: Path) -> None:
     images = {
         "a.jpg": save(tmp_path / "set" / "a.jpg", picture(1)),
