@@ -23,7 +23,7 @@ import yaml
 
 from scfeat_core.errors import DataError
 
-from .bag_files.blocks import BagFile, Damage, normalised_type
+from .bag_files.blocks import BagFile, Damage, Record, normalised_type
 from .bag_files.compression import ZSTD_MAGIC, CorruptError, decompress, decompress_file
 from .bag_files.mcap import McapFile
 from .bag_files.ros1 import Ros1File
@@ -147,7 +147,9 @@ class Bag:
             file = folder / file.stem
         try:
             opened = _READERS[file.suffix](file, self._damage)
-        except OSError as error:
+        except DataError:
+            raise
+        except Exception as error:  # nobody can foresee every damage
             raise _unreadable(self.path, error) from error
         self._close.callback(opened.close)
         return opened
@@ -237,7 +239,7 @@ class Bag:
             numbers = {n for n, channel in file.channels.items() if (channel.topic, channel.type) in wanted}
             if not numbers:
                 continue
-            for record in file.messages(numbers):
+            for record in self._records(file, numbers):
                 channel = file.channels[record.channel]
                 found[channel.topic, channel.type] += 1
                 try:
@@ -247,6 +249,14 @@ class Bag:
                     continue
                 yield BagMessage(channel.topic, record.time, data, channel.type)
         self._compare(wanted, found)
+
+    def _records(self, file: BagFile, numbers: set[int]) -> Iterator[Record]:
+        try:
+            yield from file.messages(numbers)
+        except DataError:
+            raise
+        except Exception as error:  # nobody can foresee every damage
+            raise _unreadable(self.path, error) from error
 
     def _compare(self, wanted: Iterable[tuple[str, str]], found: Mapping[tuple[str, str], int]) -> None:
         """Say where metadata.yaml counts more than there was, unless other damage says why."""

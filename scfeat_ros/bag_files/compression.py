@@ -13,7 +13,7 @@ from scfeat_core.errors import DataError
 from .blocks import Damage
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878; no CDR message begins like this
-_STEP = 1 << 20
+_STEP = 1 << 12  # bytes: what comes out of a step with damage in it is lost
 _ADVICE = "pip install 'scfeat-python[bags]'"
 
 
@@ -22,7 +22,7 @@ class CorruptError(Exception):
 
 
 def decompress(data: bytes | memoryview, method: str) -> bytes | memoryview:
-    """method: "", "none", "zstd", "lz4", "bz2". Raises CorruptError for damaged data, DataError for another method."""
+    """method: "", "none", "zstd", "lz4", "bz2". Raises CorruptError for damaged data, and for another method."""
     if method in ("", "none"):
         return data
     try:
@@ -36,7 +36,7 @@ def decompress(data: bytes | memoryview, method: str) -> bytes | memoryview:
         raise
     except Exception as error:  # each library has its own
         raise CorruptError(str(error) or type(error).__name__) from error
-    raise DataError(f"expected chunks that are compressed with zstd, lz4 or bz2, found '{method}': convert the bag")
+    raise CorruptError(f"compressed with '{method}', which is not known")
 
 
 def decompress_start(data: bytes | memoryview, method: str) -> bytes | memoryview:

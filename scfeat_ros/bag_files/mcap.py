@@ -152,10 +152,13 @@ class McapFile:
     def _define(self, data: bytes | memoryview) -> None:
         """Schemas and channels of a buffer of records."""
         for kind, body in _records(data):
-            if kind == _SCHEMA:
-                self._schemas.update(_schema(body))
-            elif kind == _CHANNEL:
-                self.channels.update(_channel(body, self._schemas))
+            try:
+                if kind == _SCHEMA:
+                    self._schemas.update(_schema(body))
+                elif kind == _CHANNEL:
+                    self.channels.update(_channel(body, self._schemas))
+            except (struct.error, CorruptError, UnicodeDecodeError):
+                self._damage.add(f"a topic that {self._source.path.name} defines cannot be read")
 
     def _count(self) -> dict[int, int]:
         """Messages by channel; also learns of the channels that are defined within chunks."""

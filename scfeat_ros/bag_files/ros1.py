@@ -9,6 +9,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from scfeat_core.errors import DataError
@@ -72,7 +73,7 @@ class Ros1File:
                     blocks.append(Block(place, 0, start, dict(struct.iter_unpack("<II", data))))
                 at = end
             return blocks
-        except (KeyError, struct.error, CorruptError, UnicodeDecodeError):
+        except (KeyError, struct.error, CorruptError):
             self.channels.clear()
             return []
 
@@ -98,10 +99,11 @@ class Ros1File:
                 at = following
                 continue
             kind = fields[b"op"][0]
-            if kind == _CONNECTION:
-                self.channels.update(_channel(fields, self._source.read(begin, end - begin)))
-            elif kind == _CHUNK:
+            if kind == _CHUNK:
                 blocks.append(Block(at, 0, blocks[-1].start if blocks else 0))
+            elif kind == _CONNECTION:
+                with suppress(CorruptError, KeyError, struct.error):  # they are in the chunks, too
+                    self.channels.update(_channel(fields, self._source.read(begin, end - begin)))
             at = end
         if blocks:
             self._damage.add(f"{name} has no index: the recording was not closed")
@@ -258,14 +260,18 @@ def _channels(content: bytes | memoryview) -> dict[int, Channel]:
             fields, begin, end = _record(content[at : at + 8 + _LONGEST], at, len(content))
             if fields[b"op"][0] == _CONNECTION:
                 channels.update(_channel(fields, bytes(content[begin:end])))
-        except (CorruptError, KeyError, struct.error, UnicodeDecodeError):
+        except (CorruptError, KeyError, struct.error):
             break
         at = end
     return channels
 
 
 def _channel(fields: Fields, data: bytes) -> dict[int, Channel]:
-    topic, kind = fields[b"topic"].decode(), _fields(data)[b"type"].decode()
+    """Raises CorruptError, KeyError or struct.error where it is none."""
+    try:
+        topic, kind = fields[b"topic"].decode(), _fields(data)[b"type"].decode()
+    except UnicodeDecodeError as error:
+        raise CorruptError("a name that is no text") from error
     return {struct.unpack("<I", fields[b"conn"])[0]: Channel(topic, normalised_type(kind), ros1=True)}
 
 

@@ -31,7 +31,7 @@ class SqliteFile:
             topics = self._database.execute("SELECT id, name, type FROM topics").fetchall()
             counts = self._database.execute("SELECT topic_id, count(*) FROM messages GROUP BY topic_id").fetchall()
             self.counts: dict[int, int] = dict(counts)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # SQLite believes sizes that are none
             self._pages = Pages(self._source)
             topics = [(number, name, kind) for number, (name, kind) in self._pages.topics.items()]
             if not topics:
@@ -56,10 +56,13 @@ class SqliteFile:
             )
             try:
                 for row in self._database.execute(query + " ORDER BY timestamp, id", sorted(wanted)):
-                    yield Record(*row)
                     done.add(row[1])
+                    if isinstance(row[0], int) and isinstance(row[3], bytes):
+                        yield Record(*row)
+                    else:
+                        self._damage.add(f"row {row[1]} of {self._path.name} is damaged")
                 return
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.Error, MemoryError) as error:
                 self._damage.add(f"{self._path.name} is damaged ({error}): only what its readable pages hold is there")
                 self._pages = Pages(self._source)
         yield from self._salvaged(self._pages, wanted, done)

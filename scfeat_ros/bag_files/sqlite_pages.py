@@ -48,7 +48,8 @@ class Pages:
         for place, page in self._leaves():
             for cell in _cells(page, 100 if place == 0 else 0):
                 self._add(place, page, cell)
-        self.rows.sort(key=lambda row: (row.time, row.id))
+        once = {row.id: row for row in reversed(self.rows)}
+        self.rows = sorted(once.values(), key=lambda row: (row.time, row.id))
 
     def data(self, row: Row) -> bytes | None:
         """The blob of a row; None where its chain of pages is broken."""
@@ -90,7 +91,7 @@ class Pages:
             while types_at < at + header:
                 kind, types_at = _varint(page, types_at)
                 types.append(kind)
-            if types_at != at + header or header + sum(map(_length, types)) != size:
+            if types_at != at + header or header + sum(map(_length, types)) != size or size > self._source.size:
                 return
             body = at + header
             if len(types) == 4 and types[0] == _NULL and types[3] >= 12 and types[3] % 2 == 0:

@@ -467,6 +467,37 @@ def test_a_compression_that_is_not_known(tmp_path: Path) -> None:
         open_bag(tmp_path / "bag")
 
 
+@pytest.mark.parametrize(
+    ("storage", "compression"),
+    [("mcap", None), ("mcap", "storage"), ("sqlite3", None), ("sqlite3", "file"), ("ros1", None), ("ros1", "lz4")],
+)
+def test_random_damage_is_told(tmp_path: Path, storage: str, compression: str | None) -> None:
+    """Whatever is overwritten, cut out or put in: messages come out, or a DataError; what is lost is told."""
+    if storage == "ros1":
+        ros1_bag(tmp_path / "old.bag", 300, compression)
+        file, written = tmp_path / "old.bag", read_twice(tmp_path / "old.bag")[0]
+    else:
+        written = of(tiny_bag(tmp_path / "bag", storage, compression, frames=300))
+        (file,) = (path for path in (tmp_path / "bag").iterdir() if path.suffix != ".yaml")
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    complete = 0
+    for _ in range(20):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            at, size = int(rng.integers(len(data))), int(rng.integers(1, 3000))
+            data[at : at + size * int(rng.integers(2))] = rng.bytes(size * int(rng.integers(2)))
+        file.write_bytes(data)
+        try:
+            with open_bag(file.parent if storage != "ros1" else file) as bag:
+                topics = [topic for topic in bag.topics if topic.name == "/cam/image_raw"]
+                kept = list(bag.messages(topics))
+                assert len(kept) >= len(written) or bag.damage
+                complete += len(kept) == len(written)
+        except DataError as error:
+            assert "found" in str(error)
+    assert complete < 20
+
+
 # --------------------------------------------------------------------------------------------------------- other mcaps
 
 
