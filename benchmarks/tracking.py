@@ -9,9 +9,9 @@ inlier ratio and inliers, medians; re-identified points a frame; "off": share of
 than 3 pixels from the true epipolar line of where they were last seen, and the same of all points 5 frames on;
 milliseconds, medians.
 
---camera-info: of camera_info_manager (YAML); the default is camera_info.yaml beside the bag, where it is there.
---ground-truth: camera poses in the world as TUM writes them (seconds tx ty tz qx qy qz qw); the default is
-groundtruth.txt beside the bag. Without one there is no "off".
+--camera-info: intrinsics of ROS, Kalibr or COLMAP; the default is camera_info.yaml beside the bag, where it is there.
+--ground-truth: camera poses in the world (TUM, EuRoC, KITTI); the default is groundtruth.txt beside the bag. Without
+one there is no "off".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ import numpy as np
 import torch
 import yaml
 
-from scfeat_core.data.colmap import rotations
-from scfeat_core.errors import DataError
 from scfeat_core.extraction import Extractor
-from scfeat_core.frontend import Frontend, FrontendConfig
+from scfeat_core.frontend import FeatureExtractor, Frontend, FrontendConfig
 from scfeat_core.geometry import epipolar_distance, essential_from_pose, undistort_points
+from scfeat_core.replay.records import GroundTruth
 from scfeat_core.types import Camera, Features, FrameResult
-from scfeat_ros.bags import open_bag
+from scfeat_ros.bags import header_stamp, open_bag
+from scfeat_ros.ground_truth import read_ground_truth
+from scfeat_ros.images import compressed_to_array, image_to_array
+from scfeat_ros.intrinsics import read_intrinsics
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "as shipped": {},
@@ -70,7 +73,7 @@ SOMETHING = np.eye(64, dtype=np.uint8) * 255  # an image to be seen, in the plac
 class Recorded:
     """In the place of the Extractor: gives back features that were extracted before."""
 
-    def __init__(self, extractor: Extractor) -> None:
+    def __init__(self, extractor: FeatureExtractor) -> None:
         self.device = extractor.device
         self.timings: dict[str, float] = {}
         self.features: Features
@@ -89,11 +92,11 @@ def main() -> None:
     extractor = Extractor(args.weights, args.device, args.max_keypoints)
     beside = args.bag if args.bag.is_dir() else args.bag.parent
     camera = read_camera(args.camera_info or beside / "camera_info.yaml", required=args.camera_info is not None)
-    poses = read_poses(args.ground_truth or beside / "groundtruth.txt", required=args.ground_truth is not None)
+    truth = read_truth(args.ground_truth or beside / "groundtruth.txt", required=args.ground_truth is not None)
     extracted = [
         (stamp, extractor(image, to_numpy=False)) for stamp, image in images(args.bag, args.topic, args.frames)
     ]
-    frames = with_poses(extracted, poses)
+    frames = with_poses(extracted, truth)
     extra = yaml.safe_load(args.set)
     print(f"{args.bag.name}: {len(frames)} frames, {'calibrated' if camera else 'not calibrated'}, {args.weights}\n")
     names = [name for name in SETTINGS if args.only in name]
@@ -121,67 +124,34 @@ def parse() -> argparse.Namespace:
 
 def images(path: Path, topic: str | None, limit: int) -> Iterator[tuple[int, np.ndarray]]:
     """Stamps, nanoseconds, and gray images (H, W)."""
-    from rosbags.typesys import Stores, get_typestore
-
-    types = get_typestore(Stores.ROS2_HUMBLE)
     with open_bag(path) as bag:
         chosen, _ = bag.choose_image_topic(topic)
-        for count, message in enumerate(bag.messages([chosen]), 1):
-            image = types.deserialize_cdr(message.data, chosen.type)
-            yield image.header.stamp.sec * 10**9 + image.header.stamp.nanosec, gray(image, chosen.compressed)
-            if count == limit:
-                return
-
-
-def gray(message: Any, compressed: bool) -> np.ndarray:
-    if compressed:
-        decoded = cv2.imdecode(np.asarray(message.data), cv2.IMREAD_GRAYSCALE)
-        if decoded is None:
-            raise DataError("expected JPEG or PNG images, found one that is neither: the bag is damaged")
-        return decoded
-    channels = {"mono8": 1, "rgb8": 3, "bgr8": 3}.get(message.encoding)
-    if channels is None:
-        raise DataError(f"expected images of mono8, rgb8 or bgr8, or compressed ones, found {message.encoding}")
-    rows = np.asarray(message.data).reshape(message.height, message.step)[:, : channels * message.width]
-    pixels = rows.reshape(message.height, message.width, channels)
-    if channels == 1:
-        return pixels[..., 0]
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY if message.encoding == "rgb8" else cv2.COLOR_BGR2GRAY)
+        for message in islice(bag.messages([chosen]), limit or None):
+            image = bag.deserialize(message)
+            pixels = compressed_to_array(image) if chosen.compressed else image_to_array(image)
+            yield header_stamp(message.data), pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 def read_camera(path: Path, required: bool) -> Camera | None:
-    if not path.is_file() and not required:
-        return None
-    info = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return Camera(
-        np.array(info["camera_matrix"]["data"], float).reshape(3, 3),
-        np.array(info["distortion_coefficients"]["data"], float),
-        (info["image_width"], info["image_height"]),
-        info["distortion_model"],
-    )
+    return read_intrinsics(path) if required or path.is_file() else None
 
 
-def read_poses(path: Path, required: bool) -> np.ndarray | None:
-    """(n, 8): seconds, position, quaternion x y z w."""
-    return np.loadtxt(path, ndmin=2) if required or path.is_file() else None
+def read_truth(path: Path, required: bool) -> GroundTruth | None:
+    return read_ground_truth(path) if required or path.is_file() else None
 
 
-def with_poses(extracted: list[tuple[int, Features]], poses: np.ndarray | None) -> list[Frame]:
+def with_poses(extracted: list[tuple[int, Features]], truth: GroundTruth | None) -> list[Frame]:
     """Ground truth that has no image near its first stamp counts from the first image."""
     first = extracted[0][0] if extracted else 0
-    origin = first if poses is not None and abs(poses[0, 0] - 1e-9 * first) > 3600 else 0
-    return [Frame(stamp, features, nearest_pose(poses, stamp - origin)) for stamp, features in extracted]
+    origin = first if truth is not None and abs(int(truth.stamps[0]) - first) > 3600 * 10**9 else 0
+    return [Frame(stamp, features, nearest_pose(truth, stamp - origin)) for stamp, features in extracted]
 
 
-def nearest_pose(poses: np.ndarray | None, stamp: int) -> np.ndarray | None:
-    if poses is None:
+def nearest_pose(truth: GroundTruth | None, stamp: int) -> np.ndarray | None:
+    if truth is None:
         return None
-    row = poses[np.abs(poses[:, 0] - 1e-9 * stamp).argmin()]
-    if abs(row[0] - 1e-9 * stamp) > 0.01:
-        return None
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = rotations(row[None, [7, 4, 5, 6]])[0], row[1:4]
-    return pose
+    away = np.abs(truth.stamps - stamp)
+    return truth.poses[away.argmin()] if away.min() <= 10_000_000 else None
 
 
 # ------------------------------------------------------------------------------------------------------------- measure
