@@ -20,7 +20,8 @@ from scfeat_core.reconstruction.cameras import Cameras, require_pycolmap
 from scfeat_core.reconstruction.matching import MIN_INLIERS
 
 SEED = 0
-MIN_MODEL_IMAGES = 3
+MIN_MODEL_IMAGES = 3  # COLMAP keeps a first model of two
+_SCRATCH = ".sparse-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,9 @@ def reconstruct(
     pycolmap = require_pycolmap()
     options = _options(pycolmap, cameras, colours=images is not None)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".sparse-") as scratch, _quiet(pycolmap):
+    for left in output.parent.glob(f"{_SCRATCH}*"):  # by a mapping that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=_SCRATCH) as scratch, _quiet(pycolmap):
         try:
             pycolmap.set_random_seed(SEED)
             found = pycolmap.incremental_mapping(
@@ -69,9 +72,10 @@ def reconstruct(
             raise ScfeatError(
                 f"expected pycolmap to map {database}, found: {error}; write the database again"
             ) from error
-        ranked = sorted(found.items(), key=lambda item: (-item[1].num_reg_images(), item[0]))
-        _write(output, [model for _, model in ranked])
-    return [_summarise(model) for _, model in ranked]
+        models = [model for _, model in sorted(found.items()) if model.num_reg_images() >= MIN_MODEL_IMAGES]
+        models.sort(key=lambda model: -model.num_reg_images())
+        _write(output, models)
+    return [_summarise(model) for model in models]
 
 
 def _options(pycolmap: Any, cameras: Cameras, colours: bool) -> Any:
@@ -80,6 +84,7 @@ def _options(pycolmap: Any, cameras: Cameras, colours: bool) -> Any:
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = SEED
     options.min_num_matches = MIN_INLIERS
     options.min_model_size = MIN_MODEL_IMAGES
+    options.mapper.init_max_forward_motion = 1.0  # vehicles drive forward; COLMAP would begin with no pair of theirs
     options.extract_colors = colours
     fixed = {number for number, camera in enumerate(cameras.cameras, 1) if camera.calibration is not None}
     options.constant_cameras = options.mapper.constant_cameras = fixed

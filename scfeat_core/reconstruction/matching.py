@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -17,11 +18,12 @@ from scfeat_core.matching import match
 from scfeat_core.reconstruction.cameras import Cameras
 from scfeat_core.reconstruction.hloc import MatchedPair, Pair, group_name, stored_groups, write_matches
 from scfeat_core.two_view import verify
-from scfeat_core.types import Features, Matches, TwoViewGeometry
+from scfeat_core.types import Features, GeometryModel, Matches, TwoViewGeometry
 
 MIN_INLIERS = 15  # of a pair that counts as verified; COLMAP's mapper ignores pairs with fewer
 MAX_ITERATIONS = 10_000  # 0.999 where a third of the matches are good (samples of 7)
 PART_PAIRS = 500  # what an interruption can cost
+_SAMPLES = {GeometryModel.FUNDAMENTAL: 7, GeometryModel.ESSENTIAL: 5, GeometryModel.HOMOGRAPHY: 4}
 _HELD_IMAGES = 256  # whose features stay in memory: a megabyte each at 2048 points
 
 Matcher = Callable[[str, str], Matches]
@@ -53,13 +55,44 @@ class StoredFeatures:
 
 
 def verifier(cameras: Cameras, threshold: float) -> Verifier:
-    """Verification with the calibrations of both images, or with a fundamental matrix. threshold: pixels."""
+    """Verification with the calibrations of both images, or with a fundamental matrix. threshold: pixels.
+
+    Inliers that wrong matches could be as well are none: see :func:`log_false_alarms`.
+    """
 
     def check(pair: Pair, points0: np.ndarray, points1: np.ndarray) -> TwoViewGeometry:
         calibrations = cameras.calibrations(*pair)
-        return verify(points0, points1, threshold=threshold, cameras=calibrations, max_iterations=MAX_ITERATIONS)
+        found = verify(points0, points1, threshold=threshold, cameras=calibrations, max_iterations=MAX_ITERATIONS)
+        if found.model == GeometryModel.NONE or log_false_alarms(found, cameras.of(pair[1]).size) < 0:
+            return found
+        return TwoViewGeometry(GeometryModel.NONE, np.zeros((3, 3)), np.zeros_like(found.inliers), threshold)
 
     return check
+
+
+def log_false_alarms(geometry: TwoViewGeometry, size: tuple[int, int]) -> float:
+    """log10 of how many models with as many inliers are to be expected among as many matches that are all wrong.
+
+    A-contrario (Moisan and Stival, IJCV 2004): n C(n, k) C(k, s) p^(k - s) for k inliers of n, samples of s, and the
+    share p of the image that is within the threshold of an epipolar line, or of a transferred point. Best of thousands
+    of draws, a model of two images that show nothing in common has 15 to 30 of 300 matches: no fixed number or share of
+    inliers tells these from the true ones. size: (width, height) of view 1.
+    """
+    total, inliers, sample = len(geometry.inliers), geometry.num_inliers, _SAMPLES[geometry.model]
+    area, reach = float(size[0] * size[1]), geometry.threshold
+    band = 2 * reach * math.hypot(*size) if geometry.model != GeometryModel.HOMOGRAPHY else math.pi * reach**2
+    chance = min(band / area, 1.0)
+    return (
+        math.log10(total)
+        + _log_choices(total, inliers)
+        + _log_choices(inliers, sample)
+        + (inliers - sample) * math.log10(chance)
+    )
+
+
+def _log_choices(n: int, k: int) -> float:
+    """log10 of the binomial coefficient."""
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(10)
 
 
 def match_pairs(

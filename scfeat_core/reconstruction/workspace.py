@@ -250,7 +250,8 @@ def _write_database(
                 "again (--overwrite)"
             )
     database = out / "database.db"
-    database.unlink(missing_ok=True)
+    for file in [database, *out.glob("database.db-*")]:  # also the log of a mapping that was killed
+        file.unlink(missing_ok=True)
     write_database(database, keypoints, cameras, matched)
     return matched, [len(points) for points in keypoints.values()]
 

@@ -30,12 +30,13 @@ from scfeat_core.reconstruction.hloc import (
     swapped,
     write_matches,
 )
-from scfeat_core.reconstruction.matching import StoredFeatures, match_pairs, verifier
+from scfeat_core.reconstruction.matching import StoredFeatures, log_false_alarms, match_pairs, verifier
 from scfeat_core.reconstruction.pairs import choose_pairs
 from scfeat_core.reconstruction.sources import folder_source, image_name, recording_source
 from scfeat_core.reconstruction.truth import pose_errors, truth_of
 from scfeat_core.reconstruction.workspace import Plan, run
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
+from scfeat_core.two_view import verify
 from scfeat_core.types import Camera, GeometryModel, Matches, Tracks, TwoViewGeometry
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install 'scfeat-python[reconstruct]'")
@@ -214,6 +215,42 @@ def test_cameras_that_colmap_has_no_model_for_are_refused() -> None:
 def test_images_of_other_sizes_cannot_share_a_camera() -> None:
     with pytest.raises(DataError, match="640x480 .*'b' of 480x640"):
         one_camera({"a": (640, 480), "b": (480, 640)}, guessed((640, 480)))
+
+
+# -- verification ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_chance_gives_is_not_verified(rendered_views: Any, known: bool) -> None:
+    """Wrong matches have many more inliers than COLMAP's 15; true ones stay."""
+    views, pair = rendered_views, ("a", "b")
+    camera = calibrated(Camera(views.K, np.zeros(0), SIZE, "")) if known else guessed(SIZE)
+    check = verifier(one_camera(dict.fromkeys(pair, SIZE), camera), 2.0)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        points0, points1 = rng.uniform((0, 0), SIZE, (2, 300, 2))
+        calibrations = (camera.calibration, camera.calibration) if known else None
+        model = "essential" if known else "fundamental"
+        assert verify(points0, points1, threshold=2.0, model=model, cameras=calibrations).num_inliers > 15
+        found = check(pair, points0, points1)
+        assert found.model == GeometryModel.NONE and not found.inliers.any() and len(found.inliers) == 300
+    seen = np.flatnonzero(views.seen[2] & views.seen[4])[:60]
+    true0, true1 = (np.concatenate([views.xy[i][seen], rng.uniform((0, 0), SIZE, (100, 2))]) for i in (2, 4))
+    found = check(pair, true0, true1)
+    assert found.model != GeometryModel.NONE and found.inliers[:60].mean() > 0.95
+
+
+def test_false_alarms_fall_with_inliers_and_rise_with_matches() -> None:
+    def alarms(model: str, inliers: int, matches: int) -> float:
+        geometry = TwoViewGeometry(GeometryModel[model], np.eye(3), np.arange(matches) < inliers, 2.0)
+        return log_false_alarms(geometry, (640, 480))
+
+    for model in ("FUNDAMENTAL", "ESSENTIAL", "HOMOGRAPHY"):
+        assert alarms(model, 60, 300) < alarms(model, 40, 300) < alarms(model, 30, 300)
+        assert alarms(model, 30, 30) < alarms(model, 30, 100) < alarms(model, 30, 300)
+    assert alarms("HOMOGRAPHY", 15, 300) < -5 < 0 < alarms("ESSENTIAL", 25, 300)  # a disc is less than a band
+    # 10 of 20 by the binomials themselves: 20 * 184756 * 252 * (3200 / 307200)^5
+    assert alarms("ESSENTIAL", 10, 20) == pytest.approx(np.log10(20 * 184756 * 252) + 5 * np.log10(1 / 96))
 
 
 # -- database ----------------------------------------------------------------------------------------------------------
