@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 setup(
     packages=find_packages(include=["scfeat_core", "scfeat_core.*", "scfeat_ros", "scfeat_ros.*"]),
-    package_data={"scfeat_core": ["weights/*.safetensors", "weights/*.md", "py.typed"]},
+    package_data={"scfeat_core": ["weights/*.safetensors", "weights/*.safetensors.*", "weights/*.md", "py.typed"]},
     # Where ament puts them as well: share/scfeat below the prefix.
     data_files=[
         ("share/scfeat/config", sorted(glob("config/*"))),
