@@ -168,7 +168,9 @@ def _run_all(todo: Sequence[_Task], backend: _Processes | _Ray, workers: int, sh
         except KeyboardInterrupt:
             shown.say("interrupted: waiting for what has been done to be written; once more ends that, too")
             _finish(backend, done, shown)
-    for task in waiting:
+    for task in todo:
+        if task.name in done:
+            continue
         done[task.name] = Run(task.name, None, "not started", 0.0, True, folder=task.job.out, bag=task.job.bag)
     return done
 
@@ -248,24 +250,27 @@ class _Processes:
 
     def start(self, task: _Task) -> None:
         folder = Path(self._scratch.name, task.name)
-        folder.mkdir()
-        hand_over(folder, self._run, task.job)
         task.since = time.monotonic()
         command = [sys.executable, "-X", "faulthandler", "-m", "scfeat_ros.replay.child", str(folder)]
         log = task.job.out.with_name(task.name + ".log")
         try:
+            folder.mkdir()
+            hand_over(folder, self._run, task.job)
             log.parent.mkdir(parents=True, exist_ok=True)
             self._children[task] = Child(f"replay of {task.name}", command, log, self._environment), folder
         except OSError as error:
             raise ScfeatError(
-                f"expected to start a process with its log at {log}, found {error.strerror or error}: choose another "
-                "folder with --out, or fewer --workers"
+                f"expected to start a process with its log at {log} and its job in {folder.parent}, found "
+                f"{error.strerror or error}: choose another folder with --out (or TMPDIR), or fewer --workers"
             ) from error
 
-    def ended(self) -> list[Run]:
+    def ended(self) -> Iterator[Run]:
+        """Each is forgotten after it was taken: an interruption in between loses none."""
         time.sleep(_PERIOD)
-        over = [task for task, (child, _) in self._children.items() if child.exit_code is not None]
-        return [self._result(task) for task in over]
+        for task, (child, folder) in list(self._children.items()):
+            if child.exit_code is not None:
+                yield self._result(task, child, folder)
+                del self._children[task]
 
     def counts(self) -> list[tuple[int, int]]:
         return [progress_of(folder) for _, folder in self._children.values()]
@@ -273,11 +278,11 @@ class _Processes:
     def interrupt(self) -> None:
         self._interrupted = True
         for child, _ in self._children.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGINT)
+            if child.exit_code is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGINT)
 
-    def _result(self, task: _Task) -> Run:
-        child, folder = self._children.pop(task)
+    def _result(self, task: _Task, child: Child, folder: Path) -> Run:
         child.stop()
         result = result_of(folder)
         if result is not None:
@@ -350,9 +355,11 @@ class _Ray:
         task.since = time.monotonic()
         self._tasks[remote.remote(self._run, task.job, str(Path.cwd()))] = task
 
-    def ended(self) -> list[Run]:
+    def ended(self) -> Iterator[Run]:
         over, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=_PERIOD * 5)
-        return [self._result(reference) for reference in over]
+        for reference in over:
+            yield self._result(reference, self._tasks[reference])
+            del self._tasks[reference]
 
     def counts(self) -> list[tuple[int, int]]:
         """Not known of other machines."""
@@ -363,8 +370,7 @@ class _Ray:
         for reference in self._tasks:
             self._ray.cancel(reference)  # raises KeyboardInterrupt in the task
 
-    def _result(self, reference: Any) -> Run:
-        task = self._tasks.pop(reference)
+    def _result(self, reference: Any, task: _Task) -> Run:
         try:
             return task.run(**self._ray.get(reference))
         except self._ray.exceptions.RayError as error:

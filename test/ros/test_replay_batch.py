@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from scfeat_core.errors import DataError, ScfeatError
 from scfeat_ros.bag_from_images import make_bag
 from scfeat_ros.bags import write_bag
 from scfeat_ros.image_folders import Options, read_folder
+from scfeat_ros.processes import Child
 from scfeat_ros.replay.batch import cores, output_folders, run_jobs
 
 PATIENCE = 240.0  # seconds, on a machine with other work
@@ -166,6 +168,37 @@ def test_interruption_ends_all_and_keeps_what_was_done(
     assert never == ["3_fine", "interrupted", None, "not started"]
     for name in ("1_wait", "2_wait"):
         assert not running(int((tmp_path / name / "waits").read_text()))
+
+
+@pytest.mark.parametrize("moment", ["__init__", "stop"])
+def test_interruption_at_any_moment_loses_no_run(
+    jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """While a process is started, or what came of it is taken."""
+    pressed: list[int] = []
+
+    def press(child: Child, *args: Any, **named: Any) -> Any:
+        if not pressed:
+            pressed.append(1)
+            signal.raise_signal(signal.SIGINT)
+        return usual(child, *args, **named)
+
+    usual = getattr(Child, moment)
+    monkeypatch.setattr(Child, moment, press)
+    runs = run_jobs(small(jobs, tmp_path, "fine", "fine"), 1, run=jobs.work, report=lambda text: None)
+    first, second = runs
+    assert pressed and first.name == "0_fine" and second.name == "1_fine"
+    assert (first.state, first.summary is None) == (("interrupted", True) if moment == "__init__" else ("done", False))
+    assert second.interrupted and second.error == "not started"
+
+
+def test_process_that_has_no_room_is_an_error_of_its_run(
+    jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scratch folder cannot be made: the name is too long for the file system."""
+    (job,) = small(jobs, tmp_path, "fine")
+    (run,) = run_jobs([replace(job, out=tmp_path / ("x" * 300))], run=jobs.work, report=lambda text: None)
+    assert run.state == "error" and "expected to start a process" in run.error
 
 
 def test_children_of_a_killed_parent_end_in_order(spawn: Callable[..., Any], jobs: Any, tmp_path: Path) -> None:
