@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -329,11 +328,11 @@ def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
 
 def _trajectory(folder: Path, recording: Recording, report: Report) -> tuple[Any, Any]:
     """The path of the camera, and how good it is; None where it cannot be told, which ``report`` is told."""
-    if recording.camera is None or find_spec("scfeat_core.odometry.trajectory") is None:
-        return None, None
     from scfeat_core.odometry.estimation import estimate
     from scfeat_core.odometry.trajectory import evaluate, write_tum
 
+    if recording.camera is None:
+        return None, None
     odometry = scores = None
     try:
         odometry = estimate(recording.frames, recording.camera)
