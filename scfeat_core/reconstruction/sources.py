@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -98,14 +99,13 @@ def recording_source(recording: Recording, every: int = 1) -> Source:
 
     Raises DataError where the replay has no tracks, or two frames of one stamp.
     """
-    frames, ids = [], {}
-    stamps = []
-    for number, record in enumerate(recording.processed):
-        if number % every == 0:
-            name = image_name(record.stamp)
-            frames.append((name, _features(record)))
-            ids[name] = _track_ids(record)
-            stamps.append(record.stamp)
+    frames, ids, stamps = [], {}, []
+    processed = (record for record in recording.frames if not record.dropped)
+    for record in islice(processed, 0, None, every):
+        name = image_name(record.stamp)
+        frames.append((name, _features(record)))
+        ids[name] = _track_ids(record)
+        stamps.append(record.stamp)
     names = tuple(name for name, _ in frames)
     if len(ids) < len(names):
         raise DataError("expected frames of different stamps, found two of the same; replay the bag with other stamps")
