@@ -11,6 +11,7 @@ import numpy as np
 from scfeat_core.errors import DataError, ScfeatError
 from scfeat_core.odometry.estimation import Odometry
 from scfeat_core.replay import tum
+from scfeat_core.replay.paths import similarity
 from scfeat_core.replay.records import GroundTruth
 from scfeat_core.replay.truth import poses_at
 
@@ -50,7 +51,10 @@ def evaluate(odometry: Odometry, truth: GroundTruth) -> TrajectoryScores:
     both = odometry.tracked & np.isfinite(true).all((1, 2))
     _check(odometry, truth, both, true)
     reference, path = (_path(evo, odometry.stamps[both], poses[both]) for poses in (true, odometry.poses))
-    _, _, scale = path.align(reference, correct_scale=True)
+    # Not by evo, which refuses a straight path: any turn about it fits, and none changes these errors.
+    scale, rotation, translation = similarity(path.positions_xyz, reference.positions_xyz)
+    path.scale(scale)
+    path.transform(evo.se3(rotation, translation))
     absolute = _errors(evo.APE(evo.PoseRelation.translation_part), reference, path)
     step = max(1, round(1e9 * RELATIVE_STEP / float(np.median(np.diff(odometry.stamps[both])))))
     relations = (evo.PoseRelation.translation_part, evo.PoseRelation.rotation_angle_deg)
@@ -113,10 +117,11 @@ class _Evo:
     """What is used of evo."""
 
     def __init__(self) -> None:
+        from evo.core.lie_algebra import se3
         from evo.core.metrics import APE, RPE, PoseRelation, Unit
         from evo.core.trajectory import PoseTrajectory3D
 
-        self.APE, self.RPE, self.PoseRelation, self.Unit = APE, RPE, PoseRelation, Unit
+        self.APE, self.RPE, self.PoseRelation, self.Unit, self.se3 = APE, RPE, PoseRelation, Unit, se3
         self.PoseTrajectory3D = PoseTrajectory3D
 
 

@@ -55,6 +55,15 @@ def test_a_path_that_differs_by_a_similarity_is_right() -> None:
     assert scores.truth_m == pytest.approx(np.linalg.norm(np.diff(path()[:, :3, 3], axis=0), axis=1).sum())
 
 
+def test_a_straight_path_is_compared_as_any_other() -> None:
+    """A car on a road: the similarity may turn about it as it likes."""
+    line = np.tile(np.eye(4), (60, 1, 1))
+    line[:, 2, 3] = np.linspace(0, 30, 60) ** 1.1
+    scores = evaluate(odometry(moved(line, 0.5)), GroundTruth(stamps(), line))
+    assert scores.ate_m < 1e-9 and scores.scale == pytest.approx(2)
+    assert scores.rpe_m is not None and scores.rpe_m < 1e-9
+
+
 def test_errors_have_their_size() -> None:
     """A centimetre to and fro in each position, and a turn of one degree in the second half of the path."""
     poses = path()
