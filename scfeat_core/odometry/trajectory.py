@@ -57,19 +57,18 @@ def evaluate(odometry: Odometry, truth: GroundTruth) -> TrajectoryScores:
     path.transform(evo.se3(rotation, translation))
     absolute = _errors(evo.APE(evo.PoseRelation.translation_part), reference, path)
     step = max(1, round(1e9 * RELATIVE_STEP / float(np.median(np.diff(odometry.stamps[both])))))
-    relations = (evo.PoseRelation.translation_part, evo.PoseRelation.rotation_angle_deg)
-    relative: list[float | None] = [None, None]
-    if step < both.sum():
-        frames = evo.Unit.frames
-        relative = [
-            _root_mean_square(_errors(evo.RPE(relation, step, frames, all_pairs=True), reference, path))
-            for relation in relations
-        ]
+
+    def relative(relation: Any) -> float | None:
+        if step >= both.sum():
+            return None
+        return _root_mean_square(_errors(evo.RPE(relation, step, evo.Unit.frames, all_pairs=True), reference, path))
+
     return TrajectoryScores(
         _root_mean_square(absolute),
         float(np.median(absolute)),
         float(absolute.max()),
-        *relative,
+        relative(evo.PoseRelation.translation_part),
+        relative(evo.PoseRelation.rotation_angle_deg),
         step,
         float(scale),
         int(both.sum()),
