@@ -34,6 +34,7 @@ from scfeat_core.types import Camera
 
 RUN, FRAMES, TIMINGS, TRUTH, UNFINISHED = "run.json", "frames.npz", "timings.npz", "groundtruth.txt", "unfinished"
 _STATE = "state.npz"  # of an unfinished run, after its last part
+_FINISHED = ".finished"  # what becomes of UNFINISHED, while it is removed
 _DERIVED = ("metrics.json", "trajectory.txt", "report.html")  # made of these by others
 VERSION = 1  # of the files; others are refused
 _TIMING = "timings."  # what the columns of timings are called in parts, before the stage
@@ -87,7 +88,7 @@ class RunWriter:
         }
         _write_json(self.folder / RUN, described)
         if complete:
-            shutil.rmtree(self.folder / UNFINISHED)
+            _discard(self.folder)
 
 
 def begin_run(folder: Path, inputs: Mapping[str, Any], overwrite: bool = False) -> RunWriter | None:
@@ -159,13 +160,22 @@ def _progress(folder: Path) -> Progress:
 def _remove(folder: Path) -> None:
     """The files of a run, and nothing else that may be in the folder."""
     try:
-        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        _discard(folder)
         for name in (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ScfeatError(
             f"expected to write to {folder}, found: {error.strerror or error}; choose another folder (--out)"
         ) from error
+
+
+def _discard(folder: Path) -> None:
+    """All of ``unfinished/`` at once: a part of it, left by a process that is killed here, must not look like a run."""
+    left = folder / _FINISHED
+    shutil.rmtree(left, ignore_errors=True)
+    if (folder / UNFINISHED).exists():
+        (folder / UNFINISHED).replace(left)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _part(folder: Path, number: int) -> Path:

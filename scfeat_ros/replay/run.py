@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import sys
@@ -267,7 +268,8 @@ def _extractor(method: str, config: FrontendConfig) -> MethodExtractor | None:
 
 
 def _inputs(job: ReplayJob, source: Source) -> dict[str, Any]:
-    """What decides what comes out. Names of files without their folders: equal runs are equal wherever they lie."""
+    """What decides what comes out. Names of files without their folders: equal runs are equal wherever they lie; what
+    is in them counts, too, as they are edited."""
     settings = dump_config(frontend_config(job))
     mask = job.parameters.camera_masks.get(job.camera_name, "")
     settings["weights"] = Path(settings["weights"]).name
@@ -286,9 +288,23 @@ def _inputs(job: ReplayJob, source: Source) -> dict[str, Any]:
         "mask": "" if not mask else Path(mask).name,
         "use_imu": job.parameters.use_imu,
         "truth": "" if source.truth is None else source.truth.source,
+        "contents": _contents(source, mask),
+        "camera_name": job.camera_name,
+        "imu_rotation": job.parameters.imu_rotations[job.camera_name].tolist() if job.parameters.use_imu else None,
         "window": {"frames": job.frames, "start": job.start, "stop": job.stop},
         "versions": _versions(),
     }
+
+
+def _contents(source: Source, mask: str) -> dict[str, str]:
+    """Short hashes of what files hold, empty where there is none; what cannot be read is told by its reader."""
+    found = {"calibration": b"", "mask": b"", "truth": b""}
+    for name, file in (("calibration", source.calibration_file), ("mask", mask)):
+        with suppress(OSError):
+            found[name] = Path(file).read_bytes() if file else b""
+    if source.truth is not None:
+        found["truth"] = source.truth.stamps.tobytes() + source.truth.poses.tobytes()
+    return {name: hashlib.sha256(content).hexdigest()[:16] if content else "" for name, content in found.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -85,6 +85,11 @@ class Source:
             return self._file.name
         return self.info_topic.name if self.info_topic is not None else ""
 
+    @property
+    def calibration_file(self) -> Path | None:
+        """That which takes the place of CameraInfo, None where none does."""
+        return self._file
+
     def calibrations(self, complain: Callable[[str], None]) -> Callable[[Shot], Camera | None]:
         """What gives each image its calibration. complain(text): told about one that cannot be used."""
         rectified = self.job.parameters.rectified
@@ -140,10 +145,15 @@ class Source:
         if not topics:
             self.warnings.append("use_imu is on, and the bag has no topic of sensor_msgs/Imu: replayed without")
         gyro = GyroBuffer(capacity=max(2, sum(topic.count for topic in topics[:1])))
+        damaged = 0
         for message in bag.messages(topics[:1]):
-            imu = bag.deserialize(message)
+            if (imu := _try(bag, message)) is None:
+                damaged += 1
+                continue
             rate = imu.angular_velocity
             gyro.add(_nanoseconds(imu), np.array([rate.x, rate.y, rate.z]))
+        if damaged:
+            self.warnings.append(f"{damaged} messages on {topics[0].name} are damaged: left out")
         return gyro
 
     def _read_first_info(self, bag: Bag) -> Any:

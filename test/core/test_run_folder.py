@@ -159,6 +159,22 @@ def test_a_run_without_a_part_may_begin_anew_with_other_inputs(tmp_path: Path) -
     assert begin_run(tmp_path, {"bag": "other"}).progress.frames == 0
 
 
+def test_a_run_that_is_killed_while_it_tidies_up_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(folder: Path, **unused: object) -> None:
+        if folder.exists():
+            (folder / "inputs.json").unlink()
+            raise KeyboardInterrupt
+
+    writer = begin_run(tmp_path, INPUTS)
+    writer.add(RECORDS, {})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("scfeat_core.replay.run_folder.shutil.rmtree", killed)
+        writer.finish({}, None, None)
+    assert begin_run(tmp_path, INPUTS) is None
+    begin_run(tmp_path, INPUTS, overwrite=True).finish({}, None, None, complete=False)
+    assert not list(tmp_path.glob("*finished/part*"))
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a run of `scfeat replay` at .*found none"):
         read_run(tmp_path)

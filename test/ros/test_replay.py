@@ -29,7 +29,7 @@ from scfeat_core.cli import main
 from scfeat_core.errors import CalibrationError, ConfigError, DataError, ScfeatError
 from scfeat_core.frontend import Frontend
 from scfeat_core.replay.run_folder import read_run
-from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, write_bag
+from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, open_bag, write_bag
 from scfeat_ros.parameters import load_parameters
 from scfeat_ros.replay.job import ReplayJob
 from scfeat_ros.replay.run import PART, finished, frontend_config, run_job
@@ -408,6 +408,46 @@ def test_intrinsics_come_before_camera_info_and_must_fit(short_bag: Path, tmp_pa
         replay(short_bag, tmp_path / "wrong", intrinsics=file, frames=3)
     with pytest.raises(DataError, match="expected a file of intrinsics that says where the camera is on the body"):
         replay(short_bag, tmp_path / "body", ground_truth=str(tmp_path / "none.txt"), truth_of_body=True)
+
+
+def test_a_replay_of_other_contents_under_the_same_names_is_another_one(short_bag: Path, tmp_path: Path) -> None:
+    """A calibration, a truth and a mask that were mended must not be answered by the figures of the old ones."""
+    intrinsics, truth, mask = tmp_path / "k.yaml", tmp_path / "truth.txt", tmp_path / "mask.png"
+    poses = "{second}.0 {x} 0 0 0 0 0 1\n"
+
+    def write(focal: int = 111, x: float = 0.0, shade: int = 255) -> None:
+        intrinsics.write_text(CAMERA_YAML.format(width=160).replace("111", str(focal)))
+        truth.write_text("".join(poses.format(second=START // 10**9 + i, x=x) for i in range(3)))
+        cv2.imwrite(str(mask), np.full((HEIGHT, WIDTH), shade, np.uint8))
+
+    def again(**changes: Any) -> dict[str, Any]:
+        parameters = {"mask_files": [str(mask)], **changes.pop("parameters", {})}
+        given = {"intrinsics": intrinsics, "ground_truth": str(truth), "frames": 3, "parameters": parameters}
+        return replay(short_bag, tmp_path / "run", **given, **changes)
+
+    write()
+    again()
+    again()
+    for changed, what in (({"focal": 99}, "calibration"), ({"x": 1.0}, "truth"), ({"shade": 254}, "mask")):
+        write(**changed)
+        with pytest.raises(ScfeatError, match=f"found another one: contents.{what} was "):
+            again()
+    write()
+    with pytest.raises(ScfeatError, match="found another one: camera_name was"):
+        again(parameters={"cameras": ["other"]})
+    again()
+
+
+def test_damaged_messages_of_the_gyroscope_are_left_out(tmp_path: Path) -> None:
+    path = imu_bag(tmp_path / "bag", 0.5)
+    with open_bag(path) as opened:
+        types_of = {topic.name: topic.type for topic in opened.topics}
+        messages = list(opened.messages(opened.topics))
+    place = next(i for i, message in enumerate(messages) if message.topic == "/imu")
+    messages[place] = replace(messages[place], data=messages[place].data[:20])
+    write_bag(tmp_path / "damaged", types_of, messages)
+    replay(tmp_path / "damaged", tmp_path / "out", parameters={"use_imu": True})
+    assert any("1 messages on /imu" in text for text in read_run(tmp_path / "out").facts["warnings"])
 
 
 def imu_bag(path: Path, rate: float) -> Path:
