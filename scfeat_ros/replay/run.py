@@ -57,6 +57,12 @@ def run_job(job: ReplayJob, report: Report = lambda text: None, progress: bool |
     else:
         interrupted = _replay(job, source, writer, report, progress)
     summary = conclude(job, source, report)
+    if not summary["processed"] and not interrupted:
+        first = next(iter(read_run(job.out).frames))
+        raise DataError(
+            f"expected images on {source.topic.name} that give results, found none among {summary['frames']} (image "
+            f"{first.index}: {first.error}): see the report in {job.out}, then start anew (--overwrite)"
+        )
     return {**summary, "interrupted": 1} if interrupted else summary
 
 
@@ -68,7 +74,8 @@ def finished(job: ReplayJob) -> Summary | None:
         return None
     with suppress(ScfeatError):
         if begin_run(job.out, _inputs(job, Source(job))) is None:
-            return dict(read_metrics(job.out).summary)
+            summary = dict(read_metrics(job.out).summary)
+            return summary if summary["processed"] else None
     return None
 
 

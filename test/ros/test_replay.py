@@ -311,6 +311,15 @@ def test_stamps_that_go_back_a_little_and_a_lot(tmp_path: Path) -> None:
     assert "found one 0.050 s older" in read_run(tmp_path / "out").frames[3].error
 
 
+def test_a_bag_of_which_no_image_gives_a_result_is_an_error(tmp_path: Path) -> None:
+    """However often it is asked for; the report says why."""
+    path = bag(tmp_path / "bag", [jpeg(START + i * STEP, picture(i), cut=200) for i in range(3)])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"found none among 3 .*image 0: .*report.*out"):
+            replay(path, tmp_path / "out", report=True)
+        assert (tmp_path / "out" / "report.html").exists() and finished(job(path, tmp_path / "out")) is None
+
+
 def test_16_bit_images(tmp_path: Path) -> None:
     found = [raw(START + i * STEP, picture(3 * i).astype(np.uint16) << 4) for i in range(4)]
     summary = replay(bag(tmp_path / "bag", found, kind=IMAGE), tmp_path / "out")
