@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from scfeat_core.odometry.initialising import begin
+from scfeat_core.inertial import exponential
+from scfeat_core.odometry.initialising import Beginning, begin
 from scfeat_core.odometry.observations import Observations, observations
 from scfeat_core.odometry.solving import (
     Bundle,
@@ -20,9 +21,9 @@ from scfeat_core.odometry.solving import (
     Pose,
     Views,
     adjust,
-    exponential,
     fit_rotation,
     homogeneous,
+    mean_squares,
     pose_errors,
     ransac_pose,
     refine_pose,
@@ -35,12 +36,15 @@ from scfeat_core.types import Camera
 _FEWEST = 12  # points that agree with a pose
 _SHARE = 0.3  # of the known points in view that must agree with a pose
 _GOOD = 3.0  # sigma, that is pixels
+_MEAN = 4.0  # sigma^2, of a point, mean
 _WELL = 0.3  # relative uncertainty of the depth of a point that says where the camera is, not only how it is turned
+_WIDE = 3.0  # times as uncertain as it seems is where a point is whose depth is not known well
 _ADJUSTED = 0.6  # and of one that takes part in bundle adjustment
 _STEP = 0.2  # of the depth of the scene: how far a camera moves between two frames, one standard deviation
 _KEYFRAME_PARALLAX = 8.0  # pixels
 _KEYFRAME_SHARE = 0.7  # of the points of the last keyframe
 _WINDOW, _FIXED = 8, 12  # keyframes that are adjusted, and that are held but looked at
+_ROUNDS = 3  # of the adjustment of all keyframes
 _PATIENCE = 5  # frames without a pose from points, before a new map is begun
 
 
@@ -50,8 +54,8 @@ class Odometry:
 
     stamps: (N,) int64, nanoseconds, of the processed frames. poses: (N, 4, 4) float64, T_world_camera; the world is the
     first frame of the map. tracked: (N,) bool, frames with a pose that was measured. initialisations: maps begun; 1 is
-    what it should be. status: of each frame, "start" (before the first map; its pose was found afterwards), "points"
-    (PnP), "rotation" (only that could be measured, the translation is held), or "lost". keyframes: (K,) int64.
+    what it should be. status: of each frame, "points" (PnP), "rotation" (there are too few points of known depth to
+    measure the translation, which is held or guessed), or "lost". keyframes: (K,) int64.
     """
 
     stamps: np.ndarray
@@ -63,7 +67,7 @@ class Odometry:
 
     @property
     def lost(self) -> int:
-        """Frames, after the first map, without a pose."""
+        """Frames without a pose; all of them where there never was a map."""
         return self.status.count("lost")
 
 
@@ -74,9 +78,8 @@ def estimate(frames: Sequence[FrameRecord], camera: Camera | None, *, adjust: bo
     frames, or frames without parallax, give poses that are not tracked. Raises CalibrationError without a camera.
     """
     path = _Path(observations(frames, camera), adjust)
-    for frame in range(len(path.observed)):
-        path.add(frame)
-    return path.finish()
+    path.run()
+    return path.result()
 
 
 class _Path:
@@ -87,72 +90,87 @@ class _Path:
         self.observed, self.adjusting = observed, adjusting
         self.sigma = 1 / observed.focal_length
         self.rotations, self.translations = np.tile(np.eye(3), (count, 1, 1)), np.zeros((count, 3))
-        self.status = ["start"] * count
+        self.status = ["lost"] * count
         self.positions, self.known = np.zeros((observed.count, 3)), np.zeros(observed.count, bool)
         self.spreads, self.uncertainty = np.zeros((observed.count, 3)), np.full(observed.count, np.inf)
-        self.since = np.zeros(observed.count, np.int64)  # frame before which observations are not believed
+        # The first and the last frame whose observations of a point are believed.
+        self.since, self.until = np.zeros(observed.count, np.int64), np.full(observed.count, count)
         self.depth = 1.0  # of the scene, median
-        self.keyframes: list[int] = []
-        self.maps: list[int] = []  # which keyframe each of them begins with
-        self.last = -1  # newest frame with a pose from points
+        self.maps: list[list[int]] = []  # the keyframes of each, ascending
 
-    def add(self, frame: int) -> None:
-        if not self.maps:
-            self._begin(frame, 0)
+    def run(self) -> None:
+        """From the first map forwards, then from there backwards, then all of it again."""
+        first = next(filter(None, (begin(self.observed, 0, frame) for frame in range(2, len(self.status)))), None)
+        if first is None:
             return
-        self.status[frame] = self._locate(frame, frame - 1)
-        if self.status[frame] != "lost":
-            self.last = frame
-            if self._is_keyframe(frame):
-                self._add_keyframe(frame)
-        elif frame - self.last >= _PATIENCE:
-            self._begin(frame, self.last + 1)
+        self._begin(first)
+        begun, last = int(first.frames[0]), int(first.frames[-1])
+        for frame in range(last + 1, len(self.status)):
+            last = frame if self._add(frame, frame - 1) else last
+            if frame - last >= _PATIENCE and (start := begin(self.observed, last + 1, frame)) is not None:
+                self._begin(start)
+                last = frame
+        self.maps.reverse()  # the first is the current one again
+        self._measure_depth(begun)
+        for frame in range(begun - 1, -1, -1):
+            self._add(frame, frame + 1)
+        self.maps.reverse()
+        self._refine()
 
-    def finish(self) -> Odometry:
-        if self.maps:
-            self._refine()
-            self._complete()
+    def result(self) -> Odometry:
         poses = np.tile(np.eye(4), (len(self.status), 1, 1))
         poses[:, :3, :3] = self.rotations.swapaxes(1, 2)
         poses[:, :3, 3] = -np.einsum("nji,nj->ni", self.rotations, self.translations)
-        tracked = np.array([status != "lost" for status in self.status], bool) & bool(self.maps)
-        keyframes = np.array(self.keyframes, np.int64)
-        status = tuple(self.status)
-        return Odometry(self.observed.stamps, poses, tracked, len(self.maps), status, keyframes)
+        tracked = np.array([status != "lost" for status in self.status], bool)
+        keyframes = np.array([frame for frames in self.maps for frame in frames], np.int64)
+        return Odometry(self.observed.stamps, poses, tracked, len(self.maps), tuple(self.status), keyframes)
 
-    # -- maps ----------------------------------------------------------------------------------------------------------
+    # -- frames --------------------------------------------------------------------------------------------------------
 
-    def _begin(self, frame: int, earliest: int) -> None:
-        """A map, where there is enough parallax; a later one goes on where the camera was, with the depth there was."""
-        start = begin(self.observed, earliest, frame)
-        if start is None:
-            return
+    def _begin(self, start: Beginning) -> None:
+        """A map; a later one goes on where the camera was, with the depth that there was."""
         first = int(start.frames[0])
-        scale = self.depth
         rotation, translation = self.rotations[first].copy(), self.translations[first].copy()
-        for current in range(first, frame + 1):  # what is left of the map before does not fit
+        between = range(first, int(start.frames[-1]) + 1)
+        for current in between:  # what is left of the map before does not fit
             self.known[self.observed.of(current)[0]] = False
             self.since[self.observed.of(current)[0]] = first
-        for number, current in enumerate(start.frames):
-            self.rotations[current] = start.rotations[number] @ rotation
-            self.translations[current] = start.rotations[number] @ translation + scale * start.translations[number]
+        for current, turn, shift in zip(start.frames, start.rotations, start.translations, strict=True):
+            self.rotations[current] = turn @ rotation
+            self.translations[current] = turn @ translation + self.depth * shift
             self.status[current] = "points"
-        self.maps.append(len(self.keyframes))
-        self.keyframes += start.frames.tolist()
-        self.last = frame
-        for current in reversed(start.frames):
-            self._extend(int(current))
-        for current in sorted(set(range(first, frame)) - set(start.frames.tolist())):
+        self.maps.append([int(frame) for frame in start.frames])
+        for current in start.frames:
+            self._triangulate(self.observed.of(current)[0], self.maps[-1])
+        self._measure_depth(first)
+        for current in sorted(set(between) - set(self.maps[-1])):
             self.status[current] = self._locate(current, current - 1)
+
+    def _add(self, frame: int, neighbour: int) -> bool:
+        """The next frame beside one that is done; whether it has a pose."""
+        self.status[frame] = self._locate(frame, neighbour)
+        if self.status[frame] != "lost" and self._is_keyframe(frame, neighbour):
+            self.maps[-1] = sorted([*self.maps[-1], frame])
+            self._extend(frame, frame > neighbour)
+            if self.adjusting:
+                recent = self._nearest(frame, _WINDOW + _FIXED)
+                self._adjust(recent, self._nearest(frame, _WINDOW), 4)
+                self._extend(frame, frame > neighbour)
+        return self.status[frame] != "lost"
+
+    def _nearest(self, frame: int, count: int) -> list[int]:
+        """Keyframes of this map, ascending."""
+        return sorted(sorted(self.maps[-1], key=lambda keyframe: abs(keyframe - frame))[:count])
 
     # -- poses ---------------------------------------------------------------------------------------------------------
 
     def _marks(self, frame: int) -> tuple[np.ndarray, Landmarks]:
         """What is known of the points (N,) that a frame sees."""
         points, rays = self.observed.of(frame)
-        known = self.known[points] & (self.since[points] <= frame)
+        known = self.known[points] & (self.since[points] <= frame) & (frame <= self.until[points])
         points = points[known]
-        return points, Landmarks(self.positions[points], self.spreads[points], rays[known])
+        wide = np.where(self.uncertainty[points] < _WELL, 1.0, _WIDE)[:, None]
+        return points, Landmarks(self.positions[points], wide * self.spreads[points], rays[known])
 
     def _locate(self, frame: int, neighbour: int) -> str:
         """Find the pose of a frame, starting from that of a neighbour, and say from what it was found."""
@@ -166,7 +184,8 @@ class _Path:
             return "points"
         if agree.sum() >= max(_FEWEST, _SHARE * len(points)):
             return "rotation"
-        self.rotations[frame], self.translations[frame] = held
+        turned = turned and self.status[neighbour] != "lost"
+        self.rotations[frame], self.translations[frame] = held if turned else self._predicted(frame, neighbour)
         return "rotation" if turned else "lost"
 
     def _pose(self, marks: Landmarks, well: np.ndarray, starts: list[Pose]) -> tuple[Pose, np.ndarray]:
@@ -198,59 +217,56 @@ class _Path:
         """Constant velocity, from the two frames before."""
         before = neighbour - (frame - neighbour)
         stamps = self.observed.stamps
-        if not 0 <= before < len(stamps) or self.status[before] == "start" or stamps[neighbour] == stamps[before]:
+        if not 0 <= before < len(stamps) or self.status[before] == "lost" or stamps[neighbour] == stamps[before]:
             return self.rotations[neighbour], self.translations[neighbour]
         ratio = float(np.clip((stamps[frame] - stamps[neighbour]) / (stamps[neighbour] - stamps[before]), 0.0, 3.0))
         turn = self.rotations[neighbour] @ self.rotations[before].T
         step = self.translations[neighbour] - turn @ self.translations[before]
-        turn = exponential(ratio * cv2.Rodrigues(turn)[0].ravel())
+        turn = exponential(ratio * cv2.Rodrigues(turn)[0].reshape(1, 3))[0]
         return turn @ self.rotations[neighbour], turn @ self.translations[neighbour] + ratio * step
 
     # -- keyframes -----------------------------------------------------------------------------------------------------
 
-    def _is_keyframe(self, frame: int) -> bool:
+    def _is_keyframe(self, frame: int, neighbour: int) -> bool:
         """Whether many of the points that are followed are new, or many have moved."""
-        followed = self.observed.common(frame - 1, frame)[0]
+        followed = self.observed.common(neighbour, frame)[0]
         if self.known[followed].sum() < _KEYFRAME_SHARE * len(followed):
             return True
-        _, rays0, rays1 = self.observed.common(self.keyframes[-1], frame)
-        turn = self.rotations[frame] @ self.rotations[self.keyframes[-1]].T
-        turned = homogeneous(rays0) @ turn.T
+        (keyframe,) = self._nearest(frame, 1)
+        _, rays0, rays1 = self.observed.common(keyframe, frame)
+        turned = homogeneous(rays0) @ (self.rotations[frame] @ self.rotations[keyframe].T).T
         moved = np.linalg.norm(turned[:, :2] / np.maximum(turned[:, 2:], 0.1) - rays1, axis=1)
         return len(moved) < _FEWEST or float(np.median(moved)) > _KEYFRAME_PARALLAX * self.sigma
 
-    def _add_keyframe(self, frame: int) -> None:
-        self.keyframes.append(frame)
-        self._extend(frame)
-        if self.adjusting:
-            recent = self._recent()
-            self._adjust(recent, recent[-_WINDOW:], 4)
-            self._extend(frame)
-
-    def _recent(self) -> list[int]:
-        """The last keyframes of this map."""
-        return self.keyframes[max(self.maps[-1], len(self.keyframes) - _WINDOW - _FIXED) :]
-
-    def _extend(self, frame: int) -> None:
+    def _extend(self, frame: int, forwards: bool) -> None:
         """Triangulate, again where they are known, the points of a keyframe from all the last keyframes.
 
-        Where these do not agree, it begins again with this frame.
+        Where these do not agree, a point begins again with this frame.
         """
         points, _ = self.observed.of(frame)
-        bad = self._triangulate(points, self._recent())
-        self.since[bad] = frame
+        bad = self._triangulate(points, self._nearest(frame, _WINDOW + _FIXED))
+        (self.since if forwards else self.until)[bad] = frame
         self._triangulate(bad, [frame])
-        well = points[self.uncertainty[points] < _WELL]
+        self._measure_depth(frame)
+
+    def _measure_depth(self, frame: int) -> None:
+        points, _ = self.observed.of(frame)
+        well = points[self.uncertainty[points] < _ADJUSTED]
         if len(well) >= _FEWEST:
             moved = self.positions[well] @ self.rotations[frame].T + self.translations[frame]
             self.depth = float(np.median(moved[:, 2]))
+
+    def _believed(self, frames: Sequence[int], chosen: np.ndarray) -> np.ndarray:
+        """Observations (n,) of the points that are ``chosen``, (T,) bool."""
+        rows = self.observed.rows(frames, chosen)
+        of, points = self.observed.frames[rows], self.observed.points[rows]
+        return rows[(self.since[points] <= of) & (of <= self.until[points])]
 
     def _triangulate(self, points: np.ndarray, frames: Sequence[int]) -> np.ndarray:
         """Points from what these frames saw of them; returns those that this does not agree with."""
         chosen = np.zeros(len(self.known), bool)
         chosen[points] = True
-        rows = self.observed.rows(frames, chosen)
-        rows = rows[self.observed.frames[rows] >= self.since[self.observed.points[rows]]]
+        rows = self._believed(frames, chosen)
         if len(rows) == 0:
             return points[:0]
         rows = rows[np.argsort(self.observed.points[rows], kind="stable")]
@@ -258,7 +274,7 @@ class _Path:
         of = self.observed.frames[rows]
         views = Views(index.reshape(-1), self.rotations[of], self.translations[of], self.observed.rays[rows])
         found = triangulate(views, self.sigma, self.depth)
-        good = found.worst < _GOOD**2
+        good = found.errors < _MEAN
         self.known[points] = good
         self.uncertainty[points] = np.where(good, found.uncertainty, np.inf)
         self.positions[points], self.spreads[points] = found.positions, found.spreads
@@ -269,8 +285,7 @@ class _Path:
         chosen = np.zeros(len(self.known), bool)
         for frame in free:
             chosen[self.observed.of(frame)[0]] = True
-        rows = self.observed.rows(frames, chosen & self.known & (self.uncertainty < _ADJUSTED))
-        rows = rows[self.observed.frames[rows] >= self.since[self.observed.points[rows]]]
+        rows = self._believed(frames, chosen & self.known & (self.uncertainty < _ADJUSTED))
         seen = np.bincount(self.observed.points[rows], minlength=len(self.known))
         rows = rows[seen[self.observed.points[rows]] > 1]
         if len(rows) == 0:
@@ -285,24 +300,17 @@ class _Path:
         self.rotations[frames], self.translations[frames] = bundle.rotations, bundle.translations
         self.positions[points] = bundle.points
         errors = residuals(bundle.moved(), bundle.rays, self.sigma)
-        bad = points[bundle.index[errors > _GOOD**2]]
+        bad = points[mean_squares(bundle.index, errors) > _MEAN]
         self.known[bad], self.uncertainty[bad] = False, np.inf
 
     def _refine(self) -> None:
         """Each map as a whole, then the frames between its keyframes."""
-        for first, end in zip(self.maps, [*self.maps[1:], len(self.keyframes)], strict=True):
-            frames = self.keyframes[first:end]
-            if self.adjusting:
+        for frames in self.maps if self.adjusting else []:
+            for _ in range(_ROUNDS):
                 self._adjust(frames, frames, 10)
-        for frame in sorted(set(range(self.keyframes[0], len(self.status))) - set(self.keyframes)):
-            if self.status[frame] == "points":
+                self._triangulate(np.concatenate([self.observed.of(frame)[0] for frame in frames]), frames)
+        for frame in sorted(set(range(len(self.status))) - {frame for frames in self.maps for frame in frames}):
+            points, marks = self._marks(frame)
+            if self.status[frame] == "points" and (self.uncertainty[points] < _WELL).sum() >= _FEWEST:
                 pose = self.rotations[frame], self.translations[frame]
-                points, marks = self._marks(frame)
-                if (self.uncertainty[points] < _WELL).sum() >= _FEWEST:
-                    self.rotations[frame], self.translations[frame] = refine_pose(pose, marks, self.sigma, _GOOD)
-
-    def _complete(self) -> None:
-        """Poses of the frames before the first map, backwards."""
-        first = min(frame for frame, status in enumerate(self.status) if status == "points")
-        for frame in range(first - 1, -1, -1):
-            self.status[frame] = "start" if self._locate(frame, frame + 1) != "lost" else "lost"
+                self.rotations[frame], self.translations[frame] = refine_pose(pose, marks, self.sigma, _GOOD)

@@ -16,6 +16,7 @@ from scfeat_core.odometry.solving import (
     Views,
     adjust,
     fit_rotation,
+    mean_squares,
     ransac_pose,
     refine_pose,
     residuals,
@@ -27,8 +28,8 @@ PARALLAX = 5.0  # pixels that the median point moves, but for the rotation
 _FEWEST = 40  # points
 _DEPTH = 0.3  # relative uncertainty of the depth that a point of the first map may have
 _BETWEEN = 3  # frames that have to agree with the two
-_AGREE = 0.7  # of the points in each of them
-_GOOD = 2.5  # sigma
+_AGREE, _AGREES = 0.7, 9.0  # of the points in each of them, by so many sigma^2
+_GOOD = 3.0  # sigma^2, of a point, mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,7 @@ def _hypothesis(pose: Pose, rays0: np.ndarray, rays1: np.ndarray, sigma: float) 
         np.stack((rays0, rays1), 1).reshape(-1, 2),
     )
     found = triangulate(views, sigma)
-    return pose, found.positions, (found.uncertainty < _DEPTH) & (found.worst < _GOOD**2)
+    return pose, found.positions, (found.uncertainty < _DEPTH) & (found.errors < _GOOD)
 
 
 def _exact(positions: np.ndarray, rays: np.ndarray) -> Landmarks:
@@ -151,10 +152,10 @@ def _verified(
     )
     bundle = adjust(bundle, np.arange(len(frames)) == 0, sigma, 15)
     errors = residuals(bundle.moved(), bundle.rays, sigma)
-    agree = np.bincount(bundle.cameras, errors < _GOOD**2, len(frames)) / np.bincount(bundle.cameras)
-    good = np.bincount(bundle.index, errors >= _GOOD**2, len(points)) == 0
+    agree = np.bincount(bundle.cameras, errors < _AGREES, len(frames)) / np.bincount(bundle.cameras)
+    good = mean_squares(bundle.index, errors) < _GOOD
     if agree.min() < _AGREE or good.sum() < _FEWEST:
         return np.inf, None
     scale = 1 / np.median(bundle.points[good, 2])
     start = Beginning(frames, bundle.rotations, scale * bundle.translations, points[good], scale * bundle.points[good])
-    return bundle.cost(sigma) / len(errors), start
+    return bundle.cost(sigma, 1.5) / len(errors), start

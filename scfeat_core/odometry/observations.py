@@ -45,7 +45,7 @@ class Observations:
         points, rows0, rows1 = np.intersect1d(points0, points1, assume_unique=True, return_indices=True)
         return points, rays0[rows0], rays1[rows1]
 
-    def rows(self, frames: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    def rows(self, frames: Sequence[int], chosen: np.ndarray) -> np.ndarray:
         """The observations (n,) in ``frames`` (ascending) of the points that are ``chosen``, (T,) bool."""
         parts = [np.arange(self.starts[frame], self.starts[frame + 1]) for frame in frames]
         rows = np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.int64)
@@ -62,15 +62,18 @@ def observations(frames: Sequence[FrameRecord], camera: Camera | None) -> Observ
             "visual odometry needs the intrinsics of the camera, found none; give them as --camera-info or --intrinsics"
         )
     check_camera(camera)
-    frames = [frame for frame in frames if not frame.dropped]
-    parts = [_observed(frame, camera) for frame in frames]
+    stamps, parts = [], []
+    for frame in frames:  # once, and without keeping them: an hour of them does not fit into memory
+        if not frame.dropped:
+            stamps.append(frame.stamp)
+            parts.append(_observed(frame, camera))
     keys = np.concatenate([*(key for key, _ in parts), np.zeros(0, np.int64)])
     unique, points = np.unique(keys, return_inverse=True)
     lengths = [len(key) for key, _ in parts]
     return Observations(
-        np.array([frame.stamp for frame in frames], np.int64),
+        np.array(stamps, np.int64),
         np.cumsum([0, *lengths]).astype(np.int64),
-        np.repeat(np.arange(len(frames)), lengths),
+        np.repeat(np.arange(len(parts)), lengths),
         points.reshape(-1),
         np.concatenate([*(rays for _, rays in parts), np.zeros((0, 2))]),
         float((camera.K[0, 0] + camera.K[1, 1]) / 2),

@@ -13,20 +13,16 @@ import numpy as np
 from scipy import linalg, sparse
 
 from scfeat_core.geometry import skew
+from scfeat_core.inertial import exponential
 
 Pose = tuple[np.ndarray, np.ndarray]
 
 _NEAR = 1e-6  # a point nearer than this, in units of the map, is not in front of a camera
-_HUBER = 1.5  # sigma
+_KERNEL = 1.5  # sigma, of Cauchy's kernel for poses and points
+_SPREAD, _KERNELS = 1.5, (0.3, 2.0)  # for all at once: median errors, and its limits in sigma
+_LARGEST = 36.0  # squared error in sigma, that of an outlier
 _ITERATIONS = 8
 _PRIOR = 0.8  # of an expected inverse depth: infinity is not much less likely than half the depth
-
-
-def exponential(vectors: np.ndarray) -> np.ndarray:
-    """Rotations (..., 3, 3) of rotation vectors (..., 3), by Rodrigues' formula."""
-    angle = np.linalg.norm(vectors, axis=-1)[..., None, None]
-    cross = skew(vectors)
-    return np.eye(3) + np.sinc(angle / np.pi) * cross + 0.5 * np.sinc(angle / (2 * np.pi)) ** 2 * (cross @ cross)
 
 
 def homogeneous(rays: np.ndarray) -> np.ndarray:
@@ -103,12 +99,12 @@ def pose_errors(pose: Pose, marks: Landmarks, sigma: float) -> np.ndarray:
 def refine_pose(
     pose: Pose, marks: Landmarks, sigma: float, start: float, held: tuple[Pose, float] | None = None
 ) -> Pose:
-    """Gauss-Newton on the pose alone, with a Cauchy kernel that narrows from ``start`` standard deviations to _HUBER.
+    """Gauss-Newton on the pose alone, with a Cauchy kernel that narrows from ``start`` standard deviations to _KERNEL.
 
     held: a pose near to whose centre the camera is expected, and the standard deviation of that.
     """
     rotation, translation = pose
-    for scale in np.geomspace(max(start, _HUBER), _HUBER, _ITERATIONS):
+    for scale in np.geomspace(max(start, _KERNEL), _KERNEL, _ITERATIONS):
         error, steps, ahead = whitened((rotation, translation), marks, sigma)
         weights = ahead / (1 + (error**2).sum(1) / scale**2)
         flat = (steps * weights[:, None, None]).reshape(-1, 6)
@@ -119,7 +115,7 @@ def refine_pose(
             information[3:, 3:] += np.eye(3) / deviation**2
             gradient[3:] += (translation - rotation @ turned.T @ moved) / deviation**2
         step = -np.linalg.solve(information, gradient)
-        turn = exponential(step[:3])
+        turn = exponential(step[None, :3])[0]
         rotation, translation = turn @ rotation, turn @ translation + step[3:]
     return rotation, translation
 
@@ -135,7 +131,7 @@ def ransac_pose(points: np.ndarray, rays: np.ndarray, threshold: float) -> Pose 
         return None
     if not found or not (np.isfinite(vector).all() and np.isfinite(translation).all()):
         return None
-    return exponential(vector.ravel()), translation.ravel()
+    return exponential(vector.reshape(1, 3))[0], translation.ravel()
 
 
 def _projection(moved: np.ndarray, rays: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -175,20 +171,25 @@ class Views:
         return np.flatnonzero(np.diff(self.index, prepend=-1))
 
 
+def mean_squares(index: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Mean squared errors (P,) of points from those (M,) of their observations, each no larger than _LARGEST."""
+    return np.bincount(index, np.minimum(squares, _LARGEST)) / np.bincount(index)
+
+
 @dataclass(frozen=True, eq=False)
 class Triangulated:
     """positions: (P, 3). spreads: (P, 3), one standard deviation along the ray of the first view, where the position is
-    least certain. uncertainty: (P,), relative, of the depth; inf at and beyond infinity. worst: (P,), the largest
-    squared error in sigma, inf behind a camera."""
+    least certain. uncertainty: (P,), relative, of the depth; inf at and beyond infinity. errors: (P,), see
+    :func:`mean_squares`."""
 
     positions: np.ndarray
     spreads: np.ndarray
     uncertainty: np.ndarray
-    worst: np.ndarray
+    errors: np.ndarray
 
 
 def triangulate(views: Views, sigma: float, depth: float = np.inf) -> Triangulated:
-    """Points by Gauss-Newton on their reprojection errors, Huber kernel, from any number of views, even one.
+    """Points by Gauss-Newton on their reprojection errors, Cauchy kernel, from any number of views, even one.
 
     In inverse depth along the first ray (Civera et al., T-RO 2008), in which the projection is all but linear: it
     starts at infinity, or, where a depth is to be expected, there, with a prior that has a standard deviation of _PRIOR
@@ -207,7 +208,7 @@ def triangulate(views: Views, sigma: float, depth: float = np.inf) -> Triangulat
         moved = _seen(state, views.index, turns, shifts)
         error, jacobian = _projection(moved, views.rays, sigma)
         steps = jacobian @ np.concatenate((turns[:, :, :2], shifts[..., None]), 2)
-        weights = (moved[:, 2] > _NEAR) / np.maximum(np.sqrt((error**2).sum(1)) / _HUBER, 1)
+        weights = (moved[:, 2] > _NEAR) / (1 + (error**2).sum(1) / _KERNEL**2)
         weighted = steps.swapaxes(1, 2) * weights[:, None, None]
         information = np.add.reduceat(weighted @ steps, starts)
         gradient = np.add.reduceat((weighted @ error[..., None])[..., 0], starts)
@@ -215,12 +216,14 @@ def triangulate(views: Views, sigma: float, depth: float = np.inf) -> Triangulat
         gradient[:, 2] += prior * (state[:, 2] - expected)
         information += 1e-9 * np.einsum("pii->pi", information)[:, None] * np.eye(3) + 1e-12 * np.eye(3)
         state = state - np.linalg.solve(information, gradient[..., None])[..., 0]
-    worst = np.maximum.reduceat(residuals(_seen(state, views.index, turns, shifts), views.rays, sigma), starts)
+    squares = residuals(_seen(state, views.index, turns, shifts), views.rays, sigma)
     deviation = np.sqrt(np.linalg.inv(information)[:, 2, 2])
     inverse = np.maximum(state[:, 2], np.maximum(0.02 * expected, _NEAR))
     lines = (to_anchor[starts] @ homogeneous(state[:, :2])[..., None])[..., 0] / inverse[:, None]
     uncertainty = np.where(state[:, 2] > _NEAR, deviation / inverse, np.inf)
-    return Triangulated(centre[starts] + lines, lines * (deviation / inverse)[:, None], uncertainty, worst)
+    return Triangulated(
+        centre[starts] + lines, lines * (deviation / inverse)[:, None], uncertainty, mean_squares(views.index, squares)
+    )
 
 
 def _seen(state: np.ndarray, index: np.ndarray, turns: np.ndarray, shifts: np.ndarray) -> np.ndarray:
@@ -251,21 +254,23 @@ class Bundle:
         rotated = np.einsum("mij,mj->mi", self.rotations[self.cameras], self.points[self.index])
         return rotated + self.translations[self.cameras]
 
-    def cost(self, sigma: float) -> float:
-        """Huber's, of the errors in sigma."""
-        error = np.sqrt(np.minimum(residuals(self.moved(), self.rays, sigma), 1e8))
-        return float(np.where(error < _HUBER, error**2, 2 * _HUBER * error - _HUBER**2).sum())
+    def cost(self, sigma: float, kernel: float) -> float:
+        """Cauchy's, of the errors in sigma."""
+        squares = np.minimum(residuals(self.moved(), self.rays, sigma), 1e8)
+        return float(kernel**2 * np.log1p(squares / kernel**2).sum())
 
 
 def adjust(bundle: Bundle, fixed: np.ndarray, sigma: float, iterations: int) -> Bundle:
-    """Bundle adjustment: Levenberg-Marquardt on the Schur complement of the points (Triggs et al., 1999), Huber kernel.
+    """Bundle adjustment: Levenberg-Marquardt on the Schur complement of the points (Triggs et al., 1999).
 
-    fixed: (K,) bool, poses that stay. Where fewer than two do, the free gauge is held by the damping.
+    Cauchy's kernel, as wide as the errors are. fixed: (K,) bool, poses that stay. Where fewer than two do, the free
+    gauge is held by the damping.
     """
-    damping, cost = 1e-4, bundle.cost(sigma)
+    kernel = float(np.clip(_SPREAD * np.sqrt(np.median(residuals(bundle.moved(), bundle.rays, sigma))), *_KERNELS))
+    damping, cost = 1e-4, bundle.cost(sigma, kernel)
     for _ in range(iterations):
-        candidate = _step(bundle, fixed, sigma, damping)
-        new = np.inf if candidate is None else candidate.cost(sigma)
+        candidate = _step(bundle, fixed, sigma, kernel, damping)
+        new = np.inf if candidate is None else candidate.cost(sigma, kernel)
         if candidate is None or not new < cost:
             damping *= 10
             continue
@@ -275,12 +280,12 @@ def adjust(bundle: Bundle, fixed: np.ndarray, sigma: float, iterations: int) -> 
     return bundle
 
 
-def _step(bundle: Bundle, fixed: np.ndarray, sigma: float, damping: float) -> Bundle | None:
+def _step(bundle: Bundle, fixed: np.ndarray, sigma: float, kernel: float, damping: float) -> Bundle | None:
     """One step of Levenberg-Marquardt; None where its equations cannot be solved."""
     count, many = len(bundle.rotations), len(bundle.points)
     moved = bundle.moved()
     error, projection = _projection(moved, bundle.rays, sigma)
-    weights = (moved[:, 2] > _NEAR) / np.maximum(np.sqrt((error**2).sum(1)) / _HUBER, 1)
+    weights = (moved[:, 2] > _NEAR) / (1 + (error**2).sum(1) / kernel**2)
     of_pose = (projection @ _pose_jacobian(moved)) * ~fixed[bundle.cameras][:, None, None]
     of_point = projection @ bundle.rotations[bundle.cameras]
     pose_t, point_t = (part.swapaxes(1, 2) * weights[:, None, None] for part in (of_pose, of_point))
