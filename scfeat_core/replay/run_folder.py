@@ -209,7 +209,8 @@ def _join(path: Path, parts: Sequence[Path]) -> None:
 
 
 def _join_timings(path: Path, parts: Sequence[Path]) -> None:
-    pieces = [map_arrays(part, _TIMING) for part in parts]
+    # Copies: each map keeps a file open, and an hour has more parts than a process may have files.
+    pieces = [{name: np.array(values) for name, values in map_arrays(part, _TIMING).items()} for part in parts]
     lengths = [len(map_arrays(part, "index")["index"]) for part in parts]
     columns: Columns = {}
     for stage in sorted({name for piece in pieces for name in piece}):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import zipfile
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,21 @@ def test_a_run_that_is_killed_while_it_tidies_up_is_finished(tmp_path: Path, mon
     assert begin_run(tmp_path, INPUTS) is None
     begin_run(tmp_path, INPUTS, overwrite=True).finish({}, None, None, complete=False)
     assert not list(tmp_path.glob("*finished/part*"))
+
+
+def test_more_parts_than_files_may_be_open(tmp_path: Path) -> None:
+    """An hour has a thousand parts, and so many files may be open by default."""
+    writer = begin_run(tmp_path, INPUTS)
+    for _ in range(60):
+        writer.add([replace(RECORDS[0], timings={"network": 2.0})], {})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = sorted(set(range(300)) - {int(file.name) for file in Path("/proc/self/fd").iterdir()})
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[20], limits[1]))
+        writer.finish({}, None, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(read_run(tmp_path).frames) == 60
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
