@@ -655,6 +655,18 @@ def test_poses_are_compared_after_a_similarity(exact_recording: Recording) -> No
     assert pose_errors(found, dict.fromkeys(truth, np.eye(4))) is None  # all in one place
 
 
+def test_a_straight_way_leaves_no_rotation_open(exact_recording: Recording) -> None:
+    truth = {str(i): pose.copy() for i, pose in enumerate(exact_recording.truth.poses)}
+    found = {name: pose.copy() for name, pose in truth.items()}
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(truth):
+        truth[name][:3, 3] = (i, 0, 0)
+        found[name][:3, 3] = (i, *rng.normal(0, 1e-3, 2))
+        truth[name][:3, 3] += (0, *rng.normal(0, 1e-3, 2))
+    errors = pose_errors(found, truth)
+    assert errors.position < 5e-3 and errors.rotation < 1e-6
+
+
 def elsewhere_all(poses: dict[str, np.ndarray], move: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
     return {name: move(pose) for name, pose in poses.items()}
 
