@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from scfeat_core import __version__
-from scfeat_core.reconstruction.hloc import MatchedPair
 from scfeat_core.reconstruction.mapping import Model
 from scfeat_core.reconstruction.matching import MIN_INLIERS
 from scfeat_core.reconstruction.truth import pose_errors
@@ -37,18 +36,18 @@ COLUMNS: dict[str, tuple[str, int]] = {
 }
 
 
-def summarise_pairs(pairs: Sequence[MatchedPair], keypoints: Sequence[int]) -> Summary:
-    """keypoints: of each image. A pair is verified where at least MIN_INLIERS of its matches are inliers; inliers and
-    inlier_ratio are means over these."""
-    verified = [pair for pair in pairs if pair.num_inliers >= MIN_INLIERS]
+def summarise_pairs(pairs: Sequence[tuple[int, int]], keypoints: Sequence[int]) -> Summary:
+    """pairs: matches and inliers of each. keypoints: of each image. A pair is verified where it has at least
+    MIN_INLIERS inliers; inliers and inlier_ratio are means over these."""
+    verified = [(matches, inliers) for matches, inliers in pairs if inliers >= MIN_INLIERS]
     return {
         "images": len(keypoints),
         "keypoints": _mean(keypoints),
         "pairs": len(pairs),
-        "matches": _mean([len(pair.matches) for pair in pairs]),
+        "matches": _mean([matches for matches, _ in pairs]),
         "verified_pairs": len(verified),
-        "inliers": _mean([pair.num_inliers for pair in verified]),
-        "inlier_ratio": _mean([pair.num_inliers / len(pair.matches) for pair in verified]),
+        "inliers": _mean([inliers for _, inliers in verified]),
+        "inlier_ratio": _mean([inliers / matches for matches, inliers in verified]),
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,9 @@ def run(source: Source, out: Path, plan: Plan, say: Callable[[str], None] = lamb
     say(f"{len(sizes)} images, {len(pairs)} pairs, {_describe(cameras)}")
     _match(source, features, out, pairs, cameras, plan, say)
     clock.lap("matches")
-    matched, keypoints = _write_database(features, out, list(sizes), pairs, cameras)
+    counts, keypoints = _write_database(features, out, list(sizes), pairs, cameras)
     clock.lap("database")
-    summary = {**summarise_pairs(matched, keypoints), "images": len(source.names)}
+    summary = {**summarise_pairs(counts, keypoints), "images": len(source.names)}
     models: list[Model] = []
     if plan.mapping:
         models = _map(source, out, cameras, len(sizes), plan.progress)
@@ -239,21 +239,28 @@ def _read(path: Path) -> Any:
 
 def _write_database(
     features: Path, out: Path, names: Sequence[str], pairs: Sequence[Pair], cameras: Cameras
-) -> tuple[list[MatchedPair], list[int]]:
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Returns (matches, inliers) of each pair, and the number of keypoints of each image."""
     with open_h5(features) as stored:
-        keypoints = {name: StoredFeatures(stored).read(name).keypoints for name in names}
-    matched = list(read_matches(out / "matches.h5", pairs))
-    for pair in matched:
-        if pair.keypoints != tuple(len(keypoints[name]) for name in pair.names):
-            raise DataError(
-                f"expected matches of the features in {features}, found those of others for {pair.names}; make them "
-                "again (--overwrite)"
-            )
+        held = StoredFeatures(stored)
+        keypoints = {name: held.read(name).keypoints for name in names}
+    counts: list[tuple[int, int]] = []
+
+    def matched() -> Iterator[MatchedPair]:  # one by one: there may be a million
+        for pair in read_matches(out / "matches.h5", pairs):
+            if pair.keypoints != tuple(len(keypoints[name]) for name in pair.names):
+                raise DataError(
+                    f"expected matches of the features in {features}, found those of others for {pair.names}; make "
+                    "them again (--overwrite)"
+                )
+            counts.append((len(pair.matches), pair.num_inliers))
+            yield pair
+
     database = out / "database.db"
     for file in [database, *out.glob("database.db-*")]:  # also the log of a mapping that was killed
         file.unlink(missing_ok=True)
-    write_database(database, keypoints, cameras, matched)
-    return matched, [len(points) for points in keypoints.values()]
+    write_database(database, keypoints, cameras, matched())
+    return counts, [len(points) for points in keypoints.values()]
 
 
 def _map(source: Source, out: Path, cameras: Cameras, images: int, progress: bool) -> list[Model]:
