@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from scfeat_core.errors import ImageError
 from scfeat_core.types import Array, ImageQuality
@@ -84,7 +82,8 @@ def reduce(image: Array) -> np.ndarray:
     image: numpy (H, W), (H, W, 1 | 3 | 4) RGB, or torch (H, W) or (C, H, W); uint8, uint16, or floating in [0, 1].
     Raises ImageError.
     """
-    small = _decimated_tensor(image) if isinstance(image, Tensor) else _decimated(np.asarray(image))
+    # Whoever has a tensor has torch; the node, which measures coverage here, starts without it.
+    small = _decimated_tensor(image) if hasattr(image, "detach") else _decimated(np.asarray(image))
     if small.ndim == 3:
         small = small[..., 0] if small.shape[2] == 1 else cv2.cvtColor(small[..., :3], cv2.COLOR_RGB2GRAY)
     full = {np.uint8: 255.0, np.uint16: 65535.0}.get(small.dtype.type, 1.0)
@@ -106,8 +105,10 @@ def _decimated(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _decimated_tensor(image: Tensor) -> np.ndarray:
+def _decimated_tensor(image: Array) -> np.ndarray:
     """On the device of the image where that is not the CPU, so that a small one is copied."""
+    import torch.nn.functional as F
+
     planes = image.detach()[None] if image.ndim == 2 else image.detach()
     if planes.ndim != 3 or planes.shape[0] not in (1, 3, 4):
         raise ImageError(f"expected one image (H, W) or (C, H, W), C = 1, 3, 4, found a tensor of {tuple(image.shape)}")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import yaml
 
 from scfeat_core.cli import main
-from scfeat_core.config import dump_config, read_config
+from scfeat_core.config import dump_config, read_config, read_mapping
 from scfeat_core.errors import ConfigError, ScfeatError
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.weights import save_model
@@ -333,7 +333,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(config: TrainConfig) -> N
 
 
 def test_shipped_training_configurations_are_valid(repository: Path) -> None:
-    paths = [path for path in (repository / "config").glob("*.yaml") if "checkpoint_name:" in path.read_text()]
+    paths = [path for path in (repository / "config").glob("*.yaml") if "checkpoint_name" in read_mapping(path)]
     assert {"pretrain_warps", "lite_warps", "lite_posed", "train_desc", "train_det"} <= {path.stem for path in paths}
     for path in paths:
         assert read_config(TrainConfig, path).checkpoint_name == path.stem

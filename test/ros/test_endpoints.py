@@ -149,7 +149,7 @@ def test_both_ends_of_every_limit_are_survived(ros: Any, active: FrontendNode) -
             ros.spin_for(0.03)
             for shift in range(2):
                 done = active._worker.counts("camera").processed
-                active._camera_infos["camera"] = calibration()
+                active._on_info("camera", calibration())
                 active._on_image("camera", image_message(texture(shift), next(stamps)))
                 ros.spin_until(lambda n=done: active._worker.counts("camera").waiting == 0, what="the image")
             counts = active._worker.counts("camera")

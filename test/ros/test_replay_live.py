@@ -264,7 +264,7 @@ def test_a_running_node(ros, start, spawn, tmp_path: Path) -> None:
 
     # what was recorded as best effort is played so, and this node does not take it
     shaky = record(tmp_path / "shaky", qos=(profile(BEST_EFFORT),))
-    process = play(shaky, "--patience", 3)
+    process = play(shaky, "--patience", 20)
     assert process.wait(PATIENCE) == 2, process.output
     assert "/scfeat asks for reliability reliable, which is not offered: play with --qos reliable" in process.output
     assert results(out)["frames"]["published"] == 0, "the report is written"
