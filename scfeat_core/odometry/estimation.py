@@ -44,7 +44,6 @@ _STEP = 0.2  # of the depth of the scene: how far a camera moves between two fra
 _KEYFRAME_PARALLAX = 8.0  # pixels
 _KEYFRAME_SHARE = 0.7  # of the points of the last keyframe
 _WINDOW, _FIXED = 8, 12  # keyframes that are adjusted, and that are held but looked at
-_ROUNDS = 3  # of the adjustment of all keyframes
 _PATIENCE = 5  # frames without a pose from points, before a new map is begun
 
 
@@ -180,13 +179,17 @@ class _Path:
         well = self.uncertainty[points] < _WELL
         pose, agree = self._pose(marks, well, [held, self._predicted(frame, neighbour)])
         self.rotations[frame], self.translations[frame] = pose
-        if agree[well].sum() >= _FEWEST and agree.sum() >= _SHARE * len(points):
+        if self._suffices(agree, well):
             return "points"
         if agree.sum() >= max(_FEWEST, _SHARE * len(points)):
             return "rotation"
         turned = turned and self.status[neighbour] != "lost"
         self.rotations[frame], self.translations[frame] = held if turned else self._predicted(frame, neighbour)
         return "rotation" if turned else "lost"
+
+    def _suffices(self, agree: np.ndarray, well: np.ndarray) -> bool:
+        """Whether the points (N,) that agree with a pose, and of which the depth is known well, are enough for it."""
+        return bool(agree[well].sum() >= _FEWEST and agree.sum() >= _SHARE * len(agree))
 
     def _pose(self, marks: Landmarks, well: np.ndarray, starts: list[Pose]) -> tuple[Pose, np.ndarray]:
         """By the points of the map that are in view, and which of them, (N,) bool, agree."""
@@ -306,11 +309,15 @@ class _Path:
     def _refine(self) -> None:
         """Each map as a whole, then the frames between its keyframes."""
         for frames in self.maps if self.adjusting else []:
-            for _ in range(_ROUNDS):
-                self._adjust(frames, frames, 10)
-                self._triangulate(np.concatenate([self.observed.of(frame)[0] for frame in frames]), frames)
-        for frame in sorted(set(range(len(self.status))) - {frame for frames in self.maps for frame in frames}):
+            self._adjust(frames, frames, 10)
+            self._triangulate(np.concatenate([self.observed.of(frame)[0] for frame in frames]), frames)
+        keyframes = {frame for frames in self.maps for frame in frames}
+        for frame in range(len(self.status)):
             points, marks = self._marks(frame)
-            if self.status[frame] == "points" and (self.uncertainty[points] < _WELL).sum() >= _FEWEST:
-                pose = self.rotations[frame], self.translations[frame]
-                self.rotations[frame], self.translations[frame] = refine_pose(pose, marks, self.sigma, _GOOD)
+            well = self.uncertainty[points] < _WELL
+            if frame not in keyframes and self.status[frame] != "lost" and well.sum() >= _FEWEST:
+                pose = refine_pose((self.rotations[frame], self.translations[frame]), marks, self.sigma, _GOOD)
+                agree = pose_errors(pose, marks, self.sigma) < _GOOD**2
+                if self._suffices(agree, well):
+                    self.rotations[frame], self.translations[frame] = pose
+                    self.status[frame] = "points"

@@ -158,4 +158,4 @@ def _verified(
         return np.inf, None
     scale = 1 / np.median(bundle.points[good, 2])
     start = Beginning(frames, bundle.rotations, scale * bundle.translations, points[good], scale * bundle.points[good])
-    return bundle.cost(sigma, 1.5) / len(errors), start
+    return bundle.cost(sigma, _GOOD) / len(errors), start

@@ -18,8 +18,8 @@ from scfeat_core.inertial import exponential
 Pose = tuple[np.ndarray, np.ndarray]
 
 _NEAR = 1e-6  # a point nearer than this, in units of the map, is not in front of a camera
-_KERNEL = 1.5  # sigma, of Cauchy's kernel for poses and points
-_SPREAD, _KERNELS = 1.5, (0.3, 2.0)  # for all at once: median errors, and its limits in sigma
+_KERNEL = 3.0  # sigma, of Cauchy's kernel for poses and points
+_SPREAD, _KERNELS = 8.0, (1.0, 6.0)  # for all at once: median errors, and its limits in sigma
 _LARGEST = 36.0  # squared error in sigma, that of an outlier
 _ITERATIONS = 8
 _PRIOR = 0.8  # of an expected inverse depth: infinity is not much less likely than half the depth
