@@ -280,10 +280,10 @@ def test_a_running_node(ros, start, spawn, tmp_path: Path) -> None:
     process = play(elsewhere)
     assert process.wait(PATIENCE) == 2
     assert "the node subscribes to /eye/camera_info" in process.output and "--play-as" in process.output
-    process = play(elsewhere, "--topic", "/nose/image", "--patience", 2)
+    process = play(elsewhere, "--topic", "/nose/image", "--patience", 5)
     assert process.wait(PATIENCE) == 2
     assert "subscribed to: /eye/image/compressed" in process.output
-    process = live(spawn, good, "--out", out, "--node", "/nobody", "--patience", 1.5)
+    process = live(spawn, good, "--out", out, "--node", "/nobody", "--patience", 15)
     assert process.wait(PATIENCE) == 2
     assert "found the nodes /scfeat" in process.output
     names = (
