@@ -56,7 +56,9 @@ def run_job(job: ReplayJob, report: Report = lambda text: None, progress: bool |
         report(f"{job.out} holds this replay already: only figures and report are made again (--overwrite: all)")
     else:
         interrupted = _replay(job, source, writer, report, progress)
-    summary = conclude(job, source, report)
+    with _stoppable() as stopped:  # figures take seconds, and whoever stops there still wants them
+        summary = conclude(job, source, report)
+    interrupted = interrupted or stopped.is_set()
     if not summary["processed"] and not interrupted:
         first = next(iter(read_run(job.out).frames))
         raise DataError(
