@@ -103,7 +103,7 @@ def shared_memory_of(pid: int) -> set[Path]:
         maps = Path(f"/proc/{pid}/maps").read_text()
     except OSError:
         return set()
-    return {Path(name) for name in re.findall(rf"{SHARED_MEMORY}/fastdds_[0-9a-f]{{16}}$", maps, re.MULTILINE)}
+    return {Path(name) for name in re.findall(rf"{SHARED_MEMORY}/fast(?:dds|rtps)_[0-9a-f]{{16}}$", maps, re.MULTILINE)}
 
 
 def remove_abandoned_shared_memory(folder: Path = SHARED_MEMORY) -> list[Path]:
@@ -115,7 +115,7 @@ def remove_abandoned_shared_memory(folder: Path = SHARED_MEMORY) -> list[Path]:
     """
     removed = []
     newest = time.time() - STARTING
-    for lock in folder.glob("fastdds_" + "[0-9a-f]" * 16 + "_el"):
+    for lock in folder.glob("fast*_" + "[0-9a-f]" * 16 + "_el"):  # fastdds_ since Fast DDS 3, fastrtps_ before
         try:
             if lock.stat().st_mtime > newest:
                 continue
