@@ -170,7 +170,7 @@ class Camera:
         """Raises ScfeatError where it ended otherwise than in order."""
         if self.child.exit_code == 0:
             self.child = self._start()
-        check_alive(self.child)
+        self.child.check_alive()
 
 
 def node_command(args: argparse.Namespace) -> list[str]:
@@ -190,7 +190,7 @@ def wait_for_features(listener: Listener, node: Child, camera: Camera) -> None:
     """Raises ScfeatError where none come."""
     end = time.monotonic() + START_PATIENCE
     while "features" not in listener.heard.messages:
-        check_alive(node)
+        node.check_alive()
         camera.keep_playing()
         if time.monotonic() > end:
             logs = "\n".join(f"{child.name}:\n{child.last_lines()}" for child in (node, camera.child))
@@ -198,19 +198,11 @@ def wait_for_features(listener: Listener, node: Child, camera: Camera) -> None:
         listener.spin_until(time.monotonic() + 0.2)
 
 
-def check_alive(child: Child) -> None:
-    if child.exit_code is not None:
-        raise ScfeatError(
-            f"expected the {child.name} to run to the end, found it ended with {child.exit_code}; its log ends with\n"
-            f"{child.last_lines()}"
-        )
-
-
 def sample(args: argparse.Namespace, listener: Listener, node: Child, camera: Camera) -> Iterator[Sample]:
     start = time.monotonic()
     for number in range(round(args.duration / args.interval) + 1):
         listener.spin_until(start + number * args.interval)
-        check_alive(node)
+        node.check_alive()
         camera.keep_playing()
         taken = Sample(time.monotonic() - start, resident_memory(node.pid), counts(listener.heard.status))
         print(f"{taken.seconds:7.0f} s  {taken.rss:8.1f} MB  {taken.counts.get('processed', 0):8d} frames", flush=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from .bags import open_bag
 from .demo_report import Played, PlayedCamera, facts_of, figures_of, warnings_of, write_report
 from .domain import free_domain, own_graph
 from .player import check_arguments, distinct_frames
-from .processes import Child
+from .processes import Child, signals_handled
 
 if TYPE_CHECKING:
     from .monitor import Monitor, Observations
@@ -130,19 +129,16 @@ class _OrderlyEnd:
     is noted as well, and :meth:`check` raises it again.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self) -> None:
         self._asked = False
-        self._previous: list[Any] = []
+        self._handled = signals_handled(self._interrupt)
 
     def __enter__(self) -> _OrderlyEnd:
-        self._previous = [signal.signal(number, self._interrupt) for number in self.SIGNALS]
+        self._handled.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self.SIGNALS, self._previous, strict=True):
-            signal.signal(number, handler)
+    def __exit__(self, *exception: Any) -> None:
+        self._handled.__exit__(*exception)
 
     def _interrupt(self, *_: object) -> None:
         self._asked = True
@@ -174,7 +170,7 @@ def _watch(
         _drain(monitor, node, end)
         code = player.exit_code
         if code != 0 or not summary.exists():
-            raise _died(player)
+            raise player.died()
     return monitor.seen, _played(summary)
 
 
@@ -208,20 +204,6 @@ def _remapped(camera: PlayedCamera) -> list[str]:
     return ["-r", f"image:={camera.image}", "-r", f"camera_info:={camera.camera_info}"]
 
 
-def _check_alive(child: Child) -> None:
-    if child.exit_code is not None:
-        raise _died(child)
-
-
-def _died(child: Child) -> ScfeatError:
-    code = child.exit_code
-    ended = f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit status {code}"
-    return ScfeatError(
-        f"expected the {child.name} to run to the end, found it {ended}; "
-        f"the last lines of its log:\n{child.last_lines()}"
-    )
-
-
 def _follow(monitor: Monitor, node: Child, player: Child, camera: PlayedCamera, end: _OrderlyEnd) -> None:
     """Until the player has ended, saying how far it is. Raises ScfeatError where the node dies or all stands still."""
     seen = monitor.seen
@@ -229,7 +211,7 @@ def _follow(monitor: Monitor, node: Child, player: Child, camera: PlayedCamera, 
     with _Progress(camera.frames) as progress:
         while player.exit_code is None:
             end.check()
-            _check_alive(node)
+            node.check_alive()
             monitor.spin(0.1)
             progress.show(seen, player)
             if activity != (seen.images, player.output_size):
@@ -289,7 +271,7 @@ def _drain(monitor: Monitor, node: Child, asked: _OrderlyEnd) -> None:
     received = -1
     while time.monotonic() < end:
         asked.check()
-        _check_alive(node)
+        node.check_alive()
         monitor.spin(0.1)
         status = monitor.seen.status
         if status is None or waiting(status) or status.received != received:

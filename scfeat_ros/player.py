@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from scfeat_core.errors import DataError, ScfeatError
 from .bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, Topic, header_stamp, open_bag
 from .fastdds import use_profile
 from .offered_qos import Offer, merged, read_offers
+from .processes import handle_signals
 
 SETTLE = 0.5  # seconds: the receiving side completes a match a little later, and what is sent before that is lost
 LINGER = 1.0  # seconds: what a subscriber has not taken is lost when its publisher goes
@@ -531,8 +531,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
 
     def end_in_order() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        handle_signals(lambda *_: stop.set())
 
     use_profile()
     rclpy.init(args=words, signal_handler_options=SignalHandlerOptions.NO)

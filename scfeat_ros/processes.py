@@ -8,19 +8,35 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from scfeat_core.errors import ScfeatError
+
 SHARED_MEMORY = Path("/dev/shm")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STARTING = 5.0  # seconds within which a participant on a busy machine has surely locked what it made
 
 
 def handle_signals(handler: Any) -> None:
     """Set the handler of SIGINT and SIGTERM, as of :func:`signal.signal`."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, handler)
+
+
+@contextmanager
+def signals_handled(handler: Any) -> Iterator[None]:
+    """:func:`handle_signals` while the block runs; then those of before come back. In the main thread only."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    handle_signals(handler)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 class Child:
@@ -74,6 +90,20 @@ class Child:
     def last_line(self) -> str:
         """Its last line without what the ROS logger puts before a text."""
         return self.last_lines(1).rpartition("]: ")[2]
+
+    def died(self) -> ScfeatError:
+        """What is said where it has ended by itself, with the end of its log."""
+        code = self.exit_code
+        ended = f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit status {code}"
+        return ScfeatError(
+            f"expected the {self.name} to run to the end, found it {ended}; "
+            f"the last lines of its log:\n{self.last_lines()}"
+        )
+
+    def check_alive(self) -> None:
+        """Raises ScfeatError where it has ended."""
+        if self.exit_code is not None:
+            raise self.died()
 
     def stop(self, patience: float = 12.0) -> int:
         """End it, and whatever it started. Returns the exit status."""

@@ -27,7 +27,7 @@ from scfeat_ros.bags import open_bag
 from scfeat_ros.domain import free_domain, own_graph
 from scfeat_ros.fastdds import use_profile, version_of
 from scfeat_ros.player import QOS
-from scfeat_ros.processes import Child, handle_signals
+from scfeat_ros.processes import Child, signals_handled
 
 from .live_plan import OUTPUTS, LiveOptions, Plan, graph_plan, own_plan
 from .live_report import FILES, CameraRun, LiveRun, figures_of, summary_of, warnings_of, write_files
@@ -183,13 +183,8 @@ class Stop:
 @contextmanager
 def _stoppable() -> Iterator[Stop]:
     stop = Stop()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handle_signals(stop.ask)
-    try:
+    with signals_handled(stop.ask):
         yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -351,7 +346,7 @@ class Session:
     def wait(self) -> bool:
         """Listen for a moment. Whether to go on. Raises ScfeatError where the node has died."""
         if self.node is not None and self.node.exit_code is not None:
-            raise died(self.node)
+            raise self.node.died()
         self.listener.spin(0.1)
         return not self.stop.asked
 
@@ -418,16 +413,6 @@ class Session:
         return sum(camera.last.received - camera.first.received for camera in heard if camera.last and camera.first)
 
 
-def died(child: Child) -> ScfeatError:
-    """What is said where a child has ended by itself, with the end of its log."""
-    code = child.exit_code
-    ended = f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit status {code}"
-    return ScfeatError(
-        f"expected the {child.name} to run to the end, found it {ended}; "
-        f"the last lines of its log:\n{child.last_lines()}"
-    )
-
-
 # -- play --------------------------------------------------------------------------------------------------------------
 
 
@@ -489,7 +474,7 @@ def _follow(session: Session, player: Child, summary: Path, images: int, progres
                     f"last lines of the player's log:\n{player.last_lines()}"
                 )
     if player.exit_code not in (None, 0):
-        raise ScfeatError(player.last_line()) if player.exit_code == 1 else died(player)
+        raise ScfeatError(player.last_line()) if player.exit_code == 1 else player.died()
 
 
 def _end(session: Session, player: Child) -> None:

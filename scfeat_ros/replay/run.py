@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from scfeat_core.replay.run_folder import RunWriter, begin_run, camera_from_json
 from scfeat_core.types import Camera, FrameResult
 from scfeat_ros.inputs import Masks, read_mask
 from scfeat_ros.parameters import NodeParameters
+from scfeat_ros.processes import signals_handled
 
 from .job import ReplayJob
 from .source import Shot, Source, read_ahead
@@ -384,12 +384,8 @@ def _stoppable() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stopped.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled(stop):
         yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
