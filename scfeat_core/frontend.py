@@ -133,6 +133,17 @@ class _Extracted:
 
 
 @dataclass(frozen=True, eq=False)
+class Submitted:
+    """Frames on their way between :meth:`Frontend.submit` and :meth:`Frontend.result`.
+
+    found: parallel to the inputs, what the network made of each, or why there is nothing.
+    """
+
+    inputs: tuple[FrameInput, ...]
+    found: tuple[_Extracted | Exception, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class _Correspondence:
     """Matches, the matched points, and what verified them."""
 
@@ -207,8 +218,9 @@ class FeatureExtractor(Protocol):
 class Frontend:
     """Features, matches, two-view geometry and tracks of image streams, any number of cameras.
 
-    To be used by one thread at a time, whichever it is. extractor: what finds the features instead of the network; the
-    weights, device and precision of the configuration are not used then. Raises WeightsError, DeviceError, ConfigError.
+    To be used by one thread at a time, whichever it is, but for :meth:`submit`. extractor: what finds the features
+    instead of the network; the weights, device and precision of the configuration are not used then. Raises
+    WeightsError, DeviceError, ConfigError.
     """
 
     def __init__(self, config: FrontendConfig | None = None, extractor: FeatureExtractor | None = None) -> None:
@@ -219,6 +231,7 @@ class Frontend:
         self._previous: dict[str, _Frame] = {}
         self._tracks: dict[str, TrackManager] = {}
         self._counts: dict[str, int] = {}
+        self._on_their_way: list[Submitted] = []  # one thread appends, another one removes
 
     def warm_up(self, size: tuple[int, int] = (640, 480), batch: int = 1) -> None:
         """Run the network once on ``batch`` images of (width, height), so that the first frame does not pay for it."""
@@ -334,13 +347,31 @@ class Frontend:
         The network runs once for all images of one size and kind. An image that cannot be used has the error in its
         place, and the others go on: a ScfeatError, or whatever else went wrong with it.
         """
+        return self.result(self.submit(inputs))
+
+    def submit(self, inputs: Sequence[FrameInput]) -> Submitted:
+        """The first half of :meth:`process_batch`: the network, of which a device need not be done on return.
+
+        Writes nothing that a camera remembers, so one thread may submit the next frames while another one takes the
+        :meth:`result` of those before. Each is taken once, in the order of the submits; update, reset, snapshot,
+        restore and close only while none is on its way, and match_stereo in the thread that takes the results.
+        """
         found: dict[int, _Extracted | Exception] = {}
         for index, given in enumerate(inputs):
             if (refusal := self._refusal(given)) is not None:
                 found[index] = refusal
         for group in _alike(inputs, [index for index in range(len(inputs)) if index not in found]):
             found.update(zip(group, self._extract([inputs[index] for index in group]), strict=True))
-        return [self._attempt(given, found[index]) for index, given in enumerate(inputs)]
+        submitted = Submitted(tuple(inputs), tuple(found[index] for index in range(len(inputs))))
+        self._on_their_way.append(submitted)
+        return submitted
+
+    def result(self, submitted: Submitted) -> list[FrameResult | Exception]:
+        """The second half of :meth:`process_batch`: matches, geometry and tracks, once the network is done."""
+        try:
+            return [self._attempt(*each) for each in zip(submitted.inputs, submitted.found, strict=True)]
+        finally:
+            self._on_their_way.remove(submitted)
 
     def match_stereo(self, left: FrameResult, right: FrameResult) -> PairResult:
         """Match two frames of two cameras that were taken at the same time, view 0 the left one.
@@ -365,7 +396,8 @@ class Frontend:
     def _refusal(self, given: FrameInput) -> Exception | None:
         """Why the network need not run for this image."""
         try:
-            self._check_order(given.camera, given.stamp)
+            if not self._is_on_its_way(given.camera):  # or its predecessor is not known yet
+                self._check_order(given.camera, given.stamp)
             if given.calibration is not None:
                 check_camera(given.calibration)
             if given.rotation is not None:
@@ -373,6 +405,9 @@ class Frontend:
         except Exception as error:  # here and below: one camera must not take the others with it
             return error
         return None
+
+    def _is_on_its_way(self, camera: str) -> bool:
+        return any(given.camera == camera for submitted in tuple(self._on_their_way) for given in submitted.inputs)
 
     def _check_order(self, camera: str, stamp: int) -> None:
         previous = self._previous.get(camera)
@@ -403,7 +438,7 @@ class Frontend:
         if isinstance(extracted, Exception):
             return extracted
         try:
-            self._check_order(given.camera, given.stamp)  # again: the same batch may hold its predecessor
+            self._check_order(given.camera, given.stamp)  # again: its predecessor was on its way, or in the same batch
             return self._follow(given, extracted)
         except Exception as error:
             return error

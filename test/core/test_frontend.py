@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import queue
 import threading
 import weakref
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from scfeat_core.columns import to_columns
 from scfeat_core.errors import CalibrationError, ConfigError, DataError, FeatureError, ImageError, StaleImageError
 from scfeat_core.evaluation.method_extractor import MethodExtractor
-from scfeat_core.frontend import TRACK_GAP, TURN_RADIUS, Frontend, FrontendConfig
+from scfeat_core.frontend import TRACK_GAP, TURN_RADIUS, Frontend, FrontendConfig, Submitted
 from scfeat_core.geometry import essential_from_pose, warp_points
 from scfeat_core.inertial import exponential
 from scfeat_core.types import Camera, FrameInput, FrameResult, GeometryModel, MatchKind, TrackFlag
@@ -332,6 +333,33 @@ def test_a_batch_may_hold_a_camera_twice(frontend):
     _, second, again, third = frontend.process_batch(inputs)
     assert isinstance(again, StaleImageError)
     assert (second.pair.sequence0, third.pair.sequence0, third.sequence) == (0, 1, 2)
+
+
+def test_submitting_ahead_gives_what_one_after_the_other_gives(frontend):
+    """Two frames of each camera are on their way, in a thread of their own."""
+    other = create_frontend()
+    expected = [other.process_batch(batch_of(step)) for step in range(4)]
+    submitted: queue.Queue[Submitted] = queue.Queue(2)
+    ahead = threading.Thread(target=lambda: [submitted.put(frontend.submit(batch_of(step))) for step in range(4)])
+    ahead.start()
+    found = [frontend.result(submitted.get()) for _ in range(4)]
+    ahead.join()
+    for one, together in zip(found, expected, strict=True):
+        for result, alone in zip(one, together, strict=True):
+            assert_equal_results(result, alone)
+            assert np.array_equal(result.tracks.ids, alone.tracks.ids)
+
+
+def test_an_image_is_late_for_what_was_before_it_not_for_what_is_on_its_way(frontend):
+    """A recording starts again while the frame that says so is on its way."""
+    frontend.process(view(0), 10 * SECOND)
+    stamps = [10 * SECOND - 3 * SECOND // 2, 10 * SECOND - SECOND // 2, 10 * SECOND - SECOND // 2]
+    given = [frontend.submit([FrameInput(view(6 * i), stamp)]) for i, stamp in enumerate(stamps)]
+    (again,), (after,), (twice,) = (frontend.result(each) for each in given)
+    assert again.reset_reason and after.pair.sequence0 == again.sequence
+    assert isinstance(twice, StaleImageError)
+    (late,) = frontend.submit([FrameInput(view(0), stamps[1])]).found
+    assert isinstance(late, StaleImageError), "the network runs for none that is known to be late"
 
 
 def test_score_maps_are_kept_where_they_are_asked_for(frontend):
