@@ -11,10 +11,10 @@ import re
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from types import ModuleType, TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ import yaml
 
 from scfeat_core.errors import DataError
 
-from .bag_files.blocks import BagFile, Damage, Record, normalised_type
+from .bag_files.blocks import END, LARGEST, BagFile, Damage, Loss, Record, merged, normalised_type
 from .bag_files.compression import ZSTD_MAGIC, CorruptError, decompress, decompress_file
 from .bag_files.mcap import McapFile
 from .bag_files.ros1 import Ros1File
@@ -107,11 +107,11 @@ def of_one_camera(messages: Iterable[BagMessage]) -> Iterator[BagMessage]:
 @dataclass(frozen=True)
 class _Plan:
     """What a bag is made of. files: in the order of time. counts: messages by topic and type, as metadata.yaml has it;
-    empty where there is none. damage: what is known of it before a file is opened."""
+    empty where there is none. damage: what is known of it before a file is opened, and what that costs."""
 
     files: list[Path]
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    damage: tuple[str, ...] = ()
+    damage: tuple[tuple[str, Loss], ...] = ()
 
 
 class Bag:
@@ -122,11 +122,12 @@ class Bag:
         self._plan = plan
         self._files: list[BagFile] = []
         self._damage = Damage()
+        self._missing: dict[tuple[str, str], int] = {}  # messages by topic and type, where all of it was read
         self._close = ExitStack()
 
     def __enter__(self) -> Bag:
-        for text in self._plan.damage:
-            self._damage.add(text)
+        for text, loss in self._plan.damage:
+            self._damage.add(text, loss)
         errors = []
         for file in self._plan.files:
             try:
@@ -134,7 +135,8 @@ class Bag:
             except DataError as error:
                 errors.append(error)
                 reason = str(error).replace(f"{file.parent}/", "")
-                self._damage.add(f"nothing of {file.name} can be read ({reason})")
+                lost = Loss(file.stat().st_size, None, at_end=True)
+                self._damage.add(f"nothing of {file.name} can be read ({reason})", lost)
         if errors and not self._files:
             self._close.close()
             raise errors[0]
@@ -163,6 +165,23 @@ class Bag:
     def damage(self) -> str:
         """What is missing of the bag, in words; empty where nothing is known to be. Complete once it was read."""
         return str(self._damage)
+
+    @property
+    def lost_bytes(self) -> int | None:
+        """What is damaged of its files; None where nobody knows how much."""
+        return self._damage.size
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether an unknown rest of the recording is missing."""
+        return self._damage.at_end
+
+    def lost_messages(self, topic: Topic) -> int | None:
+        """How many on a topic were recorded and cannot be read, as far as it was read; None where nobody knows.
+
+        Once all of it was read, metadata.yaml or an index that is whole decides.
+        """
+        return self._missing.get((topic.name, topic.type), self._damage.messages(topic.name))
 
     @property
     def topics(self) -> list[Topic]:
@@ -228,42 +247,52 @@ class Bag:
         candidates = named or (infos if len(infos) == 1 else [])
         return candidates[0] if candidates else None
 
-    def messages(self, topics: Iterable[Topic]) -> Iterator[BagMessage]:
-        """Messages of these topics in the order in which they were recorded.
+    def messages(self, topics: Iterable[Topic], since: int = 0) -> Iterator[BagMessage]:
+        """Messages of these topics in the order in which they were recorded, none before ``since``, nanoseconds.
 
         What is damaged is left out, and added to ``damage``. Raises DataError where nothing further can be read.
         """
         wanted = {(topic.name, topic.type) for topic in topics}
         found: Counter[tuple[str, str]] = Counter()
-        for file in self._files:
-            numbers = {n for n, channel in file.channels.items() if (channel.topic, channel.type) in wanted}
-            if not numbers:
+        files = [(file.start, file) for file in self._files if file.start is not None]
+        for file, record in merged((start, partial(self._records, file, wanted, since)) for start, file in files):
+            channel = file.channels[record.channel]
+            try:
+                data = _cdr(record.data, channel.type, channel.ros1)
+            except CorruptError as error:
+                text = f"a message on {channel.topic} at {record.time} ns is damaged ({error})"
+                self._damage.add(text, Loss(len(record.data), {channel.topic: 1}))
                 continue
-            for record in self._records(file, numbers):
-                channel = file.channels[record.channel]
-                found[channel.topic, channel.type] += 1
-                try:
-                    data = _cdr(record.data, channel.type, channel.ros1)
-                except CorruptError as error:
-                    self._damage.add(f"a message on {channel.topic} at {record.time} ns is damaged ({error})")
-                    continue
-                yield BagMessage(channel.topic, record.time, data, channel.type)
-        self._compare(wanted, found)
+            found[channel.topic, channel.type] += 1
+            yield BagMessage(channel.topic, record.time, data, channel.type)
+        if not since:
+            self._compare(wanted, found)
 
-    def _records(self, file: BagFile, numbers: set[int]) -> Iterator[Record]:
+    def _records(
+        self, file: BagFile, wanted: Collection[tuple[str, str]], since: int
+    ) -> Iterator[tuple[int, tuple[BagFile, Record]]]:
+        """Time, file and record of the wanted topics and types."""
+        numbers = {n for n, channel in file.channels.items() if (channel.topic, channel.type) in wanted}
         try:
-            yield from file.messages(numbers)
+            for record in file.messages(numbers, since) if numbers else ():
+                yield record.time, (file, record)
         except DataError:
             raise
         except Exception as error:  # nobody can foresee every damage
             raise _unreadable(self.path, error) from error
 
     def _compare(self, wanted: Iterable[tuple[str, str]], found: Mapping[tuple[str, str], int]) -> None:
-        """Say where metadata.yaml counts more than there was, unless other damage says why."""
+        """Say where metadata.yaml counts more than there was, and keep how many are missing, where that is known."""
+        counted = {(topic.name, topic.type): topic.count for topic in self.topics}
+        complete = len(self._files) == len(self._plan.files) and all(file.complete for file in self._files)
         for name, kind in sorted(wanted):
-            expected = self._plan.counts.get((name, kind), 0)
-            if found.get((name, kind), 0) < expected:
-                self._damage.add(f"{found.get((name, kind), 0)} of {expected} messages on {name} can be read")
+            written = self._plan.counts.get((name, kind), counted.get((name, kind), 0) if complete else None)
+            if written is None:
+                continue
+            readable = found.get((name, kind), 0)
+            self._missing[name, kind] = max(0, written - readable)
+            if readable < self._plan.counts.get((name, kind), 0):
+                self._damage.add(f"{readable} of {written} messages on {name} can be read")
 
     def deserialize(self, message: BagMessage) -> Any:
         """An object with the fields of the message, as :mod:`scfeat_ros.images` takes them; its arrays are numpy views
@@ -346,13 +375,13 @@ def _plan(path: Path) -> _Plan:
         if not _is_bag_file(path):
             raise DataError(f"expected a rosbag2 folder, a .mcap or .db3 file of one, or a ROS 1 .bag, found {path}")
         return _Plan([path])
-    damage: tuple[str, ...] = ()
+    damage: tuple[tuple[str, Loss], ...] = ()
     if (path / "metadata.yaml").exists():
         try:
             return _described(path)
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())
-            damage = (f"metadata.yaml is damaged, the files beside it were read without it ({reason})",)
+            damage = ((f"metadata.yaml is damaged, the files beside it were read without it ({reason})", Loss()),)
     files = _parts(path)
     if files:
         return _Plan(files, damage=damage)
@@ -379,7 +408,9 @@ def _described(path: Path) -> _Plan:
         raise DataError(f"expected .mcap or .db3 files in {path}, found {', '.join(unknown)}: convert the bag")
     topics = [(entry["topic_metadata"], int(entry["message_count"])) for entry in info["topics_with_message_count"]]
     counts = {(topic["name"], normalised_type(topic["type"])): count for topic, count in topics}
-    return _Plan(files, counts, tuple(f"{name} of the bag is missing" for name in lost))
+    if not named:
+        raise ValueError("it names no files")
+    return _Plan(files, counts, tuple((f"{name} of the bag is missing", END) for name in lost))
 
 
 def _parts(path: Path) -> list[Path]:
@@ -406,7 +437,7 @@ def _is_bag_file(file: Path) -> bool:
 def _cdr(data: bytes, kind: str, ros1: bool) -> bytes:
     """The message as ROS 2 serializes it. Raises CorruptError where it is damaged."""
     if data[:4] == ZSTD_MAGIC:  # compression_mode: message
-        data = bytes(decompress(data, "zstd"))
+        data = bytes(decompress(data, "zstd", LARGEST))
     if not ros1:
         return data
     try:

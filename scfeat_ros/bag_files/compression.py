@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import bz2
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scfeat_core.errors import DataError
 
-from .blocks import Damage
+if TYPE_CHECKING:
+    from .blocks import Damage
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878; no CDR message begins like this
 _STEP = 1 << 12  # bytes: what comes out of a step with damage in it is lost
@@ -21,47 +23,67 @@ class CorruptError(Exception):
     """Compressed data, or what came out of it, is not what it says it is."""
 
 
-def decompress(data: bytes | memoryview, method: str) -> bytes | memoryview:
-    """method: "", "none", "zstd", "lz4", "bz2". Raises CorruptError for damaged data, and for another method."""
+def decompress(data: bytes | memoryview, method: str, most: int) -> bytes | memoryview:
+    """method: "", "none", "zstd", "lz4", "bz2". most: bytes that may come out. Raises CorruptError for damaged data,
+    where more would come out, and for another method."""
     if method in ("", "none"):
         return data
     try:
-        if method == "zstd":
-            return _zstd().decompress(data)
-        if method == "lz4":
-            return _lz4().decompress(data)
-        if method == "bz2":
-            return bz2.decompress(data)
-    except DataError:
+        pieces = list(_unpacked(data, method, most + 1))
+    except (DataError, CorruptError):
         raise
     except Exception as error:  # each library has its own
         raise CorruptError(str(error) or type(error).__name__) from error
-    raise CorruptError(f"compressed with '{method}', which is not known")
+    if sum(map(len, pieces)) > most:
+        raise CorruptError(f"more than the {most} bytes that it says come out")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def decompress_start(data: bytes | memoryview, method: str) -> bytes | memoryview:
-    """As much as comes out of data without its end."""
+def decompress_start(data: bytes | memoryview, method: str, most: int) -> bytes | memoryview:
+    """As much as comes out of data without its end, at most so many bytes."""
     if method in ("", "none"):
         return data
     out = bytearray()
     try:
-        if method == "zstd":
-            worker: Any = _zstd().ZstdDecompressor()
-        elif method == "lz4":
-            worker = _lz4().LZ4FrameDecompressor()
-        else:
-            worker = bz2.BZ2Decompressor()
-        for at in range(0, len(data), 4096):
-            out += worker.decompress(bytes(data[at : at + 4096]))
+        for piece in _unpacked(data, method, most, _STEP):
+            out += piece
     except DataError:
         raise
     except Exception:  # what came out before is good
         pass
-    return bytes(out)
+    return bytes(out[:most])
+
+
+def _unpacked(data: bytes | memoryview, method: str, most: int, step: int = 0) -> Iterator[bytes]:
+    """What comes out of data, at most about ``most`` bytes. step: bytes that go in at once; 0: all.
+
+    Raises what the libraries raise, and CorruptError for data without an end (unless it goes in by steps), or for a
+    method that is not known.
+    """
+    make = {"zstd": lambda: _zstd().ZstdDecompressor(), "lz4": lambda: _lz4().LZ4FrameDecompressor()}
+    make |= {"bz2": bz2.BZ2Decompressor}
+    if method not in make:
+        raise CorruptError(f"compressed with '{method}', which is not known")
+    worker: Any = make[method]()
+    for at in range(0, len(data), step or max(len(data), 1)):
+        piece = data[at : at + (step or len(data))]
+        while piece or not (worker.eof or worker.needs_input):
+            if worker.eof:  # frames may follow each other
+                worker = make[method]()
+            out = worker.decompress(piece, most)
+            most -= len(out)
+            yield out
+            if most <= 0:
+                return
+            piece = (worker.unused_data or b"") if worker.eof else b""
+    if not worker.eof and not step:
+        raise CorruptError("it ends in the middle")
 
 
 def decompress_file(source: Path, target: Path, damage: Damage) -> None:
     """A .zstd file; up to the damage where it has one. Raises DataError where there is no room for it."""
+    from .blocks import END  # which imports this module
+
     try:
         with source.open("rb") as packed, target.open("wb") as out:
             worker = _zstd().ZstdDecompressor()
@@ -73,7 +95,7 @@ def decompress_file(source: Path, target: Path, damage: Damage) -> None:
                     data = worker.unused_data if worker.eof else b""
                     worker = _zstd().ZstdDecompressor() if data else worker
             if not worker.eof:
-                damage.add(f"{source.name} ends in the middle: what it was compressed from is read up to there")
+                damage.add(f"{source.name} ends in the middle: what it was compressed from is read up to there", END)
     except OSError as error:
         raise DataError(
             f"expected to decompress {source} into {target.parent}, found: {error.strerror}; make room there, or set "
@@ -82,7 +104,7 @@ def decompress_file(source: Path, target: Path, damage: Damage) -> None:
     except DataError:
         raise
     except Exception as error:
-        damage.add(f"{source.name} is damaged: what it was compressed from is read up to there ({error})")
+        damage.add(f"{source.name} is damaged: what it was compressed from is read up to there ({error})", END)
 
 
 def _zstd() -> Any:

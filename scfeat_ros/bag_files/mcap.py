@@ -9,26 +9,36 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from scfeat_core.errors import DataError
 
-from .blocks import Block, Channel, Damage, Record, Source, in_order, lost_text, normalised_type
+from .blocks import END, LARGEST, UNKNOWN, Block, BlockFile, Channel, Loss, Record, Source, normalised_type
 from .compression import CorruptError, decompress, decompress_start
 
 MAGIC = b"\x89MCAP0\r\n"
 _RECORD = struct.Struct("<BQ")  # opcode, bytes that follow
 _CHUNK = struct.Struct("<QQQII")  # first and last time, uncompressed bytes, CRC, bytes of the compression's name
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, time of recording, time of publishing
-_FOOTER, _SCHEMA, _CHANNEL, _DATA, _CHUNK_RECORD, _INDEX, _CHUNK_INDEX, _STATISTICS, _DATA_END = (
-    0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x0B, 0x0F,
+_FOOTER, _SCHEMA, _CHANNEL, _DATA, _CHUNK_RECORD, _INDEX, _CHUNK_INDEX, _ATTACHMENT, _STATISTICS, _DATA_END = (
+    0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0B, 0x0F,
 )  # fmt: skip
-_SHORTEST = {_DATA: _MESSAGE.size, _CHUNK_RECORD: _CHUNK.size + 8, _INDEX: 6}
+# How long the content of a record may be: a length outside of that is damaged, and nothing is read for it.
+_SMALL = 1 << 26  # bytes: what describes, and holds no messages
+_LENGTHS = {
+    _DATA: (_MESSAGE.size, LARGEST),
+    _CHUNK_RECORD: (_CHUNK.size + 8, LARGEST),
+    _INDEX: (6, _SMALL),
+    _FOOTER: (20, 20),
+    _DATA_END: (4, 4),
+    _ATTACHMENT: (0, 1 << 40),
+}
+_OWN = 0x80  # opcodes from here on belong to applications
+_SUMMARY = 1 << 28  # bytes that an index may have: that of a terabyte in chunks of a megabyte
+_TIMES = 1 << 63  # nanoseconds, from here on no time of ROS
 # Something that may begin a record: an opcode, and a length below 2^40.
-_PERHAPS = re.compile(rb"[\x03-\x0f].{5}\x00\x00\x00", re.DOTALL)
+_PERHAPS = re.compile(rb"(?=[\x03-\x0f].{5}\x00\x00\x00)", re.DOTALL)
 _CHAIN = 3  # records in a row that make one believe in the first
 _WINDOW = 1 << 20
 _LOOSE = 1 << 22  # bytes of messages without a chunk that are read at once
@@ -44,36 +54,19 @@ class _Summary:
     counts: dict[int, int]
 
 
-class McapFile:
+class McapFile(BlockFile):
     """See :class:`scfeat_ros.bag_files.blocks.BagFile`. Raises DataError where it is no .mcap at all."""
 
-    def __init__(self, path: Path, damage: Damage) -> None:
-        self._source = Source(path)
-        self._damage = damage
+    def _open(self) -> None:
         self._schemas: dict[int, str] = {}
-        self.channels: dict[int, Channel] = {}
-        self._cut = 0  # where a last chunk without its end begins; 0: there is none
-        try:
-            if self._source.size < 2 * len(MAGIC) or self._source.read(0, len(MAGIC)) != MAGIC:
-                raise DataError(f"expected an .mcap file at {path}, found it damaged or truncated: copy it again")
-            summary = self._summary()
-            if summary is None:
-                self._blocks = self._scan()
-                self.counts = self._count()
-            else:
-                self.channels, self._blocks, self.counts = summary.channels, summary.blocks, summary.counts
-        except BaseException:
-            self._source.close()
-            raise
-
-    def close(self) -> None:
-        self._source.close()
-
-    def messages(self, wanted: set[int]) -> Iterator[Record]:
-        return in_order(
-            (block for block in self._blocks if block.counts is None or wanted & block.counts.keys()),
-            lambda block: self._read(block, wanted),
-        )
+        _check_is_mcap(self._source)
+        summary = self._summary()
+        self.complete = summary is not None
+        if summary is None:
+            self._blocks = self._scan()
+            self.counts = self._count()
+        else:
+            self.channels, self._blocks, self.counts = summary.channels, summary.blocks, summary.counts
 
     # ------------------------------------------------------------------------------------------------------- the index
 
@@ -86,7 +79,7 @@ class McapFile:
         start, _, crc = struct.unpack_from("<QQI", footer, 9)
         if start == 0:
             return None
-        data = self._source.read(start, size - 37 - start) if start < size else b""
+        data = self._source.read(start, size - 37 - start) if size - 37 - start <= _SUMMARY else b""
         if crc and zlib.crc32(footer[:25], zlib.crc32(data)) != crc:
             self._damage.add(f"the index of {name} is damaged, its messages were looked for one by one")
             return None
@@ -105,31 +98,33 @@ class McapFile:
         last = at  # where the record before this one begins
         while at < size:
             head = self._source.read(at, _RECORD.size + _CHUNK.size + 16)
-            if len(head) >= _RECORD.size and head[0] in (_DATA_END, _FOOTER):
-                return blocks
             if not _fits(head, 0, size - at):
                 following = None if _reaches_beyond(head, size - at) else _next_record(self._source.read, at + 1, size)
                 if following is None:
                     self._add_cut(blocks, at, head)
                     return blocks
                 start = _without_last(blocks, at, last)
-                self._damage.add(f"skipped {following - start} damaged bytes of {name} at {start}")
+                lost = Loss(following - start, None)
+                self._damage.add(f"skipped {following - start} damaged bytes of {name} at {start}", lost)
                 at = following
                 continue
+            if head[0] in (_DATA_END, _FOOTER):
+                return blocks
             length = _RECORD.size + _RECORD.unpack_from(head)[1]
             self._add(blocks, at, length, head)
             at, last = at + length, at
-        self._damage.add(f"{name} ends without an index: the recording was not closed")
+        self._damage.add(f"{name} ends without an index: the recording was not closed", END)
         return blocks
 
     def _add(self, blocks: list[Block], at: int, length: int, head: bytes) -> None:
         """One complete record."""
         kind = head[0]
         if kind == _CHUNK_RECORD:
-            blocks.append(Block(at, length, _CHUNK.unpack_from(head, _RECORD.size)[0]))
+            start, end = _CHUNK.unpack_from(head, _RECORD.size)[:2]
+            blocks.append(Block(at, length, start, end=end))
         elif kind == _INDEX and blocks and not blocks[-1].loose:
-            channel, used = struct.unpack_from("<HI", head, _RECORD.size)
-            counts = {**(blocks[-1].counts or {}), channel: used // 16}
+            channel, used = _index_entry(head)
+            counts = {**(blocks[-1].counts or {}), channel: used}
             blocks[-1] = replace(blocks[-1], counts=counts)
         elif kind in (_SCHEMA, _CHANNEL):
             self._define(self._source.read(at, length))
@@ -137,94 +132,71 @@ class McapFile:
             time = _MESSAGE.unpack_from(head, _RECORD.size)[2]
             last = blocks[-1] if blocks else None
             if last is not None and last.loose and last.at + last.size == at and last.size < _LOOSE:
-                blocks[-1] = replace(last, size=last.size + length, start=min(last.start, time))
+                start, end = min(last.start, time), max(last.end or 0, time)
+                blocks[-1] = replace(last, size=last.size + length, start=start, end=end)
             else:
-                blocks.append(Block(at, length, time, loose=True))
+                blocks.append(Block(at, length, time, loose=True, end=time))
 
     def _add_cut(self, blocks: list[Block], at: int, head: bytes) -> None:
         """What there is of a last chunk without its end."""
         name, rest = self._source.path.name, self._source.size - at
-        self._damage.add(f"{name} ends in the middle of a record: only what comes before is there ({at} bytes)")
+        self._damage.add(f"{name} ends in the middle of a record: only what comes before is there ({at} bytes)", END)
         if _reaches_beyond(head, rest):
             self._cut = at
             blocks.append(Block(at, rest, _CHUNK.unpack_from(head, _RECORD.size)[0]))
 
-    def _define(self, data: bytes | memoryview) -> None:
-        """Schemas and channels of a buffer of records."""
-        for kind, body in _records(data):
+    def _define(self, content: bytes | memoryview) -> None:
+        """Schemas, too."""
+        for kind, body in _records(content):
             try:
                 if kind == _SCHEMA:
                     self._schemas.update(_schema(body))
                 elif kind == _CHANNEL:
                     self.channels.update(_channel(body, self._schemas))
             except (struct.error, CorruptError, UnicodeDecodeError):
-                self._damage.add(f"a topic that {self._source.path.name} defines cannot be read")
-
-    def _count(self) -> dict[int, int]:
-        """Messages by channel; also learns of the channels that are defined within chunks."""
-        counts: Counter[int] = Counter()
-        for number, block in enumerate(self._blocks):
-            if block.counts is None or not block.counts.keys() <= self.channels.keys():
-                try:
-                    content = self._content(block)
-                except CorruptError:
-                    continue
-                self._define(content)
-                if block.counts is None:
-                    found = Counter(record.channel for record in _messages(content, 0, None)[0])
-                    block = self._blocks[number] = replace(block, counts=dict(found))
-            counts.update(block.counts or {})
-        return dict(counts)
+                self._damage.add(f"a topic that {self._source.path.name} defines cannot be read", UNKNOWN)
 
     # ------------------------------------------------------------------------------------------------------- the chunks
 
-    def _read(self, block: Block, wanted: set[int]) -> list[Record]:
-        """The wanted messages of a chunk; the damage of it is noted."""
-        try:
-            content = self._content(block)
-        except CorruptError as error:
-            self._lost(block, f"{error}", {}, block.size)
-            return []
-        records, bad = _messages(content, block.at, wanted, block.at == self._cut)
-        if bad:
-            everything = Counter(record.channel for record in _messages(content, block.at, None)[0])
-            self._lost(block, "broken records", everything, bad)
-        return records
+    def _parse(
+        self, content: bytes | memoryview, base: int, wanted: set[int] | None, cut: bool = False
+    ) -> tuple[list[Record], int]:
+        return _messages(content, base, wanted, cut)
 
     def _content(self, block: Block) -> bytes | memoryview:
-        """The records of a block. Raises CorruptError where they are not what was written."""
-        data = self._source.read(block.at, block.size)
         if block.loose:
-            return data
-        if len(data) < block.size or data[0] != _CHUNK_RECORD or not _is_chunk(data, None):
+            return self._source.read(block.at, block.size)
+        cut = block.at == self._cut
+        head = self._source.read(block.at, _RECORD.size + _CHUNK.size + 16)
+        if len(head) < _RECORD.size + _CHUNK.size + 8 or head[0] != _CHUNK_RECORD or not _is_chunk(head, None):
             raise CorruptError("no chunk where the index says there is one")
-        _, _, size, crc, named = _CHUNK.unpack_from(data, _RECORD.size)
+        length = _RECORD.size + _RECORD.unpack_from(head)[1]
+        _, _, size, crc, named = _CHUNK.unpack_from(head, _RECORD.size)
+        if max(size, block.size) > LARGEST or (length != block.size and not cut):
+            raise CorruptError(f"a chunk of {length} bytes, unpacked {size}, where the index says {block.size}")
         begin = _RECORD.size + _CHUNK.size
-        method = data[begin : begin + named].decode("ascii", "replace")
-        packed = memoryview(data)[begin + named + 8 :]
-        if block.at == self._cut:
-            return decompress_start(packed, method)
-        content = decompress(packed, method)
+        method = head[begin : begin + named].decode("ascii", "replace")
+        packed = memoryview(self._source.read(block.at, block.size))[begin + named + 8 :]
+        if cut:
+            return decompress_start(packed, method, size)
+        content = decompress(packed, method, size)
         if len(content) != size:
             raise CorruptError(f"{len(content)} instead of {size} bytes")
         if crc and zlib.crc32(content) != crc:
             raise CorruptError("wrong checksum")
         return content
 
-    def _lost(self, block: Block, reason: str, found: dict[int, int], size: int) -> None:
-        counts = block.counts if block.loose or block.at == self._cut else self._index_counts(block)
-        what = lost_text(self.channels, counts, found)
-        self._damage.add(
-            f"skipped {size} bytes in the chunk at {block.at} of {self._source.path.name} ({reason}), {what}"
-        )
+    def _written(self, block: Block) -> Mapping[int, int] | None:
+        """As the records of the index behind a chunk say."""
+        return block.counts if block.loose or block.at == self._cut else self._index_counts(block)
 
     def _index_counts(self, block: Block) -> dict[int, int] | None:
         """Messages by channel, from the records of the index behind a chunk."""
         counts: dict[int, int] = {}
         at = block.at + block.size
         while len(head := self._source.read(at, 15)) == 15 and head[0] == _INDEX:
-            channel, used = struct.unpack_from("<HI", head, _RECORD.size)
-            counts[channel] = used // 16
+            channel, counted = _index_entry(head)
+            counts[channel] = counted
             at += _RECORD.size + _RECORD.unpack_from(head)[1]
         return counts or None
 
@@ -232,12 +204,27 @@ class McapFile:
 # ------------------------------------------------------------------------------------------------------------- records
 
 
+def _check_is_mcap(source: Source) -> None:
+    """By its first or last bytes: either may be damaged. Raises DataError."""
+    begins, ends = source.read(0, len(MAGIC)), source.read(source.size - len(MAGIC), len(MAGIC))
+    expected = f"expected an .mcap file at {source.path}"
+    if source.size == 0:
+        raise DataError(f"{expected}, found an empty file: nothing was recorded, or it was not copied; copy it again")
+    if MAGIC not in (begins, ends):
+        if MAGIC.startswith(begins):
+            raise DataError(f"{expected}, found it truncated after {source.size} bytes: copy it again")
+        raise DataError(f"{expected}, found something else (it begins with {begins!r}): no .mcap, check the name")
+    if source.size < 2 * len(MAGIC):
+        raise DataError(f"{expected}, found it truncated after {source.size} bytes: copy it again")
+
+
 def _fits(data: bytes | memoryview, at: int, rest: int) -> bool:
     """Whether a record that ends within ``rest`` bytes may begin at ``at``."""
     if len(data) - at < _RECORD.size:
         return False
     kind, length = _RECORD.unpack_from(data, at)
-    if not 0 < kind <= _DATA_END or not _SHORTEST.get(kind, 0) <= length <= rest - _RECORD.size:
+    least, most = _LENGTHS.get(kind, (0, 1 << 40 if kind >= _OWN else _SMALL))
+    if not (0 < kind <= _DATA_END or kind >= _OWN) or not least <= length <= min(most, rest - _RECORD.size):
         return False
     return kind != _CHUNK_RECORD or len(data) - at < _RECORD.size + _CHUNK.size + 16 or _is_chunk(data, length, at)
 
@@ -325,7 +312,9 @@ def _messages(
         end = at + _RECORD.size + length
         if kind == _DATA:
             channel, _, time, _ = _MESSAGE.unpack_from(content, at + _RECORD.size)
-            if wanted is None or channel in wanted:
+            if time >= _TIMES:
+                bad += end - at
+            elif wanted is None or channel in wanted:
                 begin = at + _RECORD.size + _MESSAGE.size
                 records.append(Record(time, base + at, channel, b"" if wanted is None else bytes(view[begin:end])))
         at, before = end, at
@@ -365,10 +354,16 @@ def _parse_summary(data: bytes) -> _Summary | None:
     return _Summary(channels, blocks, counts)
 
 
+def _index_entry(head: bytes) -> tuple[int, int]:
+    """Channel, and messages of it, of the head of an index record: as many as there is room for."""
+    channel, used = struct.unpack_from("<HI", head, _RECORD.size)
+    return channel, min(used, max(0, _RECORD.unpack_from(head)[1] - 6)) // 16
+
+
 def _chunk_index(body: bytes) -> Block:
-    start, _, at, size, used = struct.unpack_from("<QQQQI", body)
+    start, end, at, size, used = struct.unpack_from("<QQQQI", body)
     channels = [channel for channel, _ in struct.iter_unpack("<HQ", body[36 : 36 + used])]
-    return Block(at, size, start, dict.fromkeys(channels, 0) or None)
+    return Block(at, size, start, dict.fromkeys(channels, 0) or None, end=end)
 
 
 def _schema(body: bytes) -> dict[int, str]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import replace
+from itertools import pairwise
 
 from scfeat_core.errors import DataError
 
-from .blocks import Block, Channel, Damage, Record, Source, in_order, lost_text, normalised_type
+from .blocks import END, LARGEST, Block, BlockFile, Channel, Loss, Record, Source, normalised_type
 from .compression import CorruptError, decompress, decompress_start
 
 MAGIC = b"#ROSBAG V2.0\n"
@@ -22,36 +22,21 @@ _DATA, _BAG, _INDEX, _CHUNK, _CHUNK_INFO, _CONNECTION = 0x02, 0x03, 0x04, 0x05, 
 _OPCODE = re.compile(rb"\x04\x00\x00\x00op=([\x02-\x07])")
 _WITHIN = {_DATA, _CONNECTION}  # a chunk
 _LONGEST = 1 << 12  # bytes of a header, far more than any has
+_SMALL = 1 << 26  # bytes of a record that describes, and holds no messages
 _WINDOW = 1 << 20
 Fields = dict[bytes, bytes]
 Read = Callable[[int, int], "bytes | memoryview"]
 
 
-class Ros1File:
+class Ros1File(BlockFile):
     """See :class:`scfeat_ros.bag_files.blocks.BagFile`. Raises DataError where it is no ROS 1 bag at all."""
 
-    def __init__(self, path: Path, damage: Damage) -> None:
-        self._source = Source(path)
-        self._damage = damage
-        self._cut = 0  # where a last chunk without its end begins; 0: there is none
-        self.channels: dict[int, Channel] = {}
-        try:
-            if self._source.read(0, len(MAGIC)) != MAGIC:
-                raise DataError(
-                    f"expected a ROS 1 bag of version 2.0 at {path}, found another beginning: it is damaged"
-                )
-            self._blocks = self._indexed() or self._scan()
-            self.counts = self._count()
-        except BaseException:
-            self._source.close()
-            raise
-
-    def close(self) -> None:
-        self._source.close()
-
-    def messages(self, wanted: set[int]) -> Iterator[Record]:
-        blocks = (block for block in self._blocks if block.counts is None or wanted & block.counts.keys())
-        return in_order(blocks, lambda block: self._read(block, wanted))
+    def _open(self) -> None:
+        _check_is_bag(self._source)
+        self._blocks = self._indexed()
+        self.complete = bool(self._blocks)
+        self._blocks = self._blocks or self._scan()
+        self.counts = self._count()
 
     # ------------------------------------------------------------------------------------------------------- the index
 
@@ -65,14 +50,17 @@ class Ros1File:
             blocks = []
             while 0 < at < self._source.size:
                 fields, begin, end = self._record(at)
+                if end - begin > _SMALL:
+                    raise CorruptError("a record that is too long for an index")
                 data = self._source.read(begin, end - begin)
                 if fields[b"op"][0] == _CONNECTION:
                     self.channels.update(_channel(fields, data))
                 elif fields[b"op"][0] == _CHUNK_INFO:
                     place, start = struct.unpack("<Q", fields[b"chunk_pos"])[0], _time(fields[b"start_time"])
-                    blocks.append(Block(place, 0, start, dict(struct.iter_unpack("<II", data))))
+                    counts = dict(struct.iter_unpack("<II", data))
+                    blocks.append(Block(place, 0, start, counts, end=_time(fields[b"end_time"])))
                 at = end
-            return blocks
+            return _sized(blocks, struct.unpack("<Q", self._record(len(MAGIC))[0][b"index_pos"])[0])
         except (KeyError, struct.error, CorruptError):
             self.channels.clear()
             return []
@@ -90,74 +78,52 @@ class Ros1File:
                 following = _next_record(self._source.read, at + 1, size, {_CHUNK})
                 if following is None:
                     self._damage.add(
-                        f"{name} ends in the middle of a record: only what comes before is there ({at} bytes)"
+                        f"{name} ends in the middle of a record: only what comes before is there ({at} bytes)", END
                     )
                     self._cut = at
-                    blocks.append(Block(at, 0, blocks[-1].start if blocks else 0))
+                    blocks.append(Block(at, size - at, blocks[-1].start if blocks else 0))
                     return blocks
-                self._damage.add(f"skipped {following - at} damaged bytes of {name} at {at}")
+                lost = Loss(following - at, None)
+                self._damage.add(f"skipped {following - at} damaged bytes of {name} at {at}", lost)
                 at = following
                 continue
             kind = fields[b"op"][0]
             if kind == _CHUNK:
-                blocks.append(Block(at, 0, blocks[-1].start if blocks else 0))
-            elif kind == _CONNECTION:
+                blocks.append(Block(at, end - at, blocks[-1].start if blocks else 0))
+            elif kind == _CONNECTION and end - begin <= _SMALL:
                 with suppress(CorruptError, KeyError, struct.error):  # they are in the chunks, too
                     self.channels.update(_channel(fields, self._source.read(begin, end - begin)))
             at = end
         if blocks:
-            self._damage.add(f"{name} has no index: the recording was not closed")
+            self._damage.add(f"{name} has no index: the recording was not closed", END)
         return blocks
-
-    def _count(self) -> dict[int, int]:
-        """Messages by channel. Chunks that the index does not list are read for that, and for their connections."""
-        counts: Counter[int] = Counter()
-        for number, block in enumerate(self._blocks):
-            if block.counts is None:
-                try:
-                    content = self._content(block)
-                except CorruptError:
-                    continue
-                self.channels.update(_channels(content))
-                records, _ = _messages(content, 0, None)
-                found = dict(Counter(record.channel for record in records))
-                start = min((record.time for record in records), default=block.start)
-                block = self._blocks[number] = Block(block.at, 0, start, found)
-            counts.update(block.counts or {})
-        return dict(counts)
 
     # ------------------------------------------------------------------------------------------------------- the chunks
 
-    def _read(self, block: Block, wanted: set[int]) -> list[Record]:
-        try:
-            content = self._content(block)
-        except CorruptError as error:
-            self._lost(block, str(error), {})
-            return []
-        records, bad = _messages(content, block.at, wanted, block.at == self._cut)
-        if bad:
-            everything = Counter(record.channel for record in _messages(content, block.at, None)[0])
-            self._lost(block, f"{bad} bytes of broken records", everything)
-        return records
+    def _define(self, content: bytes | memoryview) -> None:
+        self.channels.update(_channels(content))
+
+    def _parse(
+        self, content: bytes | memoryview, base: int, wanted: set[int] | None, cut: bool = False
+    ) -> tuple[list[Record], int]:
+        return _messages(content, base, wanted, cut)
 
     def _content(self, block: Block) -> bytes | memoryview:
-        """The records of a chunk. Raises CorruptError where they are not what was written."""
         cut = block.at == self._cut
         fields, begin, end = self._record(block.at, cut)
-        if fields.get(b"op") != bytes([_CHUNK]):
+        if fields.get(b"op") != bytes([_CHUNK]) or len(fields.get(b"size", b"")) != 4:
             raise CorruptError("no chunk where the index says there is one")
         method = fields.get(b"compression", b"none").decode("ascii", "replace")
+        size = struct.unpack("<I", fields[b"size"])[0]
+        if max(size, end - begin) > LARGEST:
+            raise CorruptError(f"a chunk of {end - begin} bytes, unpacked {size}")
         data = self._source.read(begin, end - begin)
         if cut:
-            return decompress_start(data, method)
-        content = decompress(data, method)
-        if fields.get(b"size") != struct.pack("<I", len(content)):
+            return decompress_start(data, method, size)
+        content = decompress(data, method, size)
+        if len(content) != size:
             raise CorruptError("wrong size")
         return content
-
-    def _lost(self, block: Block, reason: str, found: dict[int, int]) -> None:
-        what = lost_text(self.channels, block.counts, found)
-        self._damage.add(f"damage in the chunk at {block.at} of {self._source.path.name} ({reason}), {what}")
 
     def _record(self, at: int, cut: bool = False) -> tuple[Fields, int, int]:
         """The header of a record, and where its data begin and end. cut: the end may be missing."""
@@ -165,6 +131,26 @@ class Ros1File:
 
 
 # ------------------------------------------------------------------------------------------------------------- records
+
+
+def _check_is_bag(source: Source) -> None:
+    """Raises DataError."""
+    begins = source.read(0, len(MAGIC))
+    if begins == MAGIC:
+        return
+    expected = f"expected a ROS 1 bag of version 2.0 at {source.path}"
+    if not begins:
+        raise DataError(f"{expected}, found an empty file: nothing was recorded, or it was not copied; copy it again")
+    if MAGIC.startswith(begins):
+        raise DataError(f"{expected}, found it truncated after {source.size} bytes: copy it again")
+    raise DataError(f"{expected}, found another beginning ({begins!r}): an older bag ('rosbag fix'), or no bag at all")
+
+
+def _sized(blocks: list[Block], end: int) -> list[Block]:
+    """With the bytes up to the next one, or to the index at ``end``; an index does not say them."""
+    places = [*sorted(block.at for block in blocks), end]
+    following = dict(pairwise(places))
+    return [replace(block, size=max(0, following[block.at] - block.at)) for block in blocks]
 
 
 def _record(data: bytes | memoryview, at: int, size: int, cut: bool = False) -> tuple[Fields, int, int]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scfeat_core.errors import DataError
 
-from .blocks import Channel, Damage, Record, Source, normalised_type
+from .blocks import Channel, Damage, Loss, Record, Source, normalised_type
 from .sqlite_pages import Pages
 
 
@@ -25,47 +25,83 @@ class SqliteFile:
         self._path = path
         self._damage = damage
         self._source = Source(path)
-        self._database = self._connect()
+        self._database: sqlite3.Connection | None = None
         self._pages: Pages | None = None  # where the database is damaged
         try:
-            topics = self._database.execute("SELECT id, name, type FROM topics").fetchall()
-            counts = self._database.execute("SELECT topic_id, count(*) FROM messages GROUP BY topic_id").fetchall()
-            self.counts: dict[int, int] = dict(counts)
-        except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # SQLite believes sizes that are none
-            self._pages = Pages(self._source)
-            topics = [(number, name, kind) for number, (name, kind) in self._pages.topics.items()]
-            if not topics:
-                self.close()
-                raise DataError(
-                    f"expected a rosbag2 database at {path}, found it damaged or truncated ({error}): "
-                    "'sqlite3 FILE .recover' may find more"
-                ) from error
-            self._damage.add(f"{path.name} is damaged ({error}): only what its readable pages hold is there")
-            self.counts = Counter(row.topic for row in self._pages.rows)
-        self.channels = {number: Channel(name, normalised_type(kind)) for number, name, kind in topics}
+            _check_is_database(self._source)
+            self._database = self._connect()
+            self.channels, self.counts, self.start = self._topics()
+        except BaseException:
+            self.close()
+            raise
+        self.complete = self._pages is None
 
     def close(self) -> None:
-        self._database.close()
+        if self._database is not None:
+            self._database.close()
         self._source.close()
 
-    def messages(self, wanted: set[int]) -> Iterator[Record]:
+    def messages(self, wanted: set[int], since: int = 0) -> Iterator[Record]:
         done: set[int] = set()
         if self._pages is None:
-            query = (
-                f"SELECT timestamp, id, topic_id, data FROM messages WHERE topic_id IN ({','.join('?' * len(wanted))})"
-            )
             try:
-                for row in self._database.execute(query + " ORDER BY timestamp, id", sorted(wanted)):
-                    done.add(row[1])
-                    if isinstance(row[0], int) and isinstance(row[3], bytes):
-                        yield Record(*row)
-                    else:
-                        self._damage.add(f"row {row[1]} of {self._path.name} is damaged")
+                yield from self._whole(wanted, since, done)
                 return
             except (sqlite3.Error, MemoryError) as error:
-                self._damage.add(f"{self._path.name} is damaged ({error}): only what its readable pages hold is there")
-                self._pages = Pages(self._source)
-        yield from self._salvaged(self._pages, wanted, done)
+                self._salvage(error)
+        assert self._pages is not None
+        yield from (record for record in self._salvaged(self._pages, wanted, done) if record.time >= since)
+
+    def _topics(self) -> tuple[dict[int, Channel], dict[int, int], int | None]:
+        """Channels, messages of each, and the time of the first. Raises DataError where there is nothing."""
+        try:
+            topics = self._execute("SELECT id, name, type FROM topics").fetchall()
+            counts = dict(self._execute("SELECT topic_id, count(*) FROM messages GROUP BY topic_id").fetchall())
+            start = self._execute("SELECT min(timestamp) FROM messages").fetchone()[0]
+        except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # SQLite believes sizes that are none
+            pages = self._salvage(error)
+            topics = [(number, name, kind) for number, (name, kind) in pages.topics.items()]
+            if not topics:
+                raise DataError(
+                    f"expected a rosbag2 database at {self._path}, found it damaged or truncated, or another one "
+                    f"({error}): 'sqlite3 FILE .recover' may find more"
+                ) from error
+            counts = Counter(row.topic for row in pages.rows)
+            start = min((row.time for row in pages.rows), default=None)
+        channels = {number: Channel(name, normalised_type(kind)) for number, name, kind in topics}
+        return channels, counts, start if isinstance(start, int) else None
+
+    def _execute(self, query: str, values: Sequence[int] = ()) -> sqlite3.Cursor:
+        assert self._database is not None
+        return self._database.execute(query, values)
+
+    def _whole(self, wanted: set[int], since: int, done: set[int]) -> Iterator[Record]:
+        """All rows by time. done: ids of those that came.
+
+        The order is asked for without the data, as SQLite would sort all of it where there is no index of times.
+        """
+        chosen = f"topic_id IN ({','.join('?' * len(wanted))})"
+        order = f"SELECT timestamp, id, topic_id FROM messages WHERE {chosen} ORDER BY timestamp, id"
+        for time, number, topic in self._execute(order, sorted(wanted)):
+            if isinstance(time, int) and time < since:
+                continue
+            (data,) = self._execute("SELECT data FROM messages WHERE id = ?", [number]).fetchone() or (None,)
+            done.add(number)
+            if isinstance(time, int) and isinstance(data, bytes):
+                yield Record(time, number, topic, data)
+            else:
+                lost = {self.channels[topic].topic: 1} if topic in self.channels else None
+                self._damage.add(f"row {number} of {self._path.name} is damaged", Loss(None, lost))
+
+    def _salvage(self, error: Exception) -> Pages:
+        """The pages of a database in which SQLite finds no way."""
+        if self._pages is None:
+            self._pages = Pages(self._source)
+            text = f"{self._path.name} is damaged ({error}): only what its readable pages hold is there"
+            missing = self._pages.written_size - self._source.size
+            at_end = missing > 0  # the file is shorter than the database says that it is
+            self._damage.add(text, Loss(missing if at_end else None, None, at_end))
+        return self._pages
 
     def _salvaged(self, pages: Pages, wanted: set[int], done: set[int]) -> Iterator[Record]:
         """The readable ones of the rows that are not done."""
@@ -81,7 +117,8 @@ class SqliteFile:
             lost = self.counts.get(topic, 0) - found[topic]
             if lost > 0:
                 name = self.channels[topic].topic
-                self._damage.add(f"{self._path.name} is damaged: {lost} messages on {name} cannot be read")
+                text = f"{self._path.name} is damaged: {lost} messages on {name} cannot be read"
+                self._damage.add(text, Loss(0, {name: lost}))
 
     def _connect(self) -> sqlite3.Connection:
         """Without "immutable" SQLite takes the rows that a killed recorder left in the log beside the file, too."""
@@ -94,5 +131,16 @@ class SqliteFile:
                 return database
             except sqlite3.Error:
                 database.close()
-                self._damage.add(f"the rows in {log.name} cannot be read: copy the bag to a folder that can be written")
+                text = f"the rows in {log.name} cannot be read: copy the bag to a folder that can be written"
+                self._damage.add(text, Loss(log.stat().st_size, None, at_end=True))
         return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+
+def _check_is_database(source: Source) -> None:
+    """Raises DataError for an empty file, and for text: of a database with a damaged beginning the pages count."""
+    expected = f"expected a rosbag2 database at {source.path}"
+    if source.size == 0:
+        raise DataError(f"{expected}, found an empty file: nothing was recorded, or it was not copied; copy it again")
+    begins = source.read(0, 512)
+    if not begins.startswith(b"SQLite format 3\0") and begins.isascii() and b"\0" not in begins:
+        raise DataError(f"{expected}, found text (it begins with {begins[:16]!r}): no database, check which file it is")

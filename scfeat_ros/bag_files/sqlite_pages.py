@@ -17,6 +17,7 @@ _USUAL = 4096  # bytes of a page
 _INTEGERS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}  # serial type -> bytes
 _STEP = 256  # pages that are read at once
 _NULL = 0
+_LARGEST = 1_000_000_000  # bytes of a row, SQLite's own limit
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Pages:
         self._source = source
         self._size = size if good else _USUAL
         self._usable = self._size - (head[20] if good else 0)
+        # As long as the database was when it was written (in-header database size); 0 where it is not said.
+        self.written_size = self._size * struct.unpack_from(">I", head, 28)[0] if good else 0
         self.topics: dict[int, tuple[str, str]] = {}
         self.rows: list[Row] = []
         for place, page in self._leaves():
@@ -91,7 +94,9 @@ class Pages:
             while types_at < at + header:
                 kind, types_at = _varint(page, types_at)
                 types.append(kind)
-            if types_at != at + header or header + sum(map(_length, types)) != size or size > self._source.size:
+            if types_at != at + header or header + sum(map(_length, types)) != size:
+                return
+            if size > min(self._source.size, _LARGEST):
                 return
             body = at + header
             if len(types) == 4 and types[0] == _NULL and types[3] >= 12 and types[3] % 2 == 0:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import random
 import shutil
 import sqlite3
 import struct
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,15 +146,22 @@ def test_a_file_that_is_no_bag(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_bytes(b"#ROSBAG V2.0")
     with pytest.raises(DataError, match=r"\.mcap or \.db3"):
         open_bag(tmp_path / "notes.txt")
-    for name, found in (
-        ("a.mcap", "damaged or truncated"),
-        ("a.db3", "damaged"),
-        ("a.bag", "ROS 1 bag of version 2.0"),
+    text, zeros = b"#ROSBAG V1.2\nand more", bytes(4096)
+    for name, content, found in (
+        ("a.mcap", b"", "an .mcap file.*found an empty file"),
+        ("a.mcap", text, "an .mcap file.*found something else.*#ROSBAG.*no .mcap"),
+        ("a.mcap", zeros, "an .mcap file.*found something else"),
+        ("a.mcap", b"\x89MCAP0\r\n", "an .mcap file.*truncated after 8 bytes"),
+        ("a.db3", b"", "rosbag2 database.*found an empty file"),
+        ("a.db3", text, "rosbag2 database.*found text.*no database"),
+        ("a.db3", zeros, "rosbag2 database.*found it damaged or truncated, or another one"),
+        ("a.bag", b"", "ROS 1 bag of version 2.0.*found an empty file"),
+        ("a.bag", text, "ROS 1 bag of version 2.0.*found another beginning.*rosbag fix"),
+        ("a.bag", b"#ROSBAG V", "ROS 1 bag of version 2.0.*truncated after 9 bytes"),
     ):
-        for content in (b"", b"#ROSBAG V1.2\n", bytes(4096)):
-            (tmp_path / name).write_bytes(content)
-            with pytest.raises(DataError, match=found), open_bag(tmp_path / name):
-                pass
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=found), open_bag(tmp_path / name):
+            pass
 
 
 def test_no_image_topic_lists_what_there_is(tmp_path: Path) -> None:
@@ -193,7 +202,7 @@ def test_a_complete_file_is_not_called_cut(tmp_path: Path) -> None:
         list(bag.messages(bag.topics))
         assert bag.damage == ""
     file.write_bytes(file.read_bytes()[:12])
-    with pytest.raises(DataError, match="damaged or truncated"), open_bag(tmp_path / "bag"):
+    with pytest.raises(DataError, match="truncated after 12 bytes"), open_bag(tmp_path / "bag"):
         pass
 
 
@@ -513,14 +522,24 @@ class Mcap:
         )
         self.indices: list[bytes] = []
 
-    def chunk(self, messages: Sequence[BagMessage], method: str = "", crc: bool = True) -> None:
+    def chunk(
+        self,
+        messages: Sequence[BagMessage],
+        method: str = "",
+        crc: bool = True,
+        claimed: int | None = None,
+        indexed: int | None = None,
+    ) -> None:
+        """claimed: bytes that it says it has when it is unpacked. indexed: its length, as the index says."""
         content = self.head + b"".join(map(message_record, messages))
         packed = {"": bytes, "lz4": lz4.frame.compress}[method](content)
         times = [message.log_time for message in messages]
-        body = struct.pack("<QQQI", min(times), max(times), len(content), zlib.crc32(content) if crc else 0)
+        size = len(content) if claimed is None else claimed
+        body = struct.pack("<QQQI", min(times), max(times), size, zlib.crc32(content) if crc else 0)
         body += text_field(method) + struct.pack("<Q", len(packed)) + packed
         at, written = self.out.tell(), record(6, body)
-        index = struct.pack("<QQQQ", min(times), max(times), at, len(written)) + struct.pack("<IHQ", 10, 1, 0)
+        length = len(written) if indexed is None else indexed
+        index = struct.pack("<QQQQ", min(times), max(times), at, length) + struct.pack("<IHQ", 10, 1, 0)
         index += struct.pack("<Q", 0) + text_field(method) + struct.pack("<QQ", len(packed), len(content))
         self.indices.append(record(8, index))
         self.out.write(written)
@@ -600,6 +619,249 @@ def test_names_of_types_are_normalised(tmp_path: Path, name: str) -> None:
     writer.close(tmp_path / "a.mcap", 3)
     with open_bag(tmp_path / "a.mcap") as bag:
         assert bag.choose_image_topic()[0].type == IMAGE
+
+
+def at_most(size: int) -> Any:
+    """Fails where more memory than so many bytes is taken meanwhile."""
+
+    class Watch:
+        def __enter__(self) -> None:
+            tracemalloc.start()
+
+        def __exit__(self, kind: Any, *_: object) -> None:
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert kind is not None or peak < size
+
+    return Watch()
+
+
+@pytest.mark.parametrize("method", ["", "lz4"])
+@pytest.mark.parametrize(("claimed", "indexed"), [(10 << 30, None), (1 << 40, None), (100, None), (None, 1 << 62)])
+def test_a_chunk_that_lies_about_its_size_costs_itself(
+    tmp_path: Path, method: str, claimed: int | None, indexed: int | None
+) -> None:
+    written = images(12)
+    writer = Mcap()
+    for part in (written[:4], written[4:8], written[8:]):
+        lies = {"claimed": claimed, "indexed": indexed} if part[0] is written[4] else {}
+        writer.chunk(part, method, **lies)
+    writer.close(tmp_path / "a.mcap", 12)
+    with at_most(20_000_000):
+        kept, damage = read_twice(tmp_path / "a.mcap")
+    assert kept == written[:4] + written[8:]
+    assert "in the chunk at" in damage
+
+
+def test_what_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path: Path) -> None:
+    """Sixty megabytes of zeros are a quarter of one in lz4."""
+    writer = Mcap()
+    good = images(2)
+    writer.chunk(good[:1])
+    bomb = BagMessage("/cam/image_raw", good[1].log_time, bytes(60_000_000))
+    writer.chunk([bomb], "lz4", claimed=1000)
+    writer.close(tmp_path / "a.mcap", 2)
+    del bomb
+    with at_most(30_000_000):
+        kept, damage = read_twice(tmp_path / "a.mcap")
+    assert kept == good[:1] and "more than the 1000 bytes" in damage
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4, 5, 7, 8])
+def test_records_that_claim_more_than_is_plausible_are_damage(tmp_path: Path, kind: int) -> None:
+    """In a sparse file of 100 GB a record may be as long as that; nothing is read for it."""
+    written = images(4)
+    writer = Mcap()
+    writer.out.write(writer.head + b"".join(map(message_record, written[:2])))
+    at = writer.out.tell()
+    path = tmp_path / "a.mcap"
+    path.write_bytes(writer.out.getvalue() + struct.pack("<BQ", kind, 90 << 30))
+    rest = writer.head + b"".join(map(message_record, written[2:]))
+    with path.open("r+b") as file:
+        file.seek(at + 1000)
+        file.write(rest + record(0x0F, bytes(4)) + record(2, bytes(20)) + b"\x89MCAP0\r\n")
+        file.truncate(100 << 30)
+    with at_most(50_000_000):
+        kept, damage = read_twice(path)
+    assert set(of(kept)) >= {*written[2:], written[0]} and "damaged bytes of a.mcap at" in damage
+
+
+def test_an_index_that_points_outside_of_the_file(tmp_path: Path) -> None:
+    written = images(8)
+    writer = Mcap()
+    writer.chunk(written[:4])
+    writer.chunk(written[4:])
+    good = writer.indices[1]
+    for at in (1 << 40, (1 << 64) - 1, 9):
+        writer.indices[1] = good[:25] + struct.pack("<Q", at) + good[33:]
+        copy = Mcap()
+        copy.out.write(writer.out.getvalue()[len(copy.out.getvalue()) :])
+        copy.indices = writer.indices
+        copy.close(tmp_path / "a.mcap", 8)
+        kept, damage = read_twice(tmp_path / "a.mcap")
+        assert kept == written[:4] and "no chunk where the index says" in damage
+
+
+def test_times_that_no_clock_has_are_damage(tmp_path: Path) -> None:
+    written = images(6)
+    writer = Mcap()
+    head, tail = b"".join(map(message_record, written[:3])), b"".join(map(message_record, written[3:]))
+    wrong = record(5, struct.pack("<HIQQ", 1, 0, 1 << 63, 0) + written[0].data)
+    writer.out.write(writer.head + head + wrong + tail)
+    writer.close(tmp_path / "a.mcap", None)
+    kept, damage = read_twice(tmp_path / "a.mcap")
+    assert kept == written and "broken records" in damage
+
+
+def test_records_of_applications_are_passed_over(tmp_path: Path) -> None:
+    """Opcodes from 0x80 on are theirs."""
+    written = images(6)
+    writer = Mcap()
+    own = record(0x93, bytes(50))
+    writer.out.write(own + writer.head + own.join(map(message_record, written)) + own)
+    writer.close(tmp_path / "a.mcap", None)
+    assert read_twice(tmp_path / "a.mcap") == (written, "")
+
+
+def test_a_damaged_beginning_of_an_mcap_is_read_all_the_same(tmp_path: Path) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "mcap"))
+    overwrite(tmp_path / "bag" / "bag.mcap", 0, 8)
+    assert read_twice(tmp_path / "bag")[0] == written
+
+
+def test_parts_of_a_recording_come_by_time_whatever_their_order(tmp_path: Path) -> None:
+    """Also where they overlap, as those of two recorders do."""
+    rng = random.Random(0)
+    for storage in STORAGES:
+        folder = tmp_path / storage
+        folder.mkdir()
+        written = split_bag(folder / "bag", storage, ["bag_2", "bag_9", "bag_10"])
+        file = folder / "bag" / "metadata.yaml"
+        lines = file.read_text().split("\n")
+        places = [i for i, line in enumerate(lines) if line.startswith("  - bag_")]
+        names = [lines[i] for i in places]
+        rng.shuffle(names)
+        for place, name in zip(places, reversed(names), strict=True):
+            lines[place] = name
+        file.write_text("\n".join(lines))
+        assert read_twice(folder / "bag") == (written, "")
+    images_of = images(12)
+    (tmp_path / "both").mkdir()
+    for number in range(2):
+        writer = Mcap()
+        writer.chunk(images_of[number::2])
+        writer.close(tmp_path / "both" / f"a_{number}.mcap", 6)
+    assert read_twice(tmp_path / "both") == (images_of, "")
+
+
+@pytest.mark.parametrize("storage", [*STORAGES, "ros1"])
+def test_reading_from_a_time_on(tmp_path: Path, storage: str) -> None:
+    if storage == "ros1":
+        path = tmp_path / "old.bag"
+        ros1_bag(path, 3000)
+    else:
+        path = tmp_path / "bag"
+        tiny_bag(path, storage, frames=3000)
+    with open_bag(path) as bag:
+        topics = [topic for topic in bag.topics if topic.name == "/cam/image_raw"]
+        everything = list(bag.messages(topics))
+        since = everything[2000].log_time
+        assert list(bag.messages(topics, since)) == everything[2000:]
+        assert list(bag.messages(topics, since + 1)) == everything[2001:]
+        assert list(bag.messages(topics, everything[-1].log_time + 1)) == []
+        assert bag.damage == "" and bag.lost_messages(topics[0]) == 0
+
+
+# ------------------------------------------------------------------------------------------------- how much was lost
+
+
+def losses(path: Path, name: str = "/cam/image_raw") -> tuple[int, int | None, int | None, bool]:
+    """Messages that came, that were lost, bytes that were lost, and whether the end is missing."""
+    with open_bag(path) as bag:
+        (topic,) = (topic for topic in bag.topics if topic.name == name)
+        kept = len(list(bag.messages([topic])))
+        return kept, bag.lost_messages(topic), bag.lost_bytes, bag.cut_off
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+def test_lost_messages_of_an_mcap_are_counted(tmp_path: Path, metadata: bool) -> None:
+    """With the index at the end, or metadata.yaml, or that behind the chunk."""
+    tiny_bag(tmp_path / "bag", "mcap", "storage", frames=4000)
+    file = tmp_path / "bag" / "bag.mcap"
+    assert losses(tmp_path / "bag") == (4000, 0, 0, False)
+    if not metadata:
+        (tmp_path / "bag" / "metadata.yaml").unlink()
+    block = chunks(file)[2]
+    overwrite(file, block.at + block.size // 2, 64)
+    kept, lost, size, _ = losses(tmp_path / "bag")
+    assert kept < 4000 and (lost, size) == (4000 - kept, block.size)
+    cut(file, 0.8)
+    again, lost, size, at_end = losses(tmp_path / "bag")
+    assert again < kept and at_end and size is None
+    assert lost == (4000 - again if metadata else None), "without metadata.yaml nobody knows what was behind the cut"
+
+
+def test_lost_messages_of_a_chunk_are_those_of_its_index(tmp_path: Path) -> None:
+    """Where neither the end of the file nor metadata.yaml counts them, what is behind the chunk does."""
+    tiny_bag(tmp_path / "bag", "mcap", "storage", frames=4000)
+    file = tmp_path / "bag" / "bag.mcap"
+    data = file.read_bytes()
+    start = struct.unpack_from("<Q", data, len(data) - 28)[0]
+    (tmp_path / "a.mcap").write_bytes(data[:start] + record(2, bytes(20)) + data[-8:])
+    assert losses(tmp_path / "a.mcap") == (4000, 0, 0, False)
+    block = chunks(tmp_path / "a.mcap")[2]
+    overwrite(tmp_path / "a.mcap", block.at + block.size // 2, 64)
+    kept, lost, size, _ = losses(tmp_path / "a.mcap")
+    assert (lost, size) == (4000 - kept, block.size)
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+def test_lost_messages_of_a_database_are_counted_or_unknown(tmp_path: Path, metadata: bool) -> None:
+    tiny_bag(tmp_path / "bag", "sqlite3", frames=2000)
+    if not metadata:
+        (tmp_path / "bag" / "metadata.yaml").unlink()
+    assert losses(tmp_path / "bag") == (2000, 0, 0, False)
+    file = tmp_path / "bag" / "bag.db3"
+    whole = file.stat().st_size
+    cut(file, 0.5)
+    kept, lost, size, at_end = losses(tmp_path / "bag")
+    assert (lost, at_end) == (2000 - kept if metadata else None, True)
+    assert size == whole - file.stat().st_size, "the database says how long it was"
+
+
+def test_lost_messages_of_a_ros1_bag_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "old.bag"
+    ros1_bag(file, 4000, "lz4")
+    assert losses(file) == (4000, 0, 0, False)
+    overwrite(file, file.stat().st_size // 2, 4096)
+    kept, lost, size, at_end = losses(file)
+    assert kept < 4000 and lost == 4000 - kept and size and not at_end
+    cut(file, 0.7)
+    _, lost, size, at_end = losses(file)
+    assert (lost, size, at_end) == (None, None, True)
+
+
+def test_a_message_that_does_not_decompress_is_lost(tmp_path: Path) -> None:
+    tiny_bag(tmp_path / "bag", "mcap", "message")
+    file = tmp_path / "bag" / "bag.mcap"
+    with open_bag(tmp_path / "bag") as bag:
+        numbers = [n for n, c in bag._files[0].channels.items() if c.topic == "/cam/image_raw"]
+        packed = [record.data for record in bag._files[0].messages(set(numbers))][5]
+    overwrite(file, file.read_bytes().index(packed) + 4, len(packed) - 4)
+    assert losses(tmp_path / "bag") == (11, 1, len(packed), False)
+
+
+def test_a_row_whose_pages_lead_in_a_circle(tmp_path: Path) -> None:
+    written = [BagMessage("/cam/image_raw", START + i, image(START + i, i, (120, 160))) for i in range(6)]
+    write_bag(tmp_path / "bag", {"/cam/image_raw": IMAGE}, written, "sqlite3")
+    file = tmp_path / "bag" / "bag.db3"
+    data = bytearray(file.read_bytes())
+    row = data.index(written[3].data[:200])
+    page = next(at for at in range(row // 4096 * 4096, len(data), 4096) if at > row and data[at : at + 3] == bytes(3))
+    data[page : page + 4] = struct.pack(">I", page // 4096 + 1)
+    file.write_bytes(data[: -2 * 4096])
+    kept, damage = read_twice(tmp_path / "bag")
+    assert 1 <= len(kept) < 6 and set(kept) <= set(written) and "bag.db3 is damaged" in damage
 
 
 # --------------------------------------------------------------------------------------------------------------- ROS 1
