@@ -122,18 +122,25 @@ class Child:
         code = self._popen.wait()
         if code < 0:
             remove_abandoned_shared_memory()
-        for segment in segments:  # however young: those that are not its own are locked, or about to go
+        for segment in segments:  # however young
             _remove_unlocked(segment)
         return code
 
 
 def shared_memory_of(pid: int) -> set[Path]:
-    """The Fast DDS segments that a process has open: its own and those of others in its domain; none where it ended."""
-    try:
-        maps = Path(f"/proc/{pid}/maps").read_text()
-    except OSError:
-        return set()
-    return {Path(name) for name in re.findall(rf"{SHARED_MEMORY}/fast(?:dds|rtps)_[0-9a-f]{{16}}$", maps, re.MULTILINE)}
+    """The Fast DDS segments that a process made; none where it ended.
+
+    It keeps the lock file of each open. What it has mapped says less: those of others, too, even of other domains, as
+    the ports that user data come by are counted through all domains of a machine.
+    """
+    found: set[str] = set()
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            found.add(str(entry.readlink()))
+        except OSError:  # closed meanwhile
+            continue
+    locks = re.compile(rf"{SHARED_MEMORY}/fast(?:dds|rtps)_[0-9a-f]{{16}}_el")
+    return {Path(name.removesuffix("_el")) for name in found if locks.fullmatch(name)}
 
 
 def remove_abandoned_shared_memory(folder: Path = SHARED_MEMORY) -> list[Path]:

@@ -380,7 +380,10 @@ class Session:
             text = f"found {', '.join(found) or 'nothing of that kind'}: is it configured?"
         else:
             text = f"found the nodes {', '.join(nodes) or '(none)'}: check --node, ROS_DOMAIN_ID and the network"
-        return ScfeatError(f"expected the node {self.name} to publish its status within {self.patience:g} s, {text}")
+        log = "" if self.node is None else f"; the last lines of its log:\n{self.node.last_lines()}"
+        return ScfeatError(
+            f"expected the node {self.name} to publish its status within {self.patience:g} s, {text}{log}"
+        )
 
     def hear(self) -> None:
         """Until each camera has said how it is: its counters are counted from there. Raises ScfeatError."""

@@ -225,17 +225,19 @@ def test_two_users_get_two_domains() -> None:
 
 
 def test_a_killed_child_leaves_no_segment_however_young(tmp_path: Path) -> None:
-    """Its own has no lock any more, or one that nobody holds; that of a living peer, which it had open, stays."""
-    own, unlocked, peer = (SHARED_MEMORY / f"fastdds_{os.urandom(8).hex()}" for _ in range(3))
-    locks = [path.with_name(path.name + "_el") for path in (own, peer)]
+    """What it made goes; that of a living peer, which it had mapped, stays, even where its lock is not taken yet."""
+    own, peer, young = (SHARED_MEMORY / f"fastdds_{os.urandom(8).hex()}" for _ in range(3))
+    locks = [path.with_name(path.name + "_el") for path in (own, peer, young)]
     program = """
-import mmap, os, signal, sys
+import fcntl, mmap, os, signal, sys
 maps = []
 for name in sys.argv[1:]:
     with open(name, "w+b") as file:
         file.write(bytes(4096))
         file.flush()
         maps.append(mmap.mmap(file.fileno(), 4096))
+lock = open(sys.argv[1] + "_el", "wb")
+fcntl.flock(lock, fcntl.LOCK_EX)
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 print("ready", flush=True)
 signal.pause()
@@ -243,18 +245,18 @@ signal.pause()
     try:
         with locks[1].open("wb") as living:
             fcntl.flock(living, fcntl.LOCK_EX)
-            locks[0].touch()
-            command = [sys.executable, "-c", program, *map(str, (own, unlocked, peer))]
+            locks[2].touch()
+            command = [sys.executable, "-c", program, *map(str, (own, peer, young))]
             child = Child("peer", command, tmp_path / "log", os.environ)
             end = time.monotonic() + PATIENCE
             while not child.output_size and time.monotonic() < end:
                 time.sleep(0.05)
-            assert shared_memory_of(child.pid) == {own, unlocked, peer}
+            assert shared_memory_of(child.pid) == {own}
             assert child.stop() < 0
-            assert not own.exists() and not locks[0].exists() and not unlocked.exists()
-            assert peer.exists() and locks[1].exists()
+            assert not own.exists() and not locks[0].exists()
+            assert all(path.exists() for path in (peer, young, *locks[1:]))
     finally:
-        for path in (own, unlocked, peer, *locks):
+        for path in (own, peer, young, *locks):
             path.unlink(missing_ok=True)
 
 
