@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from scfeat_core.config import Range, check_config, dump_config, load_config
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.geometry import sample_map, scale_points
 from scfeat_core.network.model import MIN_IMAGE_SIZE, SCFeat
 from scfeat_core.preprocessing import NetworkInput, SizeMode, equalise, network_input, stack_images, stack_masks
-from scfeat_core.selection import Keypoints, Refinement, ThresholdMode, best_of_levels, select_keypoints
+from scfeat_core.selection import Refinement, Selected, ThresholdMode, best_of_levels, select_padded
 from scfeat_core.types import Array, Features
 
 # A keypoint of a smaller level is located less well, and its score counts less by this factor, a level. On held-back
@@ -65,7 +64,10 @@ class ExtractionOptions:
 
 
 class Points(NamedTuple):
-    """Of one image, best first. keypoints: (N, 2) float32, its pixels. scores: (N,). descriptors: (N, D)."""
+    """Of a batch, best first, filled up to one number. keypoints: (B, K, 2) float32, pixels of the images.
+
+    scores: (B, K), -inf where an image has no more points. descriptors: (B, K, D).
+    """
 
     keypoints: Tensor
     scores: Tensor
@@ -167,21 +169,16 @@ class Extractor:
         with self._timed("network"):
             maps = [self._run_network(level.image) for level in given]
         with self._timed("select"):
-            found = [self._points(level, *own, budgets) for level, own in zip(given, maps, strict=True)]
-            counts = [budgets] * len(stacked) if isinstance(budgets, int) else budgets
-            best = [
-                self._best(levels, count, (width, height))
-                for levels, count in zip(zip(*found, strict=True), counts, strict=True)
-            ]
+            found = [self._points(*each, budgets) for each in zip(given, maps, strict=True)]
+            points = self._best(found, budgets, (width, height))
             wanted = [score_maps] * len(stacked) if isinstance(score_maps, bool) else score_maps
+            scored = [
+                given[0].without_padding(scores).float() if keep else None
+                for scores, keep in zip(maps[0][0][:, 0], wanted, strict=True)
+            ]
             results = [
-                Features(
-                    *points,
-                    (width, height),
-                    self.descriptor_space,
-                    given[0].without_padding(scored).float() if keep else None,
-                )
-                for points, scored, keep in zip(best, maps[0][0][:, 0], wanted, strict=True)
+                Features(*own, (width, height), self.descriptor_space, score_map)
+                for own, score_map in zip(_split(points), scored, strict=True)
             ]
             return [result.numpy() for result in results] if to_numpy else results
 
@@ -195,7 +192,7 @@ class Extractor:
         _, descriptor_map = self._run_network(given.image)
         points = torch.as_tensor(keypoints, dtype=torch.float32).to(self.device)
         points = points if given.scale_xy == (1, 1) else scale_points(points, given.scale_xy)
-        (descriptors,) = self._describe(descriptor_map, [Keypoints(points, points.new_zeros(len(points)))])
+        (descriptors,) = self._describe(descriptor_map, points[None])
         return descriptors.cpu().numpy() if not isinstance(keypoints, Tensor) else descriptors
 
     def warm_up(self, size: tuple[int, int] = (640, 480)) -> None:
@@ -240,26 +237,28 @@ class Extractor:
             ) from error
         return output.score_map, self.model.descriptor_map(output)
 
-    def _points(
-        self, given: NetworkInput, score_map: Tensor, descriptor_map: Tensor, max_keypoints: int | list[int]
-    ) -> list[Points]:
-        """What one level has to offer to each image."""
-        keypoints = self._select(score_map, given, max_keypoints)
-        rows = self._describe(descriptor_map, keypoints)
-        return [Points(given.to_image(xy), scores, own) for (xy, scores), own in zip(keypoints, rows, strict=True)]
+    def _points(self, given: NetworkInput, maps: tuple[Tensor, Tensor], max_keypoints: int | list[int]) -> Points:
+        """What one level has to offer."""
+        score_map, descriptor_map = maps
+        selected = self._select(score_map, given, max_keypoints)
+        return Points(given.to_image(selected.xy), selected.scores, self._describe(descriptor_map, selected.xy))
 
-    def _best(self, levels: Sequence[Points], max_keypoints: int, size: tuple[int, int]) -> Points:
+    def _best(self, levels: Sequence[Points], max_keypoints: int | list[int], size: tuple[int, int]) -> Points:
         """The best of all levels; what the network scores does not depend on the scale."""
         if len(levels) == 1:
             return levels[0]
         weighted = [own._replace(scores=own.scores * LEVEL_WEIGHT**level) for level, own in enumerate(levels)]
-        joined = Points(*(torch.cat(parts) for parts in zip(*weighted, strict=True)))
-        best = best_of_levels(joined.keypoints, joined.scores, max_keypoints, size, self.options.grid)
-        return Points(*(values[best] for values in joined))
+        joined = Points(*(torch.cat(parts, 1) for parts in zip(*weighted, strict=True)))
+        best, valid = best_of_levels(joined.keypoints, joined.scores, max_keypoints, size, self.options.grid)
+        keypoints, descriptors = (
+            values.gather(1, best[..., None].expand(-1, -1, values.shape[2]))
+            for values in (joined.keypoints, joined.descriptors)
+        )
+        return Points(keypoints, torch.where(valid, joined.scores.gather(1, best), -torch.inf), descriptors)
 
-    def _select(self, score_map: Tensor, given: NetworkInput, max_keypoints: int | list[int]) -> list[Keypoints]:
+    def _select(self, score_map: Tensor, given: NetworkInput, max_keypoints: int | list[int]) -> Selected:
         options = self.options
-        return select_keypoints(
+        return select_padded(
             score_map,
             max_keypoints=max_keypoints,
             nms_radius=options.nms_radius,
@@ -272,12 +271,10 @@ class Extractor:
             grid=options.grid,
         )
 
-    def _describe(self, descriptor_map: Tensor, keypoints: list[Keypoints]) -> list[Tensor]:
-        """Unit descriptors (N, D) float32 for each image."""
-        points = pad_sequence([xy for xy, _ in keypoints], batch_first=True)
+    def _describe(self, descriptor_map: Tensor, points: Tensor) -> Tensor:
+        """Unit descriptors (B, K, D) float32 at points (B, K, 2) of the level that the map is of."""
         samples = sample_map(descriptor_map, points, alignment=self.model.config.backbone.alignment)
-        samples = F.normalize(samples, dim=-1, eps=1e-8)
-        return [rows[: len(xy)] for rows, (xy, _) in zip(samples, keypoints, strict=True)]
+        return F.normalize(samples, dim=-1, eps=1e-8)
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Any:
@@ -286,6 +283,12 @@ class Extractor:
         if self.options.synchronise and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.timings[stage] = 1e3 * (time.perf_counter() - start)
+
+
+def _split(points: Points) -> list[Points]:
+    """The points of each image, (N, ...); waits for the device."""
+    counts = (points.scores > -torch.inf).sum(1).tolist()
+    return [Points(*(values[:count] for values in own)) for *own, count in zip(*points, counts, strict=True)]
 
 
 def _edges(width: int, height: int, max_edge: int, levels: int) -> list[int]:

@@ -1,14 +1,17 @@
 """Score map to keypoints: mask, border, non-maximum suppression, threshold, top-k, sub-pixel position (spec 6).
 
-All steps are batched torch on the device of the map; only the ragged result is split by image. The order is
+All steps are batched on the device of the map, and the shapes of what they make do not depend on the scores but on a
+CPU, so that nothing waits for another device: images with fewer points than others are filled up. The order is
 deterministic: descending score, then ascending pixel index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +22,8 @@ ThresholdMode = Literal["abs", "mean", "max"]
 Refinement = Literal["quadratic", "centroid3", "softargmax", "none"]
 
 _SOFTARGMAX_TEMPERATURE = 0.1  # as a share of the peak's score, so that it does not depend on the scale of the scores
+_LOW = (1 << 32) - 1
+_NONE = -(1 << 63) + _LOW  # less than the key of any pixel
 
 
 class Keypoints(NamedTuple):
@@ -28,7 +33,28 @@ class Keypoints(NamedTuple):
     scores: Tensor
 
 
-def select_keypoints(
+class Selected(NamedTuple):
+    """Keypoints of a batch, best first, filled up to the number of the image that has most, or may have most.
+
+    xy: (B, K, 2) float32, pixels. scores: (B, K) float32, descending; -inf where an image has no more points, whose xy
+    then mean nothing.
+    """
+
+    xy: Tensor
+    scores: Tensor
+
+    def split(self) -> list[Keypoints]:
+        """The points of each image; waits for the device."""
+        counts = (self.scores > -torch.inf).sum(1).tolist()
+        return [Keypoints(xy[:count], own[:count]) for xy, own, count in zip(self.xy, self.scores, counts, strict=True)]
+
+
+def select_keypoints(score_map: Tensor, **settings: Any) -> list[Keypoints]:
+    """The points of each image that :func:`select_padded` finds; as few as survive."""
+    return select_padded(score_map, **settings).split()
+
+
+def select_padded(
     score_map: Tensor,
     *,
     max_keypoints: int | Sequence[int] = 1024,
@@ -40,8 +66,8 @@ def select_keypoints(
     mask: Tensor | None = None,
     valid_size: tuple[int, int] | None = None,
     grid: int = 0,
-) -> list[Keypoints]:
-    """The best local maxima of each image of a batch; as few as survive.
+) -> Selected:
+    """The best local maxima of each image of a batch.
 
     score_map: (B, 1, H, W). max_keypoints: one number, or one for each image; 0 keeps all. nms_radius: a point is the
     maximum of the (2 r + 1)^2 pixels around it, of equal ones the first in reading order; 0 keeps every pixel. border:
@@ -54,44 +80,61 @@ def select_keypoints(
     Raises ConfigError where there are not as many budgets as images.
     """
     scores = _valid_scores(score_map[:, 0].float(), valid_size)
-    width, height = valid_size or (scores.shape[-1], scores.shape[-2])
-    keep = local_maxima(scores, nms_radius)
-    keep &= _inside_border(scores, (width, height), border)
-    if threshold is not None:
-        keep &= scores > threshold * _threshold_reference(scores, threshold_mode, width * height)
-    if mask is not None:
-        keep &= mask != 0
-    image, index = _best_first(scores, keep)
-    cells = _cells(index, scores.shape[-1], (width, height), grid)
-    chosen = _within_budget(image, cells, _budgets(max_keypoints, scores), grid)
-    image, index = image[chosen], index[chosen]
-    counts = torch.bincount(image, minlength=len(scores)).tolist()
-    xy = refined_positions(scores, image, index, refinement)
-    xy = torch.minimum(xy.clamp_min(0), xy.new_tensor([width - 1, height - 1]))
-    values = scores.flatten(1)[image, index]
-    return [Keypoints(*split) for split in zip(xy.split(counts), values.split(counts), strict=True)]
+    size = valid_size or (scores.shape[-1], scores.shape[-2])
+    budgets = _budgets(max_keypoints, scores, nms_radius)
+    least = None if threshold is None else threshold * _threshold_reference(scores, threshold_mode, size[0] * size[1])
+    find = _keys_on_host if scores.device.type == "cpu" else _keys_on_device
+    most = _most(scores, nms_radius) if grid > 1 else max(budgets)
+    keys = find(scores.detach(), nms_radius, _Where(size, border, mask, least), most)
+    index, valid = _LOW - (keys & _LOW), keys > _NONE
+    if grid > 1:
+        order, valid = _spread(_cells(index, scores.shape[-1], size, grid), valid, budgets, grid)
+        index = index.gather(1, order)
+    elif len(set(budgets)) > 1:
+        valid &= _places(keys) < _column(budgets, keys)
+    values = torch.where(valid, scores.flatten(1).gather(1, index), -torch.inf)
+    image = torch.arange(len(scores), device=scores.device).repeat_interleave(index.shape[1])
+    xy = refined_positions(scores, image, index.flatten(), refinement)
+    x, y = xy[:, 0].clamp(0, size[0] - 1), xy[:, 1].clamp(0, size[1] - 1)
+    return Selected(torch.stack((x, y), -1).view(*index.shape, 2), values)
 
 
-def best_of_levels(xy: Tensor, scores: Tensor, max_keypoints: int, size: tuple[int, int], grid: int = 0) -> Tensor:
-    """Indices of the best points of one image, best first, out of those of all levels of its pyramid.
+def best_of_levels(
+    xy: Tensor, scores: Tensor, max_keypoints: int | Sequence[int], size: tuple[int, int], grid: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The best points of each image, best first, out of those of all levels of its pyramid.
 
-    xy: (N, 2), pixels of the image. scores: (N,). size: (width, height). max_keypoints, grid: of ``select_keypoints``.
+    xy: (B, N, 2), pixels of the image. scores: (B, N), -inf where there is no point. size: (width, height).
+    max_keypoints, grid: of ``select_padded``. Returns their indices (B, K), and whether each is one, (B, K) bool.
     """
-    order = scores.argsort(descending=True, stable=True)
-    x, y = xy[order].round().long().unbind(-1)
-    index = y.clamp(0, size[1] - 1) * size[0] + x.clamp(0, size[0] - 1)
-    budget = torch.tensor([max_keypoints or len(order)], device=scores.device)
-    return order[_within_budget(torch.zeros_like(order), _cells(index, size[0], size, grid), budget, grid)]
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    valid = scores.gather(1, order) > -torch.inf
+    budgets = [budget or scores.shape[1] for budget in _of_each(max_keypoints, len(scores))]
+    if grid > 1:
+        x, y = xy.gather(1, order[..., None].expand(-1, -1, 2)).round().long().unbind(-1)
+        index = y.clamp(0, size[1] - 1) * size[0] + x.clamp(0, size[0] - 1)
+        chosen, valid = _spread(_cells(index, size[0], size, grid), valid, budgets, grid)
+        return order.gather(1, chosen), valid
+    valid &= _places(order) < _column(budgets, order)
+    return order[:, : max(budgets)], valid[:, : max(budgets)]
+
+
+# -- suppression -------------------------------------------------------------------------------------------------------
 
 
 def local_maxima(scores: Tensor, radius: int) -> Tensor:
-    """(B, H, W) bool: finite pixels that no pixel of their window exceeds, nor equals with a lower index.
-
-    Shifted maxima instead of max_pool2d, which takes 20 times as long on a CPU and leaves ties to its implementation.
-    """
+    """(B, H, W) bool: finite pixels that no pixel of their window exceeds, nor equals with a lower index."""
     keep = scores.isfinite()
     if radius == 0:
         return keep
+    if scores.device.type == "cpu":
+        arrays = scores.detach().float().numpy()
+        return keep & torch.stack([torch.from_numpy(_maxima_on_host(array, radius)) for array in arrays])
+    return keep & _maxima(scores, radius)
+
+
+def _maxima(scores: Tensor, radius: int) -> Tensor:
+    """Shifted maxima instead of max_pool2d, which leaves ties to its implementation."""
     height, width = scores.shape[-2:]
     padded = F.pad(scores, (radius,) * 4, value=-torch.inf)
     centre = padded[:, radius : radius + height]
@@ -99,7 +142,23 @@ def local_maxima(scores: Tensor, radius: int) -> Tensor:
     before = [rows[:, y : y + height] for y in range(radius)] + [centre[..., x : x + width] for x in range(radius)]
     after = [rows[:, y : y + height] for y in range(radius + 1, 2 * radius + 1)]
     after += [centre[..., x : x + width] for x in range(radius + 1, 2 * radius + 1)]
-    return keep & (scores > _maximum(before)) & (scores >= _maximum(after))
+    return (scores > _maximum(before)) & (scores >= _maximum(after))
+
+
+def _maxima_on_host(scores: np.ndarray, radius: int) -> np.ndarray:
+    """:func:`_maxima` of one map (H, W) by the dilation of OpenCV, a third of the time; infinite ones may be kept."""
+    if np.isnan(scores).any():  # what a maximum is then is not said there
+        return _maxima(torch.from_numpy(scores)[None], radius)[0].numpy()
+    scores = np.ascontiguousarray(scores)
+    side = 2 * radius + 1
+    keep = scores == cv2.dilate(scores, np.ones((side, side), np.uint8))
+    # Of equal ones the first: greater than all that is above, and to the left. An anchor must be inside, so these
+    # end at the pixel, and are shifted by one.
+    above = cv2.dilate(scores, np.ones((radius, side), np.uint8), anchor=(radius, radius - 1))
+    keep[1:] &= scores[1:] > above[:-1]
+    left = cv2.dilate(scores, np.ones((1, radius), np.uint8), anchor=(radius - 1, 0))
+    keep[:, 1:] &= scores[:, 1:] > left[:, :-1]
+    return keep
 
 
 def _maximum(views: list[Tensor]) -> Tensor:
@@ -121,11 +180,71 @@ def _valid_scores(scores: Tensor, valid_size: tuple[int, int] | None) -> Tensor:
     return scores
 
 
-def _inside_border(scores: Tensor, size: tuple[int, int], border: int) -> Tensor:
+# -- candidates --------------------------------------------------------------------------------------------------------
+
+
+class _Where(NamedTuple):
+    """Which maxima count. size: (width, height). least: scores must exceed it, (B, 1, 1) or a number; None: all do."""
+
+    size: tuple[int, int]
+    border: int
+    mask: Tensor | None
+    least: Tensor | float | None
+
+
+def _keys_on_device(scores: Tensor, radius: int, where: _Where, most: int) -> Tensor:
+    """:func:`_keys` of the ``most`` best pixels of each map, (B, most) int64, descending; _NONE beyond the last one."""
+    keep = local_maxima(scores, radius) & _inside_border(scores, where)
+    if where.least is not None:
+        keep &= scores > where.least
+    if where.mask is not None:
+        keep &= where.mask != 0
+    index = torch.arange(scores[0].numel(), device=scores.device)
+    return torch.where(keep.flatten(1), _keys(scores.flatten(1), index), _NONE).topk(most).values
+
+
+def _keys_on_host(scores: Tensor, radius: int, where: _Where, most: int) -> Tensor:
+    """:func:`_keys_on_device`, but filled up only to the number of the map that has most."""
+    masks = [None] * len(scores) if where.mask is None else where.mask.expand_as(scores)
+    least = [None] * len(scores) if where.least is None else torch.as_tensor(where.least).expand(len(scores), 1, 1)
+    rows = [_keys_of(*each, radius, where, most) for each in zip(scores, masks, least, strict=True)]
+    keys = rows[0].new_full((len(rows), max(map(len, rows))), _NONE)
+    for row, own in zip(keys, rows, strict=True):
+        row[: len(own)] = own
+    return keys
+
+
+def _keys_of(
+    scores: Tensor, mask: Tensor | None, least: Tensor | None, radius: int, where: _Where, most: int
+) -> Tensor:
+    """Of one map (H, W), (n,). From the maxima on it looks only at those."""
+    array, (width, height), border = scores.numpy(), where.size, where.border
+    keep = _maxima_on_host(array, radius) if radius else np.isfinite(array)
+    keep[:border], keep[max(height - border, 0) :] = False, False
+    keep[:, :border], keep[:, max(width - border, 0) :] = False, False
+    if mask is not None:
+        keep &= mask.numpy() != 0
+    index = np.flatnonzero(keep)
+    values = array.reshape(-1)[index]
+    good = np.isfinite(values)
+    if least is not None:
+        good &= values > np.float32(least.item())
+    keys = _keys(torch.from_numpy(values[good]), torch.from_numpy(index[good]))
+    return keys.topk(min(most, len(keys))).values
+
+
+def _keys(scores: Tensor, index: Tensor) -> Tensor:
+    """Whole numbers that are all different and in the order of the points: by score, of equal ones by -index. int64."""
+    bits = (scores + 0.0).view(torch.int32)  # -0 is 0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats are ordered as their bits are, negative ones the other way
+    return (ordered.long() << 32) | (_LOW - index)
+
+
+def _inside_border(scores: Tensor, where: _Where) -> Tensor:
     x = torch.arange(scores.shape[-1], device=scores.device)
     y = torch.arange(scores.shape[-2], device=scores.device)
-    columns = (x >= border) & (x < size[0] - border)
-    rows = (y >= border) & (y < size[1] - border)
+    columns = (x >= where.border) & (x < where.size[0] - where.border)
+    rows = (y >= where.border) & (y < where.size[1] - where.border)
     return rows[:, None] & columns
 
 
@@ -137,60 +256,67 @@ def _threshold_reference(scores: Tensor, mode: ThresholdMode, pixels: int) -> Te
     return scores.masked_fill(scores == -torch.inf, 0).sum((-2, -1), keepdim=True) / pixels
 
 
-def _best_first(scores: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Image (n,) and pixel index (n,) of all kept pixels, image by image and best first."""
-    image, index = keep.flatten(1).nonzero(as_tuple=True)
-    order = scores.flatten(1)[image, index].argsort(descending=True, stable=True)
-    if len(scores) > 1:
-        order = order[image[order].argsort(stable=True)]
-    return image[order], index[order]
+# -- budgets -----------------------------------------------------------------------------------------------------------
 
 
-def _budgets(max_keypoints: int | Sequence[int], scores: Tensor) -> Tensor:
-    """How many points each image may have, (B,) int64; 0 becomes more than there are pixels."""
-    if isinstance(max_keypoints, int):
-        budgets = torch.full((len(scores),), max_keypoints, device=scores.device)
-    else:
-        budgets = torch.tensor(list(max_keypoints), dtype=torch.int64, device=scores.device)
-    if budgets.shape != (len(scores),):
+def _most(scores: Tensor, radius: int) -> int:
+    """More maxima than this a map cannot have: of any (r + 1)^2 pixels at most one is."""
+    return -(-scores.shape[-2] // (radius + 1)) * -(-scores.shape[-1] // (radius + 1))
+
+
+def _budgets(max_keypoints: int | Sequence[int], scores: Tensor, radius: int) -> list[int]:
+    """How many points each image may have; at most as many as it can have."""
+    most = _most(scores, radius)
+    return [min(budget, most) if budget > 0 else most for budget in _of_each(max_keypoints, len(scores))]
+
+
+def _of_each(max_keypoints: int | Sequence[int], count: int) -> list[int]:
+    budgets = [max_keypoints] * count if isinstance(max_keypoints, int) else list(max_keypoints)
+    if len(budgets) != count:
         raise ConfigError(
-            f"max_keypoints: expected one number, or one for each of {len(scores)} images, found {len(budgets)}"
+            f"max_keypoints: expected one number, or one for each of {count} images, found {len(budgets)}"
         )
-    return torch.where(budgets > 0, budgets, scores[0].numel())
+    return budgets
+
+
+def _column(values: Sequence[int], like: Tensor) -> Tensor:
+    """(B, 1) int64."""
+    return torch.tensor(values).to(like.device, non_blocking=True)[:, None]
+
+
+def _places(like: Tensor) -> Tensor:
+    """0 to N - 1 for (B, N)."""
+    return torch.arange(like.shape[1], device=like.device)
 
 
 def _cells(index: Tensor, stride: int, size: tuple[int, int], grid: int) -> Tensor:
-    """Which of the grid x grid cells of the image each pixel is in, (n,) int64; all 0 without a grid."""
-    if grid <= 1:
-        return torch.zeros_like(index)
+    """Which of the grid x grid cells of the image each pixel is in, int64."""
     return index // stride * grid // size[1] * grid + index % stride * grid // size[0]
 
 
-def _within_budget(image: Tensor, cells: Tensor, budgets: Tensor, grid: int) -> Tensor:
-    """Which of the points, given best first, are kept, (n,) bool: those within the share of their cell go first."""
-    if grid <= 1:
-        return _rank_grouped(image, len(budgets)) < budgets[image]
-    number = grid * grid
-    share = (budgets // number).clamp_min(1)  # of fewer points than cells, the best cells get one each
-    beyond = (_rank(image * number + cells, len(budgets) * number) >= share[image]).long()
-    order = (image * 2 + beyond).argsort(stable=True)
-    chosen = torch.empty_like(image, dtype=torch.bool)
-    chosen[order] = _rank_grouped(image[order], len(budgets)) < budgets[image[order]]
-    return chosen
+def _spread(cells: Tensor, valid: Tensor, budgets: list[int], grid: int) -> tuple[Tensor, Tensor]:
+    """Which points are within the budget of their image if those within the share of their cell go first.
+
+    cells, valid: (B, N), of points that are given best first. Returns their places (B, K), in the same order, and
+    whether there is a point, (B, K) bool.
+    """
+    number, budget = grid * grid, _column(budgets, cells)
+    share = (budget // number).clamp_min(1)  # of fewer points than cells, the best cells get one each
+    beyond = _rank(torch.where(valid, cells, number)) >= share
+    order = torch.where(valid, beyond.byte(), 2).argsort(dim=1, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, _places(order).expand_as(order))
+    valid = valid & (rank < budget)
+    chosen = (~valid).byte().argsort(dim=1, stable=True)[:, : max(budgets)]
+    return chosen, valid.gather(1, chosen)
 
 
-def _rank(groups: Tensor, number: int) -> Tensor:
-    """For each element how many of its group (0 to number - 1) come before it, (n,) int64."""
-    order = groups.argsort(stable=True)
-    rank = torch.empty_like(groups)
-    rank[order] = _rank_grouped(groups[order], number)
-    return rank
+def _rank(groups: Tensor) -> Tensor:
+    """For each element of each row how many of its group come before it, (B, N) int64."""
+    ordered, order = groups.sort(dim=1, stable=True)
+    return torch.empty_like(order).scatter_(1, order, _places(order) - torch.searchsorted(ordered, ordered))
 
 
-def _rank_grouped(groups: Tensor, number: int) -> Tensor:
-    """:func:`_rank` of groups that are in ascending order."""
-    counts = torch.bincount(groups, minlength=number)
-    return torch.arange(len(groups), device=groups.device) - (counts.cumsum(0) - counts)[groups]
+# -- positions ---------------------------------------------------------------------------------------------------------
 
 
 def refined_positions(scores: Tensor, image: Tensor, index: Tensor, refinement: Refinement) -> Tensor:

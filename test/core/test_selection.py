@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from scfeat_core import selection
 from scfeat_core.errors import ConfigError
-from scfeat_core.selection import local_maxima, select_keypoints
+from scfeat_core.selection import local_maxima, select_keypoints, select_padded
 
 ALL = {"max_keypoints": 0, "border": 0}
 
@@ -239,3 +240,61 @@ def test_budgets_of_each_image(grid):
     assert [len(xy) for xy, _ in together][::2] == [30, 7] and len(together[1].xy) > 100
     with pytest.raises(ConfigError, match="one for each of 3 images, found 2"):
         select_keypoints(scores, max_keypoints=[30, 7])
+
+
+SETTINGS = [
+    {},
+    {"threshold": 0.5, "threshold_mode": "abs"},
+    {"threshold": 1.2, "threshold_mode": "mean", "max_keypoints": 0},
+    {"threshold": 0.8, "threshold_mode": "max", "max_keypoints": [7, 0, 3], "grid": 3},
+    {"border": 30, "grid": 4},
+    {"border": 0, "valid_size": (50, 33), "max_keypoints": [1, 50, 2000]},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("radius", [0, 1, 2, 5])
+@pytest.mark.parametrize("levels", [0, 3, 12])
+def test_host_and_device_choose_alike(monkeypatch, settings, radius, levels):
+    """A CPU looks only at the maxima, a device at all pixels, so that it waits for nothing: to the bit the same."""
+    scores = random_map(40, 57, batch=3, seed=radius) - 0.3
+    if levels:
+        scores = (scores * levels).floor() / levels
+        scores[0, 0, 3:6, 5:9] = {3: torch.nan, 12: torch.inf}[levels]
+        scores[1, 0, 30, 30], scores[2, 0, :9] = -torch.inf, -0.0
+    mask = random_map(40, 57, seed=9)[0, 0] < 0.7
+    on_host = select_keypoints(scores, nms_radius=radius, mask=mask, **settings)
+    monkeypatch.setattr(selection, "_keys_on_host", selection._keys_on_device)
+    monkeypatch.setattr(selection, "_maxima_on_host", lambda array, r: by_shifts(torch.from_numpy(array), r))
+    on_device = select_keypoints(scores, nms_radius=radius, mask=mask, **settings)
+    assert sum(len(xy) for xy, _ in on_host) > 3 or settings.get("border") == 30
+    for one, other in zip(on_host, on_device, strict=True):
+        assert torch.equal(one.xy, other.xy) and torch.equal(one.scores, other.scores)
+
+
+def by_shifts(scores: torch.Tensor, radius: int) -> np.ndarray:
+    return selection._maxima(scores[None], radius)[0].numpy()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_no_shape_depends_on_the_scores_of_a_device(settings):
+    """Tensors without values have no shapes that depend on them: nothing here can wait for a device."""
+    mask = torch.empty(40, 57, dtype=torch.bool, device="meta")
+    selected = select_padded(torch.empty(3, 1, 40, 57, device="meta"), mask=mask, **settings)
+    budgets = settings.get("max_keypoints", 1024)
+    at_most = 14 * 19  # maxima on 40 x 57 pixels with 2 between them
+    expected = min(budgets or at_most, at_most) if isinstance(budgets, int) else at_most
+    assert selected.xy.shape == (3, expected, 2) and selected.scores.shape == (3, expected)
+
+
+def test_filled_up_places_are_told_by_their_score():
+    scores = random_map(40, 50, batch=2)
+    scores[1] = 0
+    xy, values = select_padded(scores, threshold=0.5)
+    counts = (values > -torch.inf).sum(1).tolist()
+    assert counts[0] == xy.shape[1] > 10 and counts[1] == 0 and xy.isfinite().all()
+    assert (values[0].diff() <= 0).all()
+    ((alone, own),) = select_keypoints(scores[:1], threshold=0.5)
+    assert torch.equal(alone, xy[0]) and torch.equal(own, values[0])
+    nothing = select_padded(scores[1:], threshold=0.5)
+    assert nothing.xy.shape == (1, 0, 2) and nothing.scores.shape == (1, 0)
