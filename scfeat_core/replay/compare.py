@@ -26,8 +26,18 @@ from scfeat_core.report import document
 
 PAGE, FIGURES_FILE = "compare.html", "compare.json"
 _SAME = ("bag", "topic", "window")  # facts without which runs are of different images
-_LOSSES = ("dropped", "resets")
-_NO_SETTINGS = (*_SAME, "damage", "warnings", "interrupted", "descriptor_space", "bytes", "messages", "frame_ids")
+_LOSSES = ("dropped", "resets", "damaged", "lost_messages", "lost_bytes")
+_NO_SETTINGS = (
+    *_SAME,
+    "damage",
+    "lost",
+    "warnings",
+    "interrupted",
+    "descriptor_space",
+    "bytes",
+    "messages",
+    "frame_ids",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,6 +92,7 @@ def summarise(
     lengths = np.bincount(tracks.observations, minlength=2)
     found = {
         **_counts(frames),
+        **_loss_figures(recording.facts),
         **_medians(per_frame),
         **_track_figures(lengths, lived, per_frame),
         **_trajectory_figures(odometry, scores),
@@ -237,6 +238,18 @@ def _counts(frames: Sequence[FrameRecord]) -> dict[str, Number]:
         "resets": sum(bool(frame.reset_reason) for frame in frames),
         "duration_s": 1e-9 * (max(f.stamp for f in frames) - min(f.stamp for f in frames)) if frames else None,
         "rate_hz": 1 / interval if interval > 0 else None,
+    }
+
+
+def _loss_figures(facts: Mapping[str, Any]) -> dict[str, Number]:
+    """What the recording itself had lost. None: it is damaged, and nobody knows how much that costs."""
+    damage = facts.get("damage") or ()
+    lost = facts.get("lost", {}) if damage else {"messages": 0, "bytes": 0}
+    texts = [damage] if isinstance(damage, str) else damage
+    return {
+        "damaged": int(bool(damage)),
+        **{f"lost_{name}": lost.get(name) for name in ("messages", "bytes")},
+        **({"damage": "; ".join(map(str, texts))} if damage else {}),
     }
 
 

@@ -141,6 +141,10 @@ def _lost(recording: Recording, metrics: Metrics) -> str:
     damage = recording.facts.get("damage") or []
     lost = [damage] if isinstance(damage, str) else [str(line) for line in damage]
     lost += recording.facts.get("warnings") or []
+    if metrics.summary.get("damaged"):
+        lost.append(
+            f"In all {_known(metrics, 'lost_messages')} images and {_known(metrics, 'lost_bytes')} bytes are lost."
+        )
     if recording.facts.get("interrupted"):
         lost.append("The replay was interrupted: this is what was done until then.")
     dropped = [frame for frame in recording.frames if frame.dropped]
@@ -154,6 +158,11 @@ def _lost(recording: Recording, metrics: Metrics) -> str:
     lost += [f"All tracks ended before image {index}: {reason}" for index, reason in metrics.resets.items()]
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lost)
     return _section("What was lost", "", f"<ul>{items}</ul>") if lost else ""
+
+
+def _known(metrics: Metrics, name: str) -> str:
+    value = metrics.summary.get(name)
+    return "an unknown number of" if value is None else shown(name, value)
 
 
 # -- trajectory --------------------------------------------------------------------------------------------------------

@@ -26,9 +26,20 @@ EXIT_FAILED = 1  # a check says so
 EXIT_ERROR = 2  # a replay, or a check that could not be decided
 EXIT_INTERRUPTED = 130
 
+LOSSES = ("lost_messages", "lost_bytes")  # of the bag itself; shown where there are any
 # What the table of a terminal shows of the summary, where a run has it.
 COLUMNS = (
-    *("processed", "dropped", "keypoints", "matches", "inlier_ratio", "coverage", "track_length", "epipolar_px"),
+    *(
+        "processed",
+        "dropped",
+        *LOSSES,
+        "keypoints",
+        "matches",
+        "inlier_ratio",
+        "coverage",
+        "track_length",
+        "epipolar_px",
+    ),
     *("lost", "ate_m", "rpe_m", "rpe_deg", "ms_total", "fps", "processed_hz", "latency_ms", "latency_p95_ms"),
 )
 _KNOWN = {*SUMMARY_NAMES, *LIVE_NAMES}
@@ -57,10 +68,17 @@ class Run:
 
     @property
     def state(self) -> str:
-        """One word."""
+        """One word, and another where the bag is damaged."""
         if self.interrupted:
-            return "interrupted"
-        return "error" if self.error else "reused" if self.reused else "done"
+            word = "interrupted"
+        else:
+            word = "error" if self.error else "reused" if self.reused else "done"
+        return f"{word}, damaged" if self.damaged else word
+
+    @property
+    def damaged(self) -> bool:
+        """Whether not all of the bag could be read."""
+        return bool((self.summary or {}).get("damaged"))
 
 
 # -- on the command line -----------------------------------------------------------------------------------------------
@@ -154,6 +172,8 @@ def _complaints(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) 
     for run in runs:
         if run.error:
             lines.append(f"{run.name}: {run.state}: {run.error}")
+        if run.damaged:
+            lines.append(f"{run.name}: the bag is damaged: {(run.summary or {}).get('damage', 'see the report')}")
         for verdict in verdicts.get(run.name, ()):
             if run.summary is not None and (verdict.error or verdict.failed):
                 lines.append(f"{run.name}: {'error' if verdict.error else 'FAILED'}: {verdict.found}")
@@ -210,13 +230,24 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _rows(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) -> list[list[str]]:
-    names = [name for name in COLUMNS if any(_cell((run.summary or {}).get(name)) != _NONE for run in runs)]
+    names = [name for name in COLUMNS if _is_shown(name, runs)]
     checked = any(verdicts.values())
     rows = [["bag", *names, *(["checks"] if checked else []), "state"]]
     for run in runs:
-        cells = [_cell((run.summary or {}).get(name)) for name in names]
+        cells = [_figure(run, name) for name in names]
         rows.append([run.name, *cells, *([_score(verdicts.get(run.name, ()))] if checked else []), run.state])
     return rows
+
+
+def _is_shown(name: str, runs: Sequence[Run]) -> bool:
+    if name in LOSSES:
+        return any(run.damaged for run in runs)
+    return any(_figure(run, name) != _NONE for run in runs)
+
+
+def _figure(run: Run, name: str) -> str:
+    cell = _cell((run.summary or {}).get(name))
+    return "unknown" if cell == _NONE and name in LOSSES and run.damaged else cell
 
 
 def _cell(value: Any) -> str:
@@ -288,6 +319,11 @@ def _cases(run: Run, verdicts: Sequence[Verdict]) -> list[ElementTree.Element]:
     replay = _case(run, "replay", run.seconds)
     if run.error or run.interrupted:
         _add(replay, "error", run.state, run.error or "interrupted: the figures are of what had been done")
+    if run.damaged:
+        summary = run.summary or {}
+        lost = ", ".join(f"{name} {_figure(run, name)}" for name in LOSSES)
+        text = f"the bag is damaged ({lost}): {summary.get('damage', '')}"
+        ElementTree.SubElement(replay, "system-out").text = _printable(text)
     cases = [replay]
     for verdict in verdicts:
         case = _case(run, str(verdict.check), 0.0)

@@ -185,6 +185,7 @@ class Player:
             "frame_ids": lost.frame_ids,
             "threads": torch.get_num_threads(),
             "damage": lost.damage,
+            "lost": lost.counts if lost.damage else {"messages": 0, "bytes": 0},
             "warnings": [*self._source.warnings, *self.warnings],
             "interrupted": interrupted,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,10 +47,12 @@ class Shot:
 
 @dataclass(frozen=True, eq=False)
 class Lost:
-    """What the recording did not give, told when it has been read. damage: in words."""
+    """What the recording did not give, told when it has been read. damage: in words. counts: "messages" of the images,
+    and "bytes"; None where nobody knows how many."""
 
     damage: list[str] = field(default_factory=list)
     frame_ids: list[str] = field(default_factory=list)
+    counts: dict[str, int | None] = field(default_factory=dict)
 
 
 class Source:
@@ -108,8 +110,9 @@ class Source:
         ``lost`` says the rest.
         """
         info, index, given, end = self._first_info, -1, 0, 0.0
+        stamps: list[int] = []
         with open_bag(self.job.bag) as bag:
-            for message, read_ms in self._messages(bag):
+            for message, read_ms in self._messages(bag, stamps):
                 if message.topic != self.topic.name:
                     info = _try(bag, message) or info
                     continue
@@ -122,6 +125,7 @@ class Source:
                     return
                 given += 1
                 shot = self._shot(bag, message, index, info, read_ms, given > skip and decode(index))
+                stamps.append(shot.stamp)
                 if given > skip:
                     yield shot
 
@@ -169,8 +173,11 @@ class Source:
         stop = self.job.stop
         return first + round(1e9 * self.job.start), float("inf") if stop is None else first + round(1e9 * stop)
 
-    def _messages(self, bag: Bag) -> Iterator[tuple[BagMessage, float]]:
-        """Messages of images and CameraInfo, and the milliseconds that each took to read; what is lost is noted."""
+    def _messages(self, bag: Bag, stamps: Sequence[int]) -> Iterator[tuple[BagMessage, float]]:
+        """Messages of images and CameraInfo, and the milliseconds that each took to read; what is lost is noted.
+
+        stamps: of the images so far, nanoseconds; the caller adds to them.
+        """
         messages = bag.messages(filter(None, (self.topic, self.info_topic)))
         try:
             while True:
@@ -180,8 +187,19 @@ class Source:
                 yield message, 1e3 * (time.perf_counter() - started)
         except DataError as error:  # nothing further can be read
             self.lost.damage.append(str(error).replace(str(bag.path), bag.path.name))
+            self.lost.counts.update(messages=None, bytes=None)
         finally:
-            self.lost.damage.extend([bag.damage] if bag.damage else [])
+            self._note_losses(bag, stamps)
+
+    def _note_losses(self, bag: Bag, stamps: Sequence[int]) -> None:
+        """Where nothing counts the messages that are lost, the gaps of the stamps do, unless the end is missing."""
+        self.lost.damage.extend([bag.damage] if bag.damage else [])
+        lost, missing = bag.lost_messages(self.topic), missing_by_stamps(stamps)
+        if lost is None and missing:
+            self.lost.damage.append(f"by the gaps between the stamps {missing} images are missing")
+        lost = missing if lost is None and not bag.cut_off else lost
+        self.lost.counts.setdefault("messages", lost)
+        self.lost.counts.setdefault("bytes", bag.lost_bytes)
 
     def _shot(self, bag: Bag, message: BagMessage, index: int, info: Any, read_ms: float, decode: bool) -> Shot:
         started = time.perf_counter()
@@ -261,6 +279,13 @@ class _FileCalibrations:
                 raise
             self._complain(f"calibration not used: {str(error).replace(str(self._path), self._path.name)}")
             return None
+
+
+def missing_by_stamps(stamps: Sequence[int]) -> int:
+    """How many more there would be without gaps: of about k median steps each has k - 1 in it. stamps: nanoseconds."""
+    steps = np.diff(np.sort(np.array(stamps, np.int64)))
+    steps = steps[steps > 0]
+    return int(np.maximum(np.round(steps / np.median(steps)) - 1, 0).sum()) if len(steps) else 0
 
 
 def _calibration_file(job: ReplayJob, info_topic: Topic | None) -> Path | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -33,7 +34,7 @@ from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, op
 from scfeat_ros.parameters import load_parameters
 from scfeat_ros.replay.job import ReplayJob
 from scfeat_ros.replay.run import PART, finished, frontend_config, run_job
-from scfeat_ros.replay.source import Source, read_ahead, to_rgb8
+from scfeat_ros.replay.source import Source, missing_by_stamps, read_ahead, to_rgb8
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
 START, STEP = 1_700_000_000_123_456_999, 50_000_000  # nanoseconds; the former is rounded up as a float
@@ -358,6 +359,72 @@ def test_a_cut_bag_gives_what_is_left_and_says_so(tmp_path: Path) -> None:
     assert 3 < summary["processed"] < 20
     (damage,) = read_run(tmp_path / "out").facts["damage"]
     assert file.name in damage and str(tmp_path) not in damage
+    assert (summary["damaged"], summary["lost_messages"]) == (1, 20 - summary["processed"])
+    assert summary["damage"] == damage and summary["lost_bytes"] is None
+
+
+def torn_bag(tmp_path: Path) -> Path:
+    """The second of its chunks is damaged, and only the stamps of the others tell what was in it."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8)
+    messages = [BagMessage("/eye/image", START + i * STEP, raw(START + i * STEP, pixels)) for i in range(1200)]
+    write_bag(tmp_path / "bag", {"/eye/image": IMAGE}, messages, compression="storage")
+    (file,) = (tmp_path / "bag").glob("*.mcap")
+    data = bytearray(file.read_bytes())
+    with open_bag(file) as whole:
+        second = whole._files[0]._blocks[1]  # type: ignore[attr-defined]
+    data[second.at + 53 : second.at + 153] = bytes(100)  # where the compressed data begin
+    data[second.at + second.size] = 0x0C  # the index behind it is none any more
+    data[-30] ^= 1  # nor is that at the end
+    file.write_bytes(data)
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    return tmp_path / "bag"
+
+
+def test_gaps_of_the_stamps_count_what_nothing_else_does(tmp_path: Path) -> None:
+    source = Source(job(torn_bag(tmp_path), tmp_path / "out"))
+    shots = list(source.shots(decode=lambda index: False))
+    assert 300 < len(shots) < 1200
+    assert source.lost.counts["messages"] == 1200 - len(shots) and source.lost.counts["bytes"] > 1000
+    assert f"by the gaps between the stamps {1200 - len(shots)} images are missing" in source.lost.damage
+    assert missing_by_stamps([]) == missing_by_stamps([5]) == missing_by_stamps([5, 5]) == 0
+    assert missing_by_stamps([0, 11, 20, 29, 57, 66]) == 2
+
+
+def test_nobody_knows_what_is_behind_a_cut(tmp_path: Path) -> None:
+    path = bag(tmp_path / "bag", images(20, raw), kind=IMAGE)
+    (file,) = path.glob("*.mcap")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+    (path / "metadata.yaml").unlink()
+    summary = replay(path, tmp_path / "out", report=True)
+    assert (summary["damaged"], summary["lost_messages"], summary["lost_bytes"]) == (1, None, None)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "In all an unknown number of images and an unknown number of bytes are lost" in page
+    assert finished(job(path, tmp_path / "out"))["damaged"] == 1
+
+
+def test_damage_is_in_all_that_a_command_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = bag(tmp_path / "good", images(4, raw), kind=IMAGE)
+    path = bag(tmp_path / "bad", images(20, raw), kind=IMAGE)
+    (file,) = path.glob("*.mcap")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+    words = ("--method", "orb", "--no-report", "--set", "max_keypoints=80")
+    results = {name: tmp_path / f"all.{name}" for name in ("json", "junit", "csv")}
+    status = command(path, *words, "--out", tmp_path / "out", "--fail-if", "lost_messages>0", "--fail-if", "damaged>0",
+                     "--json", results["json"], "--junit", results["junit"], "--table", results["csv"])  # fmt: skip
+    said = capsys.readouterr()
+    assert status == 1 and "lost_messages" in said.out and "done, damaged" in said.out
+    assert "unknown" in said.out, "lost_bytes"
+    assert "the bag is damaged: bad.mcap ends in the middle" in said.err
+    (run,) = json.loads(results["json"].read_text())["runs"]
+    assert run["state"] == "done, damaged" and run["summary"]["lost_messages"] > 0 and not run["error"]
+    case = ElementTree.parse(results["junit"]).find("testsuite/testcase[@name='replay']")
+    assert case is not None and case.find("error") is None
+    assert "lost_bytes unknown): bad.mcap ends in the middle" in (case.findtext("system-out") or "")
+    assert "done, damaged" in results["csv"].read_text()
+    assert (
+        command(good, *words, "--out", tmp_path / "other", "--fail-if", "damaged>0", "--fail-if", "lost_bytes>0") == 0
+    )
+    assert "lost" not in capsys.readouterr().out.splitlines()[0].replace("lost  ", "")
 
 
 # -- calibration and truth from elsewhere ------------------------------------------------------------------------------
