@@ -78,6 +78,9 @@ COMMANDS = {
         "measure features on image pairs with ground truth",
         "pip install 'scfeat-python[eval]'",
     ),
+    "bench": Command(
+        "scfeat_core.bench.cli", "measure the time of each stage, beside other features and what the machine could do"
+    ),
     "train": Command(
         "scfeat_core.training.cli", "train a network from a configuration file", "pip install 'scfeat-python[train]'"
     ),

@@ -1,0 +1,174 @@
+"""How times grow with the pixels of the image and with the number of points, and the exponents of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from scfeat_core.bench import own, peers
+from scfeat_core.bench.images import load_images
+from scfeat_core.bench.measuring import Meter, Progress, set_threads
+from scfeat_core.bench.settings import Case, Settings, Variant
+from scfeat_core.bench.timing import Contender, Samples, Task, measure, reason, summarise
+from scfeat_core.errors import ScfeatError
+from scfeat_core.matching import match_descriptors
+
+SIZES = ((640, 480), (960, 720), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
+POINTS = (256, 512, 1024, 2048, 4096, 8192)
+POINTS_SIZE = (1280, 720)  # has more local maxima than the largest budget
+_PIXEL_STAGES = ("network", "select", "extract")
+_POINT_STAGES = ("select", "describe")
+_PEERS = ("sift", "orb")  # akaze finds more points in larger images, whatever the budget
+_NOISE = 0.05  # of each number of a descriptor whose point is seen again
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A contender at one place of its curve. owner: whose curve. x: pixels or points."""
+
+    contender: Contender
+    owner: str
+    against: str
+    x: float
+
+
+def run(
+    settings: Settings,
+    progress: Progress = lambda: None,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    points: Sequence[int] = POINTS,
+    points_size: tuple[int, int] = POINTS_SIZE,
+) -> dict[str, Any]:
+    """Measure the first variant, and SIFT and ORB beside it; a dictionary with ``growth``, see ``measuring``.
+
+    All sizes and all numbers of points take turns in each round. What cannot be run, for want of memory or otherwise,
+    is left out with a warning.
+    """
+    set_threads(settings.threads)
+    meter, skipped = Meter(), dict[str, str]()
+    places: list[Place] = []
+    samples = Samples(interrupted=True)
+    try:
+        places += _along_pixels(settings, sizes, skipped)
+        places += _along_points(settings, points, points_size, skipped)
+        contenders = [place.contender for place in places]
+        samples = measure(contenders, settings.rounds, settings.warm_up, seconds=settings.seconds, progress=progress)
+    except KeyboardInterrupt:
+        samples.interrupted = True
+    meter.interrupted = samples.interrupted
+    results = meter.results(settings, {"growth": _curves(places, samples)})
+    failed = [f"{name}: left out: {why}" for name, why in {**skipped, **samples.errors}.items()]
+    return {**results, "warnings": [*results["warnings"], *failed]}
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def _along_pixels(settings: Settings, sizes: Sequence[tuple[int, int]], skipped: dict[str, str]) -> Iterator[Place]:
+    variant = settings.variants[0]
+    for size in sizes:
+        case = replace(settings.cases[0], size=size, batch=1)
+        images, pixels = load_images(size, settings.images), float(size[0] * size[1])
+        for name in _PEERS:
+            yield Place(
+                _renamed(peers.create_opencv(name, case, images), case.size_text), f"opencv {name}", "pixels", pixels
+            )
+        try:
+            contender = _network_at(variant, case, images)
+        except (ScfeatError, RuntimeError, MemoryError) as error:
+            skipped[f"{variant} at {case.size_text}"] = reason(error)
+        else:
+            yield Place(contender, str(variant), "pixels", pixels)
+
+
+def _network_at(variant: Variant, case: Case, images: Sequence[np.ndarray]) -> Contender:
+    stages = own.create_stages(variant, case, images)
+    tasks = [task for task in stages.tasks() if task.stage in _PIXEL_STAGES]
+    return Contender(f"{variant} {case.size_text}", "scfeat", tasks)
+
+
+def _along_points(
+    settings: Settings, points: Sequence[int], size: tuple[int, int], skipped: dict[str, str]
+) -> Iterator[Place]:
+    variant = settings.variants[0]
+    images = load_images(size, settings.images) if points else []
+    for count in points:
+        try:
+            stages = own.create_stages(variant, Case(size, count), images)
+        except (ScfeatError, RuntimeError, MemoryError) as error:
+            skipped[f"{variant} with {count} points"] = reason(error)
+            continue
+        tasks = [task for task in stages.tasks() if task.stage in _POINT_STAGES]
+        match = matching_task(count, stages.extractor.descriptor_dim, stages.extractor.device)
+        yield Place(
+            Contender(f"{variant} {stages.points} points", "scfeat", tasks), str(variant), "points", stages.points
+        )
+        yield Place(Contender(f"matching {count}", "scfeat", [match]), "matching", "points", float(count))
+
+
+def matching_task(count: int, dim: int, device: torch.device) -> Task:
+    """``count`` x ``count`` descriptors, half of which are seen again with some noise."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.nn.functional.normalize(torch.randn(count, dim, generator=generator), dim=1)
+    again = first[torch.randperm(count, generator=generator)]
+    again[::2] += _NOISE * torch.randn(again[::2].shape, generator=generator)
+    again[1::2] = torch.randn(again[1::2].shape, generator=generator)
+    descriptors = first.to(device), torch.nn.functional.normalize(again, dim=1).to(device)
+
+    def match() -> None:
+        match_descriptors(*descriptors)
+
+    return Task("match", match, device if device.type == "cuda" else None)
+
+
+def _renamed(contender: Contender, suffix: str) -> Contender:
+    return replace(contender, name=f"{contender.name} {suffix}")
+
+
+# -- what comes out ----------------------------------------------------------------------------------------------------
+
+
+def _curves(places: Sequence[Place], samples: Samples) -> list[dict[str, Any]]:
+    """One for each owner and stage: medians along x, and the fit."""
+    keys = dict.fromkeys((place.owner, place.against, task.stage) for place in places for task in place.contender.tasks)
+    return [_curve(*key, places, samples) for key in keys]
+
+
+def _curve(owner: str, against: str, stage: str, places: Sequence[Place], samples: Samples) -> dict[str, Any]:
+    found = [
+        (place.x, summary)
+        for place in sorted(places, key=lambda place: place.x)
+        if (place.owner, place.against) == (owner, against)
+        and (summary := summarise(samples.of(place.contender.name, stage)))
+    ]
+    columns: Mapping[str, list[Any]] = {
+        name: [summary[name] for _, summary in found] for name in ("median_ms", "p5_ms", "p95_ms", "runs")
+    }
+    x = [place for place, _ in found]
+    fit = fit_exponent(np.array(x), np.array(columns["median_ms"]))
+    return {"contender": owner, "stage": stage, "against": against, "x": x, **columns, "fit": fit}
+
+
+def fit_exponent(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """y = factor x^exponent by least squares of the logarithms. error: standard error of the exponent.
+
+    x, y: (n,), positive. Empty with fewer than three places, which leave no error.
+    """
+    good = (x > 0) & (y > 0)
+    if good.sum() < 3 or np.ptp(x[good]) == 0:
+        return {}
+    log_x, log_y = np.log(x[good]), np.log(y[good])
+    centred = log_x - log_x.mean()
+    exponent = float(centred @ log_y / (centred @ centred))
+    offset = float(log_y.mean() - exponent * log_x.mean())
+    residuals = log_y - (offset + exponent * log_x)
+    variance = float(residuals @ residuals) / (len(log_x) - 2)
+    return {
+        "exponent": exponent,
+        "error": float(np.sqrt(variance / (centred @ centred))),
+        "factor": float(np.exp(offset)),
+    }

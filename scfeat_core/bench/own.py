@@ -1,0 +1,334 @@
+"""scfeat as contenders: its stages one by one, and the whole way from a JPEG to serialised messages."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from importlib import import_module
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scfeat_core.bench.floors import NetworkCost, Work, network_cost
+from scfeat_core.bench.images import decode, encode, walk
+from scfeat_core.bench.settings import Case, Variant
+from scfeat_core.bench.timing import Contender, Task
+from scfeat_core.errors import ConfigError, DeviceError
+from scfeat_core.extraction import ExtractionOptions, Extractor, resolve_device
+from scfeat_core.frontend import Frontend, FrontendConfig
+from scfeat_core.network.inference import inference_network
+from scfeat_core.network.model import VARIANTS, SCFeat
+from scfeat_core.network.weights import shipped_weights
+from scfeat_core.preprocessing import NetworkInput, stack_images
+from scfeat_core.types import Features, FrameInput, FrameResult
+
+# In the order in which an image goes through them; the last two are made of the others.
+STAGES: Mapping[str, str] = {
+    "decode": "JPEG to RGB",
+    "upload": "to the device, as the normalised float image that the network takes",
+    "network": "score map and descriptor map",
+    "select": "non-maximum suppression, the best of them, sub-pixel positions",
+    "describe": "descriptors sampled at the keypoints, normalised",
+    "download": "features from the device",
+    "assess": "brightness and sharpness of the image",
+    "match": "mutual nearest neighbours, to the frame before",
+    "verify": "two-view geometry, robustly",
+    "track": "identities of the points, lost ones recognised again",
+    "message": "ROS messages of features, matches and tracks",
+    "serialise": "their bytes",
+    "extract": "image to features on the host: upload to download",
+    "total": "JPEG to serialised messages, or to tracks where there is no ROS",
+}
+_FROM_FRONTEND = ("assess", "match", "verify", "track")
+_FRAME_NS = 33_333_333
+_ENOUGH_MEMORY = 0.8  # of what is free
+
+Item = TypeVar("Item")
+ToMessages = Callable[[Sequence[FrameResult]], list[Any]]
+Serialise = Callable[[Sequence[Any]], int]
+
+
+@dataclass(frozen=True)
+class Ros:
+    """What scfeat_ros does with results, where rclpy is there."""
+
+    to_messages: ToMessages
+    serialise: Serialise
+
+
+def find_ros() -> Ros | None:
+    """None where rclpy or the messages of scfeat are not installed."""
+    try:
+        module = import_module("scfeat_ros.bench_stages")  # by name, as the core knows nothing of ROS
+    except ImportError:
+        return None
+    return Ros(module.to_messages, module.serialise)
+
+
+def network_weights(name: str) -> str | SCFeat:
+    """Shipped weights, a path, ``random`` (lite), or a variant of the network with random weights: the same time, and
+    features that mean nothing."""
+    if name != "random" and is_random(name):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return SCFeat.create(name)
+    return name
+
+
+def is_random(name: str) -> bool:
+    """Whether the features mean nothing, so that what comes after them takes another time than it would."""
+    return name == "random" or (name in VARIANTS and name not in shipped_weights())
+
+
+def create_contender(
+    variant: Variant, case: Case, images: Sequence[np.ndarray], levels: int = 1, ros: Ros | None = None
+) -> Contender:
+    """All stages of one way to run the network. Raises ScfeatError, DeviceError where memory does not suffice."""
+    stages = create_stages(variant, case, images, levels)
+    extractor = stages.extractor
+    whole = _Whole(extractor, case, images, ros)
+    facts = {
+        "weights": variant.weights,
+        "random_weights": is_random(variant.weights),
+        "device": str(extractor.device),
+        "levels": levels,
+        "network_bytes": stages.peak_bytes,
+    }
+
+    def found() -> dict[str, Any]:
+        return {
+            "points": whole.points,
+            "precision": extractor.precision,
+            "engine": getattr(extractor, "engine", variant.engine),
+            "note": getattr(extractor, "engine_note", ""),
+        }
+
+    return Contender(str(variant), "scfeat", [*stages.tasks(), Task("total", whole.run)], facts, found)
+
+
+def create_stages(variant: Variant, case: Case, images: Sequence[np.ndarray], levels: int = 1) -> Stages:
+    """Raises as :func:`create_contender` does."""
+    check_memory(variant, case, resolve_device(variant.device))
+    return Stages(_extractor(variant, case, levels), variant, case, images)
+
+
+def _extractor(variant: Variant, case: Case, levels: int) -> Extractor:
+    options = {"precision": variant.precision, "levels": levels}
+    if "engine" in {field.name for field in fields(ExtractionOptions)}:
+        options["engine"] = variant.engine
+    elif variant.engine != "eager":
+        raise ConfigError(f"engine: expected 'eager', found '{variant.engine}'; this version has no other")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the weights are random is said in the report
+        return Extractor(network_weights(variant.weights), variant.device, case.budget, **options)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def check_memory(variant: Variant, case: Case, device: torch.device) -> None:
+    """Raise DeviceError now where the tensors of the network cannot be held, instead of being killed later."""
+    needed, free = _cost(variant.weights, case, variant.precision).peak_bytes, free_memory(device)
+    if free is not None and needed > _ENOUGH_MEMORY * free:
+        raise DeviceError(
+            f"{case.batch} image(s) of {case.size_text} need about {1e-9 * needed:.1f} GB for '{variant.weights}', and "
+            f"{device} has {1e-9 * free:.1f} GB free; take smaller images or fewer at once"
+        )
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes; None where nothing says it."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _cost(weights: str, case: Case, precision: str) -> NetworkCost:
+    return _counted(weights, (case.batch, 3, case.size[1], case.size[0]), precision)
+
+
+@lru_cache(maxsize=64)
+def _counted(weights: str, shape: tuple[int, ...], precision: str) -> NetworkCost:
+    """Of the network as inference runs it."""
+    return network_cost(_inference(weights), shape, "float32" if precision == "auto" else precision)
+
+
+@lru_cache(maxsize=4)
+def _inference(weights: str) -> nn.Module:
+    found = network_weights("lite" if weights == "random" else weights)
+    model = found if isinstance(found, SCFeat) else SCFeat.from_pretrained(found)
+    return inference_network(model).to("meta")
+
+
+# -- the stages one by one ---------------------------------------------------------------------------------------------
+
+
+class Stages:
+    """Each stage on what the one before has made of the first images.
+
+    points: keypoints of those, all together. peak_bytes: of all tensors that the network holds at once, at most, where
+    it runs layer by layer; counted, not measured.
+    """
+
+    def __init__(self, extractor: Extractor, variant: Variant, case: Case, images: Sequence[np.ndarray]) -> None:
+        self.extractor, self._variant, self._case = extractor, variant, case
+        self._images = _batch(images, 0, case.batch)
+        self._turns = walk(len(images))
+        self._all = images
+        with torch.inference_mode():
+            self._given = self._upload()
+            self._maps = self._network()
+            self._keypoints = self._select()
+        self._features = extractor.extract_batch(self._images, to_numpy=False)
+        self.points = sum(len(features) for features in self._features)
+
+    @property
+    def peak_bytes(self) -> float:
+        return max(cost.peak_bytes for cost in self._costs())
+
+    def tasks(self) -> Iterator[Task]:
+        device = self.extractor.device
+        events = device if device.type == "cuda" else None
+        calls = {
+            "upload": self._upload,
+            "network": self._network,
+            "select": self._select,
+            "describe": self._describe,
+            "download": self._download,
+            "extract": self._extract,
+        }
+        works = self._works()
+        for stage, call in calls.items():
+            timer = None if stage in ("download", "extract") else events
+            yield Task(stage, _quietly(call), timer, {stage: works[stage]} if stage in works else {})
+
+    @torch.inference_mode()
+    def _upload(self) -> list[NetworkInput]:
+        return self.extractor._pyramid(stack_images(self._images), None)
+
+    @torch.inference_mode()
+    def _network(self) -> list[tuple[Tensor, Tensor]]:
+        return [self.extractor._run_network(level.image) for level in self._given]
+
+    @torch.inference_mode()
+    def _select(self) -> list[Any]:
+        pairs = zip(self._given, self._maps, strict=True)
+        return [self.extractor._select(maps[0], level, self._case.budget) for level, maps in pairs]
+
+    @torch.inference_mode()
+    def _describe(self) -> list[Any]:
+        pairs = zip(self._maps, self._keypoints, strict=True)
+        return [self.extractor._describe(maps[1], getattr(found, "xy", found)) for maps, found in pairs]
+
+    def _download(self) -> list[Features]:
+        return [features.numpy() for features in self._features]
+
+    def _extract(self) -> list[Features]:
+        return self.extractor.extract_batch(_batch(self._all, next(self._turns), self._case.batch))
+
+    def _works(self) -> dict[str, Work]:
+        """The least that the stages have to do."""
+        batch, on_gpu = self._case.batch, self.extractor.device.type == "cuda"
+        pixels = [level.image[:, 0].numel() for level in self._given]
+        points = self.points
+        row = 4 * self.extractor.descriptor_dim
+        network = sum((cost.work for cost in self._costs()), Work())
+        raw = 3 * self._case.size[0] * self._case.size[1] * batch
+        upload = Work(0, raw, "to_device") if on_gpu else Work(0, raw + 12 * sum(pixels))
+        download = Work(0, points * (row + 12), "from_device") if on_gpu else Work()
+        return {
+            "upload": upload,
+            "network": network,
+            "select": Work(0, 4 * sum(pixels)),  # each score is read once
+            "describe": Work(7 * points * row / 4, 5 * points * row),  # four neighbours, one result
+            "download": download,
+        }
+
+    def _costs(self) -> list[NetworkCost]:
+        """Of each level."""
+        weights, precision = self._variant.weights, self.extractor.precision
+        return [_counted(weights, tuple(level.image.shape), precision) for level in self._given]
+
+
+def _batch(items: Sequence[Item], start: int, count: int) -> list[Item]:
+    return list(islice(cycle(items), start, start + count))
+
+
+def _quietly(call: Callable[[], object]) -> Callable[[], None]:
+    """What the call returns is no part of it."""
+
+    def run() -> None:
+        call()
+
+    return run
+
+
+# -- the whole way -----------------------------------------------------------------------------------------------------
+
+
+class _Whole:
+    """The pipeline of the node without the graph: one camera for each image of the batch.
+
+    points: keypoints of the last images, on average.
+    """
+
+    def __init__(self, extractor: Extractor, case: Case, images: Sequence[np.ndarray], ros: Ros | None) -> None:
+        config = FrontendConfig(max_keypoints=case.budget, levels=extractor.options.levels)
+        self._frontend = Frontend(config, extractor)
+        self._case, self._ros = case, ros
+        self._codes = [encode(image) for image in images]
+        self._turns = walk(len(images))
+        self._stamp = 0
+        self.points: float | None = None
+
+    def run(self) -> dict[str, float]:
+        """One frame of each camera. Milliseconds by stage."""
+        clock = _Clock()
+        codes = _batch(self._codes, next(self._turns), self._case.batch)
+        images = [decode(code) for code in codes]
+        clock.lap("decode")
+        results = self._frontend.process_batch(self._inputs(images))
+        clock.skip()
+        good = [result for result in results if isinstance(result, FrameResult)]
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        if self._ros is not None:
+            messages = self._ros.to_messages(good)
+            clock.lap("message")
+            self._ros.serialise(messages)
+            clock.lap("serialise")
+        self.points = float(np.mean([len(result.features) for result in good]))
+        inner = {name: sum(result.timings.get(name, np.nan) for result in good) for name in _FROM_FRONTEND}
+        return {**clock.laps, **{name: value for name, value in inner.items() if np.isfinite(value)}}
+
+    def _inputs(self, images: Sequence[np.ndarray]) -> list[FrameInput]:
+        self._stamp += _FRAME_NS
+        return [FrameInput(image, self._stamp, f"camera{index}") for index, image in enumerate(images)]
+
+
+class _Clock:
+    """laps: milliseconds since the lap before, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = 1e3 * (now - self._last)
+        self._last = now
+
+    def skip(self) -> None:
+        self._last = time.perf_counter()
