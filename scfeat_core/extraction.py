@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scfeat_core.config import Range, check_config, dump_config, load_config
+from scfeat_core.engines import EngineName, create_engine, engine_precisions
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.geometry import sample_map, scale_points
 from scfeat_core.network.model import MIN_IMAGE_SIZE, SCFeat
@@ -40,8 +41,11 @@ class ExtractionOptions:
     of brightness before the network, see ``equalise``; 0 is off. levels: of an image pyramid, each smaller than the one
     before by the square root of 2, whose best keypoints are taken together; 1 is the image alone. Three cost 1.75 times
     as much, and match better, most of all what is seen from different distances (docs/experiments.md).
-    precision: arithmetic of the network; ``auto`` is bfloat16 on CUDA devices that have it, else float32. size_mode,
-    max_edge: see ``network_input``.
+    precision: arithmetic of the network; ``auto`` is bfloat16 on CUDA devices and engines that have it, else float32.
+    engine: what runs the network, see ``scfeat_core.engines``: ``eager`` is torch as it is, ``auto`` the fastest that
+    is installed and agrees with it, chosen by a measurement on the first image, so that the last digits of a result may
+    be others another time. All but eager are made for one size, which takes seconds, or minutes: for many images of few
+    sizes. size_mode, max_edge: see ``network_input``.
     synchronise: wait for the device between the stages, so that ``timings`` tells them apart there.
     """
 
@@ -55,6 +59,7 @@ class ExtractionOptions:
     clahe: Annotated[float, Range(minimum=0.0, maximum=100.0)] = 0.0
     levels: Annotated[int, Range(minimum=1, maximum=8)] = 3
     precision: Precision = "float32"
+    engine: EngineName = "eager"
     size_mode: SizeMode = "native"
     max_edge: Annotated[int, Range(minimum=0)] = 0
     synchronise: bool = False
@@ -93,24 +98,25 @@ class Extractor:
     ) -> None:
         self.options = load_config(ExtractionOptions, {"max_keypoints": max_keypoints, **options}, "Extractor")
         self.device = resolve_device(device)
-        # The convolutions are twice as fast on a CPU with the channels innermost, and no slower on a GPU.
-        self.model = _network(weights).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = _network(weights).eval()
         self.timings: dict[str, float] = {}
-        self._precision = _resolve_precision(self.options.precision, self.device)
+        precision = _resolve_precision(self.options.precision, self.device, self.options.engine)
+        self._engine = create_engine(self.options.engine, self.model, self.device, precision)
         self._check_size_mode(self.options)
 
     def update(self, **options: Any) -> None:
         """Change options between two images, without loading anything again: all that are given, or none.
 
-        options: fields of :class:`ExtractionOptions` except ``precision``. Descriptors remain comparable with those
-        made before. Raises ConfigError.
+        options: fields of :class:`ExtractionOptions` except ``precision`` and ``engine``. Descriptors remain comparable
+        with those made before. Raises ConfigError.
         """
         changed = load_config(ExtractionOptions, {**dump_config(self.options), **options}, "Extractor")
-        if changed.precision != self.options.precision:
-            raise ConfigError(
-                f"Extractor: precision cannot change from '{self.options.precision}' to '{changed.precision}' while it "
-                "runs; make a new one"
-            )
+        for name in ("precision", "engine"):
+            old, new = getattr(self.options, name), getattr(changed, name)
+            if old != new:
+                raise ConfigError(
+                    f"Extractor: {name} cannot change from '{old}' to '{new}' while it runs; make a new one"
+                )
         self._check_size_mode(changed)
         self.options = changed
 
@@ -131,7 +137,17 @@ class Extractor:
     @property
     def precision(self) -> str:
         """What the network computes in: ``auto`` resolved."""
-        return str(self._precision).removeprefix("torch.")
+        return self._engine.precision
+
+    @property
+    def engine(self) -> str:
+        """What runs the network now; of ``auto`` before the first image "auto"."""
+        return self._engine.name
+
+    @property
+    def engine_note(self) -> str:
+        """Why it is another engine than the one asked for; empty where it is not. May change with a new size."""
+        return self._engine.note
 
     def __call__(self, image: Array, mask: Array | None = None, *, to_numpy: bool = True) -> Features:
         """Features of one image.
@@ -223,19 +239,14 @@ class Extractor:
         return tensor.to(self.device, non_blocking=self.device.type == "cuda")
 
     def _run_network(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        half = self._precision != torch.float32
         try:
-            # Without TensorFloat-32, which torch takes for float32 in convolutions unless it is told not to.
-            exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-            with exact, torch.autocast(self.device.type, self._precision, enabled=half):
-                output = self.model(image)
+            return self._engine.run(image)
         except torch.cuda.OutOfMemoryError as error:
             batch, _, height, width = image.shape
             raise DeviceError(
                 f"{self.device} is out of memory for {batch} image(s) of {width}x{height}; set max_edge to scale large "
                 "images down, pass fewer images at once, or use precision='bfloat16'"
             ) from error
-        return output.score_map, self.model.descriptor_map(output)
 
     def _points(self, given: NetworkInput, maps: tuple[Tensor, Tensor], max_keypoints: int | list[int]) -> Points:
         """What one level has to offer."""
@@ -325,15 +336,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return torch.device(name)
 
 
-def _resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+def _resolve_precision(precision: Precision, device: torch.device, engine: str) -> str:
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if fast else torch.float32
+        return "bfloat16" if fast and "bfloat16" in engine_precisions(engine, device) else "float32"
     if precision == "float16" and device.type == "cpu":
         raise DeviceError(
             "precision 'float16' needs a CUDA device, CPUs take 10 times as long for it; use 'float32' or 'bfloat16'"
         )
-    return getattr(torch, precision)
+    return precision
 
 
 def _network(weights: str | Path | SCFeat) -> SCFeat:

@@ -19,6 +19,7 @@ import torch
 from scfeat_core import matching, stereo
 from scfeat_core.columns import Columns, Table, to_columns
 from scfeat_core.config import Range, check_config, load_config
+from scfeat_core.engines import EngineName
 from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, StaleImageError
 from scfeat_core.extraction import Extractor, Precision
 from scfeat_core.geometry import check_camera, undistort_points
@@ -51,7 +52,7 @@ TRACK_GAP = 5_000_000_000
 # the parallax of what is near stays unknown.
 TURN_RADIUS = 0.1
 
-_FIXED = ("weights", "device", "precision")
+_FIXED = ("weights", "device", "precision", "engine")
 # Of the matches that a model does not fit by construction, this share must agree with it, or no track goes on by them.
 # Unrelated photographs: 0.01 to 0.06. Four recorded cameras: 0.6 and more at the rate that they were recorded at, 0.33
 # and more on every fifth frame, 0.2 and more on every tenth where most of the view stayed.
@@ -76,12 +77,14 @@ class FrontendConfig:
     reidentify_cosine: least cosine similarity that brings it back. stereo_gate: pixels that a stereo match may be off
     its epipolar line. levels: of the image pyramid; one, unlike for single images, as hardly anything is seen from much
     farther in the next frame, and time matters.
-    The others are those of ``Extractor``. weights, device and precision stay what they are, see ``Frontend.update``.
+    The others are those of ``Extractor``. weights, device, precision and engine stay what they are, see
+    ``Frontend.update``.
     """
 
     weights: str = "lite"
     device: str = "cpu"
     precision: Precision = "float32"
+    engine: EngineName = "eager"
     max_keypoints: Annotated[int, Range(minimum=1)] = 1024
     score_threshold: Annotated[float, Range(minimum=0.0)] = 0.0
     nms_radius: Annotated[int, Range(minimum=0, maximum=64)] = 2
@@ -202,6 +205,12 @@ class FeatureExtractor(Protocol):
     @property
     def precision(self) -> str: ...
 
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def engine_note(self) -> str: ...
+
     def update(self, **options: Any) -> None: ...
 
     def extract_batch(
@@ -226,7 +235,11 @@ class Frontend:
     def __init__(self, config: FrontendConfig | None = None, extractor: FeatureExtractor | None = None) -> None:
         self.config = config = FrontendConfig() if config is None else config
         self.extractor: FeatureExtractor = extractor or Extractor(
-            config.weights, config.device, precision=config.precision, **_extraction_options(config)
+            config.weights,
+            config.device,
+            precision=config.precision,
+            engine=config.engine,
+            **_extraction_options(config),
         )
         self._previous: dict[str, _Frame] = {}
         self._tracks: dict[str, TrackManager] = {}
@@ -240,7 +253,8 @@ class Frontend:
     def update(self, config: FrontendConfig) -> None:
         """Go on with other settings from the next frame; tracks go on, too.
 
-        Raises ConfigError, with everything left as it was, where weights, device or precision differ.
+        Raises ConfigError, with everything left as it was, where weights, device, precision or engine
+        differ.
         """
         fixed = [name for name in _FIXED if getattr(config, name) != getattr(self.config, name)]
         if fixed:

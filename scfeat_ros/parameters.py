@@ -70,6 +70,11 @@ class NodeParameters:
         Literal["float32", "bfloat16", "float16", "auto"],
         "arithmetic of the network; 'auto' takes the fastest one that is safe on the device",
     ] = "float32"
+    engine: Annotated[
+        Literal["eager", "cuda_graph", "compile", "onnx", "openvino", "tensorrt", "auto"],
+        "what runs the network: 'eager' is torch as it is; the others are compared with it when the first image of a "
+        "size comes, and replaced by it where they deviate (the status says so); 'auto' measures which is the fastest",
+    ] = "eager"
 
     max_keypoints: Annotated[
         int, Range(minimum=1, maximum=65536), DYNAMIC, "keep at most this many keypoints of an image, the best ones"

@@ -79,7 +79,7 @@ def test_what_the_front_end_cannot_change_is_read_only() -> None:
         "debug_rate",
         "status_rate",
     }
-    assert not dynamic & {"weights", "device", "precision", "cameras", "stereo", "image_transport", "autostart"}
+    assert not dynamic & {"weights", "device", "precision", "engine", "cameras", "stereo", "image_transport", "autostart"}
 
 
 def test_the_front_end_takes_all_of_its_settings_from_the_table() -> None:
@@ -90,7 +90,7 @@ def test_the_front_end_takes_all_of_its_settings_from_the_table() -> None:
     assert (changed.max_keypoints, changed.verify, changed.budgets) == (17, False, {"b": 9})
     table = {row.name: row for row in rows()}
     for field in dataclasses.fields(FrontendConfig):
-        assert table[field.name].dynamic == (field.name not in ("weights", "device", "precision")), field.name
+        assert table[field.name].dynamic == (field.name not in ("weights", "device", "precision", "engine")), field.name
 
 
 def test_the_front_end_accepts_what_the_table_accepts() -> None:

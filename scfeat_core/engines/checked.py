@@ -1,0 +1,155 @@
+"""An engine of a library, compared with float32 eager before it is used, and replaced by eager where it deviates."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scfeat_core.engines import parity
+from scfeat_core.engines.cache import Cache
+from scfeat_core.engines.contract import Maps, Runner, Shape, Target
+from scfeat_core.network.layers import Alignment
+
+log = logging.getLogger(__name__)
+
+SIZES = 8  # kept at once: those of a pyramid, of a few cameras
+ROUNDS = 9  # of a measurement; its median counts
+GAIN = 0.95  # of the time of eager that ``auto`` wants another engine to stay below: less is within the noise
+
+Build = Callable[[Target, Tensor, Cache], Runner]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    name: str
+    build: Build
+
+
+class CheckedEngine:
+    """Made for each size when its first image comes; eager for good from the first size that fails.
+
+    candidates: one, or for ``auto`` those that the first size chooses from. reference: float32 eager. eager: what takes
+    over, in the precision of the engine.
+    """
+
+    def __init__(
+        self,
+        asked: str,
+        candidates: Sequence[Candidate],
+        target: Target,
+        reference: Runner,
+        cache: Cache,
+        alignment: Alignment,
+    ) -> None:
+        self.name = asked
+        self.precision = target.precision
+        self.note = ""
+        self._asked = asked
+        self._candidates = tuple(candidates)
+        self._target = target
+        self._reference = reference
+        self._cache = cache
+        self._alignment = alignment
+        self._runners: OrderedDict[tuple[Shape, int], Runner] = OrderedDict()
+
+    @torch.inference_mode()
+    def run(self, image: Tensor) -> Maps:
+        """image: (B, 3, H, W) float32, normalised. The first of a size waits until the engine is made and compared."""
+        key = (tuple(image.shape), torch.get_num_threads())
+        if key not in self._runners:
+            self._runners[key] = self._prepare(image)
+            if len(self._runners) > SIZES:
+                self._runners.popitem(last=False)
+        self._runners.move_to_end(key)
+        try:
+            return self._runners[key](image)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # of a library that runs the network: an image later it would fail again
+            self._fall_back(f"{self.name} failed: {_one_line(error)}")
+            return self._target.run(image)
+
+    def _prepare(self, image: Tensor) -> Runner:
+        if not self._candidates:
+            return self._target.run
+        made = {each: runner for each in self._candidates if (runner := self._checked(each, image)) is not None}
+        if self._asked == "auto":
+            return self._choose(made, image)
+        for candidate, runner in made.items():
+            self.name = candidate.name
+            return runner
+        return self._target.run
+
+    def _checked(self, candidate: Candidate, image: Tensor) -> Runner | None:
+        """The candidate for the size of this image; None where it fails or deviates."""
+        size = f"{image.shape[0]} image(s) of {image.shape[3]}x{image.shape[2]}"
+        try:
+            runner = candidate.build(self._target, image, self._cache)
+            given = parity.parity_input(tuple(image.shape), image.device)
+            found, expected = runner(given), self._reference(given)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._refuse(f"{candidate.name} could not be made for {size}: {_one_line(error)}")
+            return None
+        result = parity.compare(found, expected, self._alignment)
+        own = parity.LIMITS
+        if self.precision != "float32":
+            own = parity.compare(self._target.run(given), expected, self._alignment)
+        if not parity.suffices(result, own):
+            self._refuse(f"{candidate.name} deviates from float32 torch on {size}: {result}")
+            return None
+        log.info("%s agrees with float32 torch on %s: %s", candidate.name, size, result)
+        return runner
+
+    def _choose(self, made: dict[Candidate, Runner], image: Tensor) -> Runner:
+        """The fastest of those that were made for ``auto``; the choice stays."""
+        runners = {"eager": self._target.run, **{candidate.name: runner for candidate, runner in made.items()}}
+        times = _times(runners, image)
+        best = min(times, key=lambda name: times[name] * (GAIN if name == "eager" else 1))
+        log.info("auto takes %s: %s", best, ", ".join(f"{name} {1e3 * each:.1f} ms" for name, each in times.items()))
+        self._asked = self.name = best
+        self._candidates = tuple(each for each in made if each.name == best)
+        return runners[best]
+
+    def _refuse(self, reason: str) -> None:
+        if self._asked == "auto":
+            log.warning("auto leaves %s", reason)
+        else:
+            self._fall_back(reason)
+
+    def _fall_back(self, reason: str) -> None:
+        self.name, self.note = "eager", f"{reason}; eager is used instead"
+        self._candidates = ()
+        self._runners.clear()
+        log.warning("%s", self.note)
+
+
+def _times(runners: dict[str, Runner], image: Tensor) -> dict[str, float]:
+    """Seconds of each, medians of rounds in which they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(ROUNDS):
+        for name, runner in runners.items():
+            _synchronise(image)
+            start = time.perf_counter()
+            runner(image)
+            _synchronise(image)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _synchronise(image: Tensor) -> None:
+    if image.device.type == "cuda":
+        torch.cuda.synchronize(image.device)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
