@@ -17,6 +17,7 @@ from scfeat_core.replay.truth import poses_at
 
 FEWEST = 3  # positions that fix a similarity
 RELATIVE_STEP = 1.0  # seconds over which the relative error is taken
+_OFF = 0.5  # of the step: pairs of frames that are further from it have frames without a pose between them
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class TrajectoryScores:
 
     ate_m, ate_median_m, ate_max_m: metres, distances between positions; ate_m is the root of the mean square. rpe_m,
     rpe_deg: root mean square errors of the motion over ``rpe_step`` frames, about a second, metres and degrees; None
-    where the path is shorter. scale: metres per unit of the path. frames: how many were compared. truth_m: metres,
-    length of the true path between these. (Sturm et al., "A benchmark for the evaluation of RGB-D SLAM systems", 2012.)
+    where no two frames are so far apart, and rpe_missing says why. scale: metres per unit of the path. frames: how many
+    were compared. truth_m: metres, length of the true path between these. (Sturm et al., "A benchmark for the
+    evaluation of RGB-D SLAM systems", 2012.)
     """
 
     ate_m: float
@@ -38,6 +40,7 @@ class TrajectoryScores:
     scale: float
     frames: int
     truth_m: float
+    rpe_missing: str = ""
 
 
 def evaluate(odometry: Odometry, truth: GroundTruth) -> TrajectoryScores:
@@ -56,12 +59,16 @@ def evaluate(odometry: Odometry, truth: GroundTruth) -> TrajectoryScores:
     path.scale(scale)
     path.transform(evo.se3(rotation, translation))
     absolute = _errors(evo.APE(evo.PoseRelation.translation_part), reference, path)
-    step = max(1, round(1e9 * RELATIVE_STEP / float(np.median(np.diff(odometry.stamps[both])))))
+    seconds = 1e-9 * odometry.stamps[both]
+    step = max(1, round(RELATIVE_STEP / _interval(seconds)))
+    spans = seconds[step:] - seconds[:-step]
+    far = abs(spans - RELATIVE_STEP) <= _OFF * RELATIVE_STEP
 
     def relative(relation: Any) -> float | None:
-        if step >= both.sum():
+        if not far.any():
             return None
-        return _root_mean_square(_errors(evo.RPE(relation, step, evo.Unit.frames, all_pairs=True), reference, path))
+        errors = _errors(evo.RPE(relation, step, evo.Unit.frames, all_pairs=True), reference, path)
+        return _root_mean_square(errors[far])
 
     return TrajectoryScores(
         _root_mean_square(absolute),
@@ -73,6 +80,20 @@ def evaluate(odometry: Odometry, truth: GroundTruth) -> TrajectoryScores:
         float(scale),
         int(both.sum()),
         float(reference.path_length),
+        "" if far.any() else _no_pairs(seconds),
+    )
+
+
+def _interval(seconds: np.ndarray) -> float:
+    """Median of the steps, of a clock that may have gone back."""
+    steps = np.diff(seconds)
+    return float(np.median(steps[steps > 0])) if (steps > 0).any() else RELATIVE_STEP
+
+
+def _no_pairs(seconds: np.ndarray) -> str:
+    return (
+        f"expected two frames {RELATIVE_STEP:g} s apart, both with a pose and a true one, found {len(seconds)} such "
+        f"frames over {np.ptp(seconds):.2f} s: replay more of the recording"
     )
 
 

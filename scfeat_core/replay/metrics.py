@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from scfeat_core.quality import coverage
 from scfeat_core.replay.figures import SUMMARY_NAMES, Number, is_timed
 from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.survival import Followed, Lives, Survival, survival
-from scfeat_core.replay.truth import OFF, Rays, motion, repeatability, true_distance
+from scfeat_core.replay.truth import OFF, STILL, TURNED_ONLY, Rays, motion, repeatability, true_distance
 from scfeat_core.types import Camera, GeometryModel, PairResult, TrackFlag, TwoViewGeometry
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FILE = "metrics.json"
 FORMAT = 1
+NO_TRUTH = "there is no ground truth"
 WEAK_INLIERS = 30  # with fewer, a pose hangs on single points: matches of scfeat_ros.diagnostics.Limits
 LABELS = ("index", "time_s", "model")  # columns of frames that are no measurements
 MEASURED = (
@@ -65,7 +66,8 @@ class Metrics:
 
     per_frame: column -> (F,) float64, one value for each record, dropped or not, NaN where there is none: LABELS
     (time_s: since the first image), MEASURED, and milliseconds, ``ms_<stage>`` and their sums. lengths: (L,) int64, how
-    many tracks were seen in 0, 1, 2, … frames. resets: index of the image -> why all tracks ended before it.
+    many tracks were seen in 0, 1, 2, … frames. resets: index of the image -> why all tracks ended before it. missing:
+    figure of the summary -> why it has no value, where that is known.
     """
 
     summary: Mapping[str, Number]
@@ -74,6 +76,7 @@ class Metrics:
     lengths: np.ndarray
     survival: Survival
     resets: Mapping[int, str]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def stages(self) -> list[str]:
@@ -83,9 +86,15 @@ class Metrics:
 
 
 def summarise(
-    recording: Recording, odometry: Odometry | None = None, scores: TrajectoryScores | None = None
+    recording: Recording,
+    odometry: Odometry | None = None,
+    scores: TrajectoryScores | None = None,
+    missing: Mapping[str, str] | None = None,
 ) -> Metrics:
-    """All figures of a recording, with those of its trajectory where there is one, and truth to compare it with."""
+    """All figures of a recording, with those of its trajectory where there is one, and truth to compare it with.
+
+    missing: figure -> why it has no value, as far as whoever made the trajectory knows.
+    """
     frames, rows, tracks = _walk(recording)
     per_frame = {**_frame_columns(frames, rows), **_timing_columns(frames)}
     lived = survival(tracks, _interval([frame for frame in frames if not frame.dropped]))
@@ -101,7 +110,21 @@ def summarise(
     summary = {name: _tidy(found.pop(name, None)) for name in SUMMARY_NAMES} | {k: _tidy(v) for k, v in found.items()}
     distributions = {name: _distribution(values) for name, values in per_frame.items() if name not in LABELS}
     resets = {frame.index: frame.reset_reason for frame in frames if frame.reset_reason}
-    return Metrics(summary, distributions, per_frame, lengths, lived, resets)
+    why = {**_why_missing(recording), **(missing or {})}
+    why = {name: reason for name, reason in why.items() if summary.get(name) is None}
+    return Metrics(summary, distributions, per_frame, lengths, lived, resets, why)
+
+
+def _why_missing(recording: Recording) -> dict[str, str]:
+    """Of the figures that ground truth is for."""
+    if recording.camera is None:
+        reason = "there is no calibration"
+        return dict.fromkeys(("epipolar_truth_px", "off_truth", "repeatability"), reason)
+    if recording.truth is None:
+        return dict.fromkeys(("epipolar_truth_px", "off_truth", "repeatability"), NO_TRUTH)
+    near = f"the camera never moved by {100 * STILL:g} cm between two frames with a true pose"
+    far = f"the camera moved by more than {1000 * TURNED_ONLY:g} mm between all frames, and depth is not known"
+    return {"epipolar_truth_px": near, "off_truth": near, "repeatability": far}
 
 
 # -- per frame ---------------------------------------------------------------------------------------------------------
@@ -354,6 +377,7 @@ def write_metrics(folder: Path, metrics: Metrics) -> Path:
         **{key: {k: v for k, v in table.items() if not is_timed(k)} for key, table in tables.items()},
         "tracks": {"lengths": metrics.lengths.tolist(), "survival": _survival_content(lived)},
         "resets": {str(index): reason for index, reason in metrics.resets.items()},
+        "missing": dict(metrics.missing),
         "timings": {key: {k: v for k, v in table.items() if is_timed(k)} for key, table in tables.items()},
     }
     path = folder / FILE
@@ -411,4 +435,5 @@ def _read(content: Mapping[str, Any]) -> Metrics:
             interval,
         ),
         {int(index): reason for index, reason in content["resets"].items()},
+        dict(content.get("missing", {})),
     )

@@ -17,7 +17,7 @@ from scfeat_core.errors import ScfeatError
 from scfeat_core.feature_files import replaced
 from scfeat_core.replay.figures import FIGURES, shown
 from scfeat_core.replay.film import Pictures, draw_tracks, film_frames, make_film, strip_frames
-from scfeat_core.replay.metrics import Metrics
+from scfeat_core.replay.metrics import NO_TRUTH, Metrics
 from scfeat_core.replay.paths import TRUTH, aligned, lines
 from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.survival import Survival
@@ -87,7 +87,7 @@ def make_report(
         f'<p class="summary">{html.escape(_summary(recording, metrics))}</p>',
         _verdict_table(found),
         _lost(recording, metrics),
-        _trajectory(recording, odometry, scores),
+        _trajectory(recording, metrics, odometry, scores),
         _over_time(metrics),
         _tracks(metrics),
         _pictured(recording, metrics, pictures),
@@ -168,7 +168,9 @@ def _known(metrics: Metrics, name: str) -> str:
 # -- trajectory --------------------------------------------------------------------------------------------------------
 
 
-def _trajectory(recording: Recording, odometry: Odometry | None, scores: TrajectoryScores | None) -> str:
+def _trajectory(
+    recording: Recording, metrics: Metrics, odometry: Odometry | None, scores: TrajectoryScores | None
+) -> str:
     """Nothing without odometry."""
     if odometry is None or not len(odometry.stamps):
         return ""
@@ -178,7 +180,7 @@ def _trajectory(recording: Recording, odometry: Odometry | None, scores: Traject
         inside = slice(*np.searchsorted(recording.truth.stamps, [odometry.stamps.min(), odometry.stamps.max() + 1]))
         ways.insert(0, (TRUTH, recording.truth.poses[inside, :3, 3]))
     unit = "m" if np.isfinite(way.scale) else "units: no scale is known"
-    beside = [facts_list(_score_lines(odometry, scores))]
+    beside = [facts_list(_score_lines(metrics, odometry, scores))]
     if np.isfinite(way.errors).any():
         seconds = 1e-9 * (odometry.stamps - odometry.stamps[0])
         error = Line("", seconds, way.errors)
@@ -189,13 +191,17 @@ def _trajectory(recording: Recording, odometry: Odometry | None, scores: Traject
     return _section("Trajectory", about, f'<div class="charts">{way_of_camera}<div>{"".join(beside)}</div></div>')
 
 
-def _score_lines(odometry: Odometry, scores: TrajectoryScores | None) -> dict[str, str]:
+def _score_lines(metrics: Metrics, odometry: Odometry, scores: TrajectoryScores | None) -> dict[str, str]:
     found = {
         "frames with a pose": f"{int(odometry.tracked.sum())} of {len(odometry.tracked)}",
         "initialisations": str(odometry.initialisations),
     }
-    for name in ("ate_m", "rpe_m", "rpe_deg") if scores is not None else ():
-        found[FIGURES[name].label] = f"{shown(name, getattr(scores, name))} {FIGURES[name].unit}"
+    if scores is not None:
+        found["frames compared"] = f"{scores.frames}, over a true way of {scores.truth_m:.3g} m"
+    for name in ("ate_m", "rpe_m", "rpe_deg"):
+        value = None if scores is None else getattr(scores, name)
+        known = f"{shown(name, value)} {FIGURES[name].unit}"
+        found[FIGURES[name].label] = f"– ({metrics.missing.get(name, NO_TRUTH)})" if value is None else known
     return found
 
 
@@ -429,6 +435,10 @@ def _all_figures(metrics: Metrics) -> str:
         f'<td class="why">{html.escape(known.meaning)}</td></tr>'
         for name, known in FIGURES.items()
         if metrics.summary.get(name) is not None
+    )
+    summary += "".join(
+        f'<tr><th>{html.escape(FIGURES[name].label)}</th><td>–</td><td class="why">{html.escape(reason)}</td></tr>'
+        for name, reason in metrics.missing.items()
     )
     details = (
         f'<details><summary>The figures of the whole run</summary><table class="verdicts">{summary}</table></details>'

@@ -13,7 +13,7 @@ import numpy as np
 
 from scfeat_core.quality import BLURRED
 from scfeat_core.replay.figures import shown
-from scfeat_core.replay.metrics import WEAK_INLIERS, Metrics
+from scfeat_core.replay.metrics import NO_TRUTH, WEAK_INLIERS, Metrics
 from scfeat_core.replay.records import FrameRecord
 from scfeat_core.types import GeometryModel
 
@@ -142,8 +142,11 @@ def _trajectory(metrics: Metrics) -> Iterator[Verdict]:
     if (ate := _number(metrics, "ate_m")) is not None:
         parts = [f"{shown('ate_m', ate)} m"]
         turn = _number(metrics, "rpe_deg")
-        why = "RMSE of the positions after Sim(3) alignment" + ("" if turn is None else f"; RPE {turn:.2g}°")
+        why = "RMSE of the positions after Sim(3) alignment; "
+        why += f"RPE {turn:.2g}°" if turn is not None else f"no RPE: {metrics.missing.get('rpe_deg', 'not known')}"
         yield Verdict("Trajectory error (ATE)", parts[0], "", why)
+    elif (reason := metrics.missing.get("ate_m", NO_TRUTH)) != NO_TRUTH:
+        yield Verdict("Trajectory error (ATE)", "–", "", reason)
 
 
 def _truth(metrics: Metrics) -> Iterator[Verdict]:

@@ -50,6 +50,11 @@ class ReplayJob:
                 f"{self.start:g}, stop {self.stop}"
             )
 
+    def window(self, first: int) -> tuple[int, float]:
+        """Log times from which on images are replayed, and no more, nanoseconds. first: that of the first image."""
+        stop = float("inf") if self.stop is None else first + round(1e9 * self.stop)
+        return first + round(1e9 * self.start), stop
+
     @property
     def camera_name(self) -> str:
         return self.camera or self.parameters.cameras[0]

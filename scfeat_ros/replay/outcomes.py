@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -74,6 +74,15 @@ class Run:
         else:
             word = "error" if self.error else "reused" if self.reused else "done"
         return f"{word}, damaged" if self.damaged else word
+
+    @property
+    def missing(self) -> dict[str, list[str]]:
+        """Why columns of the table have no value: reason -> their names."""
+        found: dict[str, list[str]] = {}
+        for name, reason in (self.summary or {}).get("missing", {}).items():
+            if name in COLUMNS:
+                found.setdefault(reason, []).append(name)
+        return found
 
     @property
     def damaged(self) -> bool:
@@ -164,7 +173,14 @@ def _verdicts(run: Run, checks: Collection[Check]) -> list[Verdict]:
             Verdict(check, error=f"expected figures to check '{check}', found none: the replay failed")
             for check in checks
         ]
-    return [judge(check, run.summary) for check in checks]
+    reasons = run.summary.get("missing", {})
+    verdicts = [judge(check, run.summary) for check in checks]
+    return [
+        replace(verdict, error=f"{verdict.error} ({reasons[verdict.check.metric]})")
+        if verdict.error and verdict.check.metric in reasons
+        else verdict
+        for verdict in verdicts
+    ]
 
 
 def _complaints(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) -> list[str]:
@@ -172,6 +188,8 @@ def _complaints(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) 
     for run in runs:
         if run.error:
             lines.append(f"{run.name}: {run.state}: {run.error}")
+        for reason, names in run.missing.items():
+            lines.append(f"{run.name}: no {', '.join(names)}: {reason}")
         if run.damaged:
             lines.append(f"{run.name}: the bag is damaged: {(run.summary or {}).get('damage', 'see the report')}")
         for verdict in verdicts.get(run.name, ()):
@@ -226,7 +244,7 @@ _TABLES = {
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """Of all figures, in the order of the summaries."""
-    return list(dict.fromkeys(name for run in runs for name in run.summary or {}))
+    return list(dict.fromkeys(name for run in runs for name in run.summary or {} if name != "missing"))
 
 
 def _rows(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) -> list[list[str]]:

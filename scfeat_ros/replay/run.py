@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from scfeat_core.errors import DataError, ImageError, ScfeatError, StaleImageErr
 from scfeat_core.evaluation.method_extractor import REIDENTIFY_COSINE, MethodExtractor
 from scfeat_core.frontend import Frontend, FrontendConfig
 from scfeat_core.network.weights import weights_id
+from scfeat_core.replay.metrics import NO_TRUTH, Metrics
 from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.run_folder import RunWriter, begin_run, camera_from_json, camera_to_json, read_run
 from scfeat_core.types import Camera, FrameResult
@@ -33,8 +34,12 @@ from scfeat_ros.processes import signals_handled
 from .job import ReplayJob
 from .source import Shot, Source, read_ahead
 
+if TYPE_CHECKING:
+    from scfeat_core.odometry import Odometry, TrajectoryScores
+
 PART = 100  # frames that are lost at most where a replay is killed
 _COMPLAINTS = 20  # different ones that are kept
+_ERRORS = ("ate_m", "rpe_m", "rpe_deg")  # figures of the trajectory that need ground truth
 Summary = dict[str, Any]
 Report = Callable[[str], None]
 Watch = Callable[[int, int], None]  # frames that are done, and all
@@ -76,7 +81,7 @@ def finished(job: ReplayJob) -> Summary | None:
         return None
     with suppress(ScfeatError):
         if begin_run(job.out, _inputs(job, Source(job))) is None:
-            summary = dict(read_metrics(job.out).summary)
+            summary = _flat(read_metrics(job.out))
             return summary if summary["processed"] else None
     return None
 
@@ -342,31 +347,46 @@ def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
     from scfeat_core.replay.metrics import summarise, write_metrics
 
     recording = read_run(job.out)
-    odometry, scores = _trajectory(job.out, recording, report)
-    metrics = summarise(recording, odometry, scores)
+    odometry, scores, missing = _trajectory(job.out, recording, source.truth_problem, report)
+    metrics = summarise(recording, odometry, scores, missing)
     write_metrics(job.out, metrics)
     if job.report:
         from scfeat_core.replay.report import write_report
 
         report(f"report: {write_report(job.out, recording, metrics, odometry, scores, source.pictures)}")
-    return dict(metrics.summary)
+    return _flat(metrics)
 
 
-def _trajectory(folder: Path, recording: Recording, report: Report) -> tuple[Any, Any]:
-    """The path of the camera, and how good it is; None where it cannot be told, which ``report`` is told."""
+def _flat(metrics: Metrics) -> Summary:
+    """The summary, and under "missing" why figures have no value, but for those that nobody gave ground truth for."""
+    why = {name: reason for name, reason in metrics.missing.items() if reason != NO_TRUTH}
+    return {**metrics.summary, "missing": why}
+
+
+def _trajectory(
+    folder: Path, recording: Recording, problem: str, report: Report
+) -> tuple[Odometry | None, TrajectoryScores | None, dict[str, str]]:
+    """The path of the camera, and how good it is; None where it cannot be told. Also why, by figure.
+
+    problem: what is wrong with the ground truth.
+    """
     from scfeat_core.odometry.estimation import estimate
     from scfeat_core.odometry.trajectory import evaluate, write_tum
 
     if recording.camera is None:
-        return None, None
+        return None, None, dict.fromkeys(("lost", "initialisations", *_ERRORS), "there is no calibration")
     odometry = scores = None
+    missing = dict.fromkeys(_ERRORS, problem or NO_TRUTH)
     try:
         odometry = estimate(recording.frames, recording.camera)
         write_tum(folder / "trajectory.txt", odometry)
-        scores = None if recording.truth is None else evaluate(odometry, recording.truth)
+        if recording.truth is not None:
+            scores = evaluate(odometry, recording.truth)
+            missing = dict.fromkeys(_ERRORS[1:], scores.rpe_missing)
     except ScfeatError as error:
         report(f"warning: {'no trajectory' if odometry is None else 'no errors of the trajectory'}: {error}")
-    return odometry, scores
+        missing = dict.fromkeys(_ERRORS, str(error))
+    return odometry, scores, missing
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------

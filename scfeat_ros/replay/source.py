@@ -59,8 +59,9 @@ class Source:
     """What of a bag is replayed: chosen, but not read yet.
 
     topic, info_topic: of the images and of their CameraInfo. choice: why that topic, in words. truth: ground truth,
-    None without. gyro: all angular velocities, where the parameters ask for them. warnings: what is strange about it.
-    lost: filled while :meth:`shots` runs. Raises DataError where there are no images, or a file cannot be read.
+    None without, and then truth_problem says what is wrong with one that was found. gyro: all angular velocities, where
+    the parameters ask for them. warnings: what is strange about it. lost: filled while :meth:`shots` runs. Raises
+    DataError where there are no images, or a file cannot be read.
     """
 
     def __init__(self, job: ReplayJob) -> None:
@@ -70,7 +71,8 @@ class Source:
         with open_bag(job.bag) as bag:
             self.topic, self.choice = bag.choose_image_topic(job.topic)
             self.info_topic = bag.camera_info_topic(self.topic, job.camera_info)
-            self.truth = find_truth(job, bag, self.topic, self.warnings.append)
+            found = find_truth(job, bag, self.topic, self.warnings.append)
+            self.truth, self.truth_problem = found.truth, found.problem
             self.gyro = self._gyro(bag) if job.parameters.use_imu else None
             self._first_info = self._read_first_info(bag)
         self._file = _calibration_file(job, self.info_topic)
@@ -118,7 +120,7 @@ class Source:
                     continue
                 index += 1
                 if index == 0:
-                    begin, end = self._window(message.log_time)
+                    begin, end = self.job.window(message.log_time)
                 if message.log_time < begin:
                     continue
                 if message.log_time >= end or given == (self.job.frames or -1):
@@ -167,11 +169,6 @@ class Source:
         return next((info for message in bag.messages([self.info_topic]) if (info := _try(bag, message))), None)
 
     # -- reading -------------------------------------------------------------------------------------------------------
-
-    def _window(self, first: int) -> tuple[int, float]:
-        """Log times of start and stop, nanoseconds. first: log time of the first image."""
-        stop = self.job.stop
-        return first + round(1e9 * self.job.start), float("inf") if stop is None else first + round(1e9 * stop)
 
     def _messages(self, bag: Bag, stamps: Sequence[int]) -> Iterator[tuple[BagMessage, float]]:
         """Messages of images and CameraInfo, and the milliseconds that each took to read; what is lost is noted.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +19,107 @@ from .job import NO_TRUTH, ReplayJob
 
 _FILE = "groundtruth.txt"  # looked for beside the bag
 _NAMES = ("ground_truth", "groundtruth")  # of topics
-_ANOTHER_CLOCK = 3600 * 1_000_000_000  # nanoseconds between images and poses: recordings are not that far apart
+_FROM_ZERO = 86_400_000_000_000  # nanoseconds: a clock that says less counts from the beginning of a recording
+_LEAST = 0.1  # share of the images that must be within the time of the poses
+_NEAR = 10_000_000  # nanoseconds: the pose of an image may be that much older or newer
+_SLACK, _ALIKE = 1_000_000_000, 0.1  # nanoseconds, or share, by which poses may last longer or shorter than the images
 
 
-def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], None]) -> GroundTruth | None:
-    """The poses that a job names; without a name, those of a file beside the bag or of a topic that is called so,
-    whichever has the clock of the images. None where there are none.
+@dataclass(frozen=True, eq=False)
+class FoundTruth:
+    """truth: None where there is none, or none that fits. problem: why one that was found is left out."""
 
-    Poses of another clock (data sets that count from 0) are moved so that the first is that of the first image, and
-    ``warn`` is told. Raises DataError where what is named cannot be read.
+    truth: GroundTruth | None = None
+    problem: str = ""
+
+
+def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], None]) -> FoundTruth:
+    """The poses that a job names; without a name, those of a file beside the bag or of a topic that is called so, the
+    first of them that is of the time of the images.
+
+    Poses that count from 0, as data sets have them, are moved so that the first is that of the first image, and
+    ``warn`` is told; they must last as long as the images. Raises DataError where what is named cannot be read, or is
+    of another recording; what is only found there is left out then.
     """
     if job.ground_truth == NO_TRUTH:
-        return None
+        return FoundTruth()
     body = _body_camera(job)
-    found = [_read(name, bag, body) for name in _names(job, bag)]
-    first = _first_stamp(bag, images) if found else 0
-    same_clock = [truth for truth in found if not _is_of_another_clock(truth, first)]
-    if same_clock or not found:
-        return same_clock[0] if same_clock else None
-    truth = found[0]
-    warn(
-        f"ground truth of {truth.source} has another clock than the images ({1e-9 * truth.stamps[0]:.1f} s and "
-        f"{1e-9 * first:.1f} s): its first pose is taken to be that of the first image"
+    problems = []
+    for truth in [_read(name, bag, body) for name in _names(job, bag)]:
+        try:
+            return FoundTruth(_fitting(truth, job, bag, images, warn))
+        except DataError as error:
+            problems.append(error)
+    if problems and job.ground_truth is not None:
+        raise problems[0]
+    for problem in problems:
+        warn(f"ground truth left out: {problem}")
+    return FoundTruth(problem=" ".join(map(str, problems)))
+
+
+def _fitting(truth: GroundTruth, job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], None]) -> GroundTruth:
+    """The poses by the clock of the images. Raises DataError where they are those of another recording."""
+    first = next(_stamps(bag, images), None)
+    if first is None or len(truth.stamps) == 0:
+        return truth
+    if (truth.stamps[0] < _FROM_ZERO) != (first < _FROM_ZERO):
+        moved = _moved(truth, list(_stamps(bag, images)))
+        warn(
+            f"ground truth of {truth.source} has another clock than the images ({1e-9 * truth.stamps[0]:.1f} s and "
+            f"{1e-9 * first:.1f} s): its first pose is taken to be that of the first image"
+        )
+        return moved
+    _check_overlap(truth, job, bag, images)
+    return truth
+
+
+def _moved(truth: GroundTruth, stamps: list[int]) -> GroundTruth:
+    lasts, expected = int(truth.stamps[-1] - truth.stamps[0]), max(stamps) - min(stamps)
+    if abs(lasts - expected) > max(_SLACK, _ALIKE * expected):
+        raise DataError(
+            f"expected ground truth that lasts as long as the images, {1e-9 * expected:.1f} s, as it has another clock "
+            f"than they have, found {1e-9 * lasts:.1f} s in {truth.source}: is it that of another recording? {_ADVICE}"
+        )
+    return replace(truth, stamps=truth.stamps - truth.stamps[0] + min(stamps))
+
+
+def _check_overlap(truth: GroundTruth, job: ReplayJob, bag: Bag, images: Topic) -> None:
+    """Raises DataError where hardly any image is of the time of the poses. Reads on only until it is known."""
+    begin, end = int(truth.stamps[0]) - _NEAR, int(truth.stamps[-1]) + _NEAR
+    enough = _LEAST * min(images.count, job.frames or images.count)
+    count = inside = 0
+    low = high = None
+    for stamp in _stamps(bag, images, job):
+        count, inside = count + 1, inside + (begin <= stamp <= end)
+        low, high = min(stamp, low or stamp), max(stamp, high or stamp)
+        if inside >= enough:
+            return
+    if low is None or high is None or inside >= _LEAST * count:
+        return
+    raise DataError(
+        f"expected ground truth of the time of the images, {1e-9 * low:.3f} to {1e-9 * high:.3f} s, found "
+        f"{truth.source} from {1e-9 * truth.stamps[0]:.3f} to {1e-9 * truth.stamps[-1]:.3f} s, and in that time "
+        f"{inside} of {count} images: is it that of another recording? {_ADVICE}"
     )
-    return replace(truth, stamps=truth.stamps - truth.stamps[0] + first)
+
+
+_ADVICE = "Give that of this one (--ground-truth FILE or TOPIC), or none (--ground-truth none)"
+
+
+def _stamps(bag: Bag, images: Topic, job: ReplayJob | None = None) -> Iterator[int]:
+    """Of the images, or those that a job wants, whose header can be read, nanoseconds."""
+    window: tuple[int, float] | None = None
+    given = 0
+    for message in bag.messages([images]):
+        if job is not None:
+            window = window or job.window(message.log_time)
+            if message.log_time < window[0]:
+                continue
+            if message.log_time >= window[1] or given == (job.frames or -1):
+                return
+            given += 1
+        with suppress(DataError):
+            yield header_stamp(message.data)
 
 
 def _names(job: ReplayJob, bag: Bag) -> list[str]:
@@ -57,18 +134,6 @@ def _read(name: str, bag: Bag, body: np.ndarray | None) -> GroundTruth:
     if not Path(name).exists() and any(topic.name == name for topic in bag.topics):
         return truth_from_topic(bag, name, body)
     return read_ground_truth(name, T_body_camera=body)
-
-
-def _first_stamp(bag: Bag, images: Topic) -> int:
-    """Of the first image whose header can be read, nanoseconds; 0 where none can."""
-    for message in bag.messages([images]):
-        with suppress(DataError):
-            return header_stamp(message.data)
-    return 0
-
-
-def _is_of_another_clock(truth: GroundTruth, first: int) -> bool:
-    return bool(truth.stamps[0] - first > _ANOTHER_CLOCK or first - truth.stamps[-1] > _ANOTHER_CLOCK)
 
 
 def _body_camera(job: ReplayJob) -> np.ndarray | None:

@@ -97,6 +97,20 @@ def test_the_truth_may_have_other_stamps() -> None:
 def test_a_path_shorter_than_a_second_has_no_relative_error() -> None:
     scores = evaluate(odometry(path(15)), GroundTruth(stamps(), path()))
     assert scores.rpe_m is None and scores.rpe_deg is None and scores.ate_m < 1e-9
+    assert (
+        "expected two frames 1 s apart" in scores.rpe_missing
+        and "found 15 such frames over 0.70 s" in scores.rpe_missing
+    )
+    assert evaluate(odometry(path()), GroundTruth(stamps(), path())).rpe_missing == ""
+
+
+def test_a_motion_over_a_gap_is_none_over_a_second() -> None:
+    """Frames 20 apart among those with a pose are 25 apart in time, and more, where frames between them have none."""
+    poses, tracked = path(), np.ones(60, bool)
+    tracked[15:45] = False
+    poses[45:, :3, 3] += 1.0  # the path after the gap is shifted: no motion within a part is wrong by that
+    scores = evaluate(odometry(poses, tracked), GroundTruth(stamps(), path()))
+    assert scores.rpe_m is None and "30 such frames" in scores.rpe_missing
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ reason for whatever is wrong with a bag."""
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from rosbags.typesys import Stores, get_typestore
 from scfeat_core.cli import main
 from scfeat_core.errors import CalibrationError, ConfigError, DataError, ScfeatError
 from scfeat_core.frontend import Frontend
+from scfeat_core.replay.metrics import read_metrics
 from scfeat_core.replay.run_folder import read_run
 from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, open_bag, write_bag
 from scfeat_ros.parameters import load_parameters
@@ -462,6 +464,66 @@ def test_ground_truth_of_another_clock_is_moved_with_a_warning(tmp_path: Path) -
     recording = read_run(tmp_path / "out")
     assert recording.truth.stamps.tolist() == [START, START + STEP]
     assert "ground truth of poses.txt (TUM) has another clock than the images" in recording.facts["warnings"][0]
+
+
+def poses_file(path: Path, stamps: Sequence[float]) -> str:
+    path.write_text("".join(f"{stamp:.9f} {0.1 * i} {0.01 * i * i} 0 0 0 0 1\n" for i, stamp in enumerate(stamps)))
+    return str(path)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("stamps", "found"),
+    [
+        ([START / 1e9 + 100 + 0.05 * i for i in range(40)], "in that time 0 of 40 images"),
+        ([START / 1e9 - 50 + 0.05 * i for i in range(40)], "in that time 0 of 40 images"),
+        ([START / 1e9 - 1.85 + 0.05 * i for i in range(40)], "in that time 3 of 40 images"),
+        ([START / 1e9 - 10**7 + 0.05 * i for i in range(40)], "in that time 0 of 40 images"),
+        ([0.05 * i for i in range(400)], "lasts as long as the images, 2.0 s, .*found 20.0 s"),
+    ],
+    ids=["later", "earlier", "hardly", "months before", "from zero, longer"],
+)
+def test_ground_truth_of_another_recording(
+    tmp_path: Path, named: bool, stamps: list[float], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Is an error where it was asked for; where it was only found, errors are left out, and all say why."""
+    path = bag(tmp_path / "bag", images(40), [(0, info(START))])
+    words = (path, "--out", tmp_path / "out", "--method", "orb", "--set", "max_keypoints=150", "--json")
+    if named:
+        given = poses_file(tmp_path / "poses.txt", stamps)
+        with pytest.raises(DataError, match=f"expected ground truth .*{found}.*another recording"):
+            replay(path, tmp_path / "out", ground_truth=given)
+        assert command(*words, tmp_path / "all.json", "--ground-truth", given) == 2
+        return
+    poses_file(path / "groundtruth.txt", stamps)
+    assert command(*words, tmp_path / "all.json", "--fail-if", "ate_m>1") == 2
+    reason = read_metrics(tmp_path / "out").missing["ate_m"]
+    assert re.search(found, reason) and "another recording" in reason
+    assert re.search(rf"out: no ate_m, rpe_m, rpe_deg: .*{found}", capsys.readouterr().err)
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert reason in page and "<svg" in page
+    (run,) = json.loads((tmp_path / "all.json").read_text())["runs"]
+    assert run["state"] == "done" and run["summary"]["missing"]["ate_m"] == reason
+    assert reason in run["checks"][0]["error"]
+    assert finished(job(path, tmp_path / "out", report=True))["missing"]["ate_m"] == reason
+
+
+def test_ground_truth_of_a_part_is_used(tmp_path: Path) -> None:
+    path = bag(tmp_path / "bag", images(40), [(0, info(START))])
+    given = poses_file(tmp_path / "poses.txt", [(START + i * STEP) / 1e9 for i in range(30, 50)])
+    replay(path, tmp_path / "out", ground_truth=given)
+    assert read_run(tmp_path / "out").truth is not None
+    with pytest.raises(DataError, match="in that time 0 of 20 images"):
+        replay(path, tmp_path / "other", ground_truth=given, stop=1.0)
+
+
+def test_why_there_is_no_relative_error(tmp_path: Path) -> None:
+    path = bag(tmp_path / "bag", images(12), [(0, info(START))])
+    given = poses_file(tmp_path / "poses.txt", [(START + i * STEP) / 1e9 for i in range(12)])
+    summary = replay(path, tmp_path / "out", ground_truth=given, report=True)
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    reason = summary["missing"]["rpe_m"]
+    assert reason == read_metrics(tmp_path / "out").missing["rpe_m"] and reason in page
 
 
 def test_an_image_without_a_header_is_one_drop(tmp_path: Path) -> None:
