@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from scfeat_core.network.detector import DetectionNet
+from scfeat_core.network.layers import upsample
 from scfeat_core.network.model import SCFeat
+from scfeat_core.network.rewriting import (
+    block_kernel,
+    fast_bridge,
+    fast_peakiness,
+    fold_batch_norms,
+    normalise_channels,
+    phase_kernel,
+)
+
+NARROW = 16  # channels: with at most so many, several pixels at once fill a CPU's vectors better
 
 
 def inference_network(model: SCFeat) -> nn.Module:
@@ -23,21 +37,123 @@ class InferenceNetwork(nn.Module):
 
     def __init__(self, model: SCFeat) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).eval()
-        fold_batch_norms(self.model)
+        model = copy.deepcopy(model).eval()
+        fold_batch_norms(model)
+        self.config = model.config
+        self.backbone = model.backbone
+        narrow = model.config.detector.merge_channels <= NARROW
+        self.detector = NarrowDetector(model.detector) if narrow else model.detector
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(image)
-        return output.score_map, self.model.descriptor_map(output)
+        stem, c1, c2, c3 = self.backbone.encoder(image)
+        b = self.backbone
+        x2 = b._decode(c3, c2, b.upconv3, b.iconv3)
+        x1 = b._decode(x2, c1, b.upconv2, b.iconv2)
+        desc_map = b._fuse(x1, x2, c3)
+        local_map = fast_bridge(b.bridge, desc_map)
+        score_map = self.detector(torch.cat((local_map, stem), 1), image)
+        return score_map, desc_map if self.config.descriptor_source == "desc_map" else local_map
 
 
-def fold_batch_norms(module: nn.Module) -> None:
-    """Multiply each batch norm that directly follows a convolution into it, in place; for evaluation only."""
-    previous: tuple[str, nn.Module] = ("", module)
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and isinstance(previous[1], nn.Conv2d):
-            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
-            setattr(module, name, nn.Identity())
-        else:
-            fold_batch_norms(child)
-        previous = (name, child)
+class NarrowDetector(nn.Module):
+    """The detector where its maps have few channels: convolutions make several pixels of many channels at once."""
+
+    def __init__(self, detector: DetectionNet) -> None:
+        super().__init__()
+        self.config = detector.config
+        self.channels = detector.config.merge_channels
+        self.slope = float(detector.activation.weight.detach())
+        self.feature_kernel = nn.Parameter(detector.conv_feature.weight.detach())
+        self.image_kernel = nn.Parameter(block_kernel(detector.conv_image.weight.detach(), (1, 2)))
+        deep, shallow = detector.conv_merge.weight.detach().split(
+            (self.config.feature_channels, self.config.image_channels), 1
+        )
+        self.deep_kernel = nn.Parameter(deep.clone())
+        self.deep_blocks = nn.Parameter(block_kernel(deep, (2, 2)))
+        self.phase_kernel = nn.Parameter(phase_kernel(deep, 2))
+        self.shallow_blocks = nn.Parameter(block_kernel(shallow, (2, 2)))
+        self.score_kernel = nn.Parameter(detector.conv_score.weight.detach()[0, :, 0, 0].clone())
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        if not self.config.use_peakiness:
+            return self._scores(features, image)
+        planes = image.contiguous()
+        peak_feature = fast_peakiness(features, self.config.peak_norm)
+        peak_image = fast_peakiness(planes, self.config.peak_norm)
+        score = self._scores(features * peak_feature, planes * peak_image)
+        return score.mul_(peak_image).mul_(upsample(peak_feature, 4, _size(image), self.config.alignment))
+
+    def _scores(self, features: Tensor, image: Tensor) -> Tensor:
+        height, width = size = _size(image)
+        logits = self._merge(self._deep(features, size), self._shallow(image), size) @ self.score_kernel
+        logits = logits.transpose(2, 3).flatten(3).flatten(1, 2)[:, :height, :width]
+        return F.softplus(F.instance_norm(logits[:, None].contiguous()))
+
+    def _deep(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the feature branch gives to the merged map, see ``_merge``."""
+        deep = F.leaky_relu_(F.instance_norm(F.conv2d(features, self.feature_kernel, padding=1)), self.slope)
+        if self.config.alignment != "exact":
+            deep = F.pad(upsample(deep, 4, size, self.config.alignment), (0, size[1] % 2, 0, size[0] % 2))
+            blocks = F.conv2d(deep, self.deep_blocks, stride=2, padding=1)
+            return _channels_innermost(blocks).unflatten(3, (2, 2, -1))
+        deep = upsample(deep, 2, (-(-size[0] // 2), -(-size[1] // 2)), "exact")
+        blocks = F.conv2d(F.pad(deep, (1, 1, 1, 1), mode="replicate"), self.phase_kernel)
+        merged = _channels_innermost(blocks).unflatten(3, (2, 2, -1))
+        self._set_border(merged, deep, size)
+        return merged
+
+    def _shallow(self, image: Tensor) -> Tensor:
+        """(B, G, H, W), activated; the size is rounded up to even ones, with zeros beyond the image."""
+        height, width = _size(image)
+        image = F.pad(image, (0, width % 2, 0, height % 2)).contiguous(memory_format=torch.channels_last)
+        pixels = _channels_innermost(F.conv2d(image, self.image_kernel, stride=(1, 2), padding=1))
+        pixels = pixels.unflatten(3, (2, -1)).flatten(2, 3)
+        outside = [pixels[:, -1:]] * (height % 2) + [pixels[:, :, -1:]] * (width % 2)
+        self._activate(pixels, height * width, outside)
+        return pixels.permute(0, 3, 1, 2)
+
+    def _merge(self, deep: Tensor, shallow: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, ceil(H / 2), ceil(W / 2), 2, 2, C): pixel (2 y + j, 2 x + i) at [y, x, j, i], activated."""
+        height, width = size
+        blocks = F.conv2d(shallow, self.shallow_blocks, stride=2, padding=1)
+        merged = deep.add_(_channels_innermost(blocks).view(deep.shape))
+        outside = [merged[:, -1:, :, 1]] * (height % 2) + [merged[:, :, -1:, :, 1]] * (width % 2)
+        self._activate(merged, height * width, outside)
+        return merged
+
+    def _activate(self, maps: Tensor, count: int, outside: Sequence[Tensor]) -> None:
+        """Instance norm and PReLU, in place; maps: (B, h, ..., C)."""
+        rows = maps.view(*maps.shape[:2], -1)
+        F.leaky_relu_(normalise_channels(rows, maps.shape[-1], count, outside), self.slope)
+
+    def _set_border(self, merged: Tensor, deep: Tensor, size: tuple[int, int]) -> None:
+        """Set the rows and columns where the convolution sees the zeros around the upsampled map.
+
+        merged: see ``_merge``. deep: (B, A, ceil(H / 2), ceil(W / 2)).
+        """
+        (height, width), (h, w) = size, deep.shape[-2:]
+        top = self._convolved(deep[:, :, :2], (3, width))[:, :, 0]
+        bottom = self._convolved(deep[:, :, -2:], (height - 2 * h + 4, width))[:, :, -1]
+        left = self._convolved(deep[..., :2], (height, 3))[..., 0]
+        right = self._convolved(deep[..., -2:], (height, width - 2 * w + 4))[..., -1]
+        merged[:, 0, :, 0] = _pairs(top, w)
+        merged[:, -1, :, (height - 1) % 2] = _pairs(bottom, w)
+        merged[:, :, 0, :, 0] = _pairs(left, h)
+        merged[:, :, -1, :, (width - 1) % 2] = _pairs(right, h)
+
+    def _convolved(self, deep: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.conv2d(upsample(deep, 2, size, "exact"), self.deep_kernel, padding=1)
+
+
+def _pairs(line: Tensor, count: int) -> Tensor:
+    """(B, C, N) to (B, count, 2, C); N is 2 count or one less."""
+    return F.pad(line, (0, 2 * count - line.shape[2])).transpose(1, 2).unflatten(1, (count, 2))
+
+
+def _channels_innermost(x: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, h, w, C), contiguous."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return (image.shape[-2], image.shape[-1])

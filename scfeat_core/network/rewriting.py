@@ -1,0 +1,113 @@
+"""Exact rewrites of convolutions and norms, for inference (used by :mod:`scfeat_core.network.inference`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from scfeat_core.network.coupling_bridge import CouplingBridge
+from scfeat_core.network.detector import PeakNorm
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Multiply each batch norm that directly follows a convolution into it, in place; for evaluation only."""
+    previous: tuple[str, nn.Module] = ("", module)
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and isinstance(previous[1], nn.Conv2d):
+            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+            setattr(module, name, nn.Identity())
+        else:
+            fold_batch_norms(child)
+        previous = (name, child)
+
+
+def block_kernel(weight: Tensor, block: tuple[int, int]) -> Tensor:
+    """The kernel of a 3x3 convolution that computes a block (rows, columns) of pixels at once.
+
+    weight: (O, I, 3, 3). Returns (rows * columns * O, I, rows + 2, columns + 2), to be applied with stride ``block`` and
+    padding 1. More products, with zeros, but in vectors of many channels: where O is 8, half of the time.
+    """
+    rows, columns = block
+    out, channels = weight.shape[:2]
+    kernel = weight.new_zeros(rows, columns, out, channels, rows + 2, columns + 2)
+    for y in range(rows):
+        for x in range(columns):
+            kernel[y, x, :, :, y : y + 3, x : x + 3] = weight
+    return kernel.flatten(0, 2)
+
+
+def phase_kernel(weight: Tensor, factor: int) -> Tensor:
+    """The kernel that convolves the ``exact`` upsampling of a map without computing it.
+
+    weight: (O, I, 3, 3), of the convolution at the fine stride. Returns (factor * factor * O, I, 3, 3), to be applied to
+    the coarse map: one group of outputs for each position (row, column) in a coarse cell.
+    """
+    mixing = interpolation(factor).to(weight)
+    kernel = torch.einsum("pkm,qln,oikl->pqoimn", mixing, mixing, weight)
+    return kernel.flatten(0, 2)
+
+
+def interpolation(factor: int) -> Tensor:
+    """(factor, 3, 3) float64: what coarse cells -1, 0 and 1 give to fine positions p - 1, p, p + 1 of cell 0."""
+    fine = torch.arange(factor)[:, None] + torch.arange(-1, 2)
+    cell = torch.div(fine, factor, rounding_mode="floor")
+    share = (fine - cell * factor).double() / factor
+    cells = torch.arange(-1, 2)
+    return (cells == cell[..., None]) * (1 - share[..., None]) + (cells == cell[..., None] + 1) * share[..., None]
+
+
+def normalise_channels(
+    rows: Tensor, channels: int, count: int, outside: Sequence[Tensor] = (), eps: float = 1e-5
+) -> Tensor:
+    """Instance norm, in place, of a map with the channels innermost.
+
+    rows: (B, R, K * channels), contiguous float32. count: positions of the image among the R * K. outside: the parts of
+    ``rows`` that do not belong to it, as views; they are zero afterwards, as the padding of a convolution is. Whole rows
+    at a time, because broadcasting over 8 innermost channels is slow on a CPU.
+    """
+    repeats = rows.shape[2] // channels
+    _clear(outside)
+    mean = rows.sum(1).unflatten(1, (repeats, channels)).sum(1) / count
+    rows = rows.sub_(mean.repeat(1, repeats)[:, None])
+    _clear(outside)
+    variance = rows.square().sum(1).unflatten(1, (repeats, channels)).sum(1) / count
+    return rows.mul_(torch.rsqrt(variance + eps).repeat(1, repeats)[:, None])
+
+
+def _clear(parts: Sequence[Tensor]) -> None:
+    for part in parts:
+        part.zero_()
+
+
+def fast_peakiness(x: Tensor, norm: PeakNorm) -> Tensor:
+    """:func:`~scfeat_core.network.detector.peakiness` in fewer and faster passes; (B, C, h, w) to (B, 1, h, w)."""
+    scale = x.amax((1, 2, 3), keepdim=True)
+    if norm == "absmax":
+        scale = torch.maximum(scale, -x.amin((1, 2, 3), keepdim=True))
+    x = x / scale.clamp_min(1e-6)
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    local_sum = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
+    local_sum = local_sum[..., :-2] + local_sum[..., 1:-1] + local_sum[..., 2:]
+    alpha = F.softplus(torch.sub(x, local_sum, alpha=1 / 9))
+    beta = F.softplus(x - x.mean(1, keepdim=True))
+    return alpha.mul_(beta).amax(1, keepdim=True)
+
+
+def fast_bridge(bridge: CouplingBridge, x: Tensor) -> Tensor:
+    """The coupling bridge by layer norms; x: (B, C, h, w), channels last."""
+    if bridge.parts != "both":
+        return bridge(x)
+    channels = x.shape[1]
+    rows = x.permute(0, 2, 3, 1)
+    # A layer norm has the biased variance: the unbiased one is larger by n / (n - 1).
+    excess = channels / (channels - 1)
+    gain, offset = bridge.affine(rows.mean(3)[:, None]).unsqueeze(-1).unbind(1)
+    a, b = bridge.blend.softmax(0) if bridge.fuse == "softmax" else bridge.blend / bridge.blend.sum()
+    position = F.layer_norm(rows, (channels,), eps=bridge.EPS / excess)
+    position = position.mul_(gain * (a * excess**-0.5)).add_(offset * a)
+    channel = normalise_channels(rows.clone().flatten(2), channels, rows.shape[1] * rows.shape[2], eps=bridge.EPS)
+    return position.add_(channel.view(rows.shape).mul_(b)).permute(0, 3, 1, 2)
