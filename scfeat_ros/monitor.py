@@ -26,6 +26,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from .bags import header_stamp
 from .images import compressed_to_array, image_to_array
 from .inputs import stamp_of
+from .messages import matches_from_message
 
 # Bytes of images that are kept until their matches come: between lie the frames that the node works on or drops.
 IMAGES_KEPT = 200_000_000
@@ -146,9 +147,6 @@ class Monitor(Watcher):
 
     def __init__(self, domain: int, node: str, image: str, compressed: bool) -> None:
         super().__init__(domain)
-        from .messages import matches_from_message  # imports torch, for which a Listener need not wait
-
-        self._pair_of = matches_from_message
         self.seen = Observations()
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._compressed = compressed
@@ -172,7 +170,7 @@ class Monitor(Watcher):
         self.seen.features.append((stamp, time.monotonic_ns(), len(message.scores)))
 
     def _on_matches(self, message: Matches) -> None:
-        result = self._pair_of(message)
+        result = matches_from_message(message)
         inliers = None if result.geometry is None else result.geometry.inliers
         stamp1 = stamp_of(message)
         pair = PairRecord(result.stamp0, stamp1, result.keypoints0, result.keypoints1, inliers)

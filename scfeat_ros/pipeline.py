@@ -1,14 +1,16 @@
-"""What happens to images in the worker's thread: decode, process, publish, and say how it went."""
+"""What happens to images in the worker's threads: one decodes and processes, the other publishes and takes notes."""
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,9 +18,9 @@ from rclpy.clock import Clock
 from sensor_msgs.msg import Image
 
 from scfeat_core.errors import ImageError, ScfeatError, StaleImageError
-from scfeat_core.frontend import Frontend
+from scfeat_core.frontend import Frontend, FrontendConfig, Submitted
 from scfeat_core.inertial import GyroBuffer
-from scfeat_core.types import FrameInput, FrameResult
+from scfeat_core.types import FrameInput, FrameResult, PairResult
 
 from .calibration import Calibrations
 from .health import FrameHealth, Repeats, frame_health
@@ -73,30 +75,32 @@ class Wants:
 
 
 class Channel:
-    """One camera in the worker's thread: its publishers, and what it remembers from frame to frame.
+    """One camera in the worker's threads: its publishers, and what it remembers from frame to frame.
 
     publishers: name of the topic -> publisher. complain(text, kind): logs, and keeps the text as ``last_error``.
-    ``health``, ``last_error`` and ``newest`` (stamp of the newest processed frame, None before the first and after a
-    reset) may be read from any thread: each is replaced as a whole.
+    assess_health: what makes ``health`` when it is asked for, twice a second and not for each frame. ``health``,
+    ``last_error`` and ``newest`` (stamp of the newest processed frame, None before the first and after a reset) may be
+    read from any thread: each is replaced as a whole. Masks, calibrations and ``newest`` belong to the thread that
+    takes the results of the front end, pictures and ``frame_id`` to the one that publishes.
     """
 
     def __init__(self, name: str, mask: np.ndarray | None, complain: Callable[[str, str | None], None]) -> None:
         self.name = name
         self.publishers: Mapping[str, Any] = {}
-        self.health: FrameHealth | None = None
+        self.assess_health: Callable[[], FrameHealth | None] = lambda: None
         self.last_error = ""
         self.newest: int | None = None
         self.pictures = Pictures(())
         self.masks = Masks(mask, lambda text: self.complain(text))
         self.calibrations = Calibrations(lambda text: self.complain(text))
         self._log = complain
-        self._drawn = 0.0  # time.perf_counter(), when the debug image was published
+        self._drawn = 0.0  # time.perf_counter(), when the debug image was last due
         self.reset()
 
     def reset(self) -> None:
         """The next frame has no predecessor, and its calibration is read anew."""
         self.newest = None
-        self.frame_id = ""  # of the newest processed frame
+        self.frame_id = ""  # of the newest published frame
         self.calibrations.reset()
         self.pictures.reset()
 
@@ -110,9 +114,14 @@ class Channel:
         stereo = "stereo_matches" in listened
         return Wants(listened - {"stereo_matches"}, settings.debug_layers, due, stereo, assess=assess)
 
-    def drawn(self) -> None:
-        """The pictures have just been published."""
+    def will_draw(self) -> None:
+        """Pictures of the frame in work will be published: the next ones are due one period from now."""
         self._drawn = time.perf_counter()
+
+    @property
+    def health(self) -> FrameHealth | None:
+        """Of the newest published frame; None before the first one."""
+        return self.assess_health()
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -126,24 +135,51 @@ class Channel:
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A frame on its way through the stages. mask: of ``given``. started, decoded: time.perf_counter()."""
+    """A frame on its way through the stages. mask: of ``given``. started, decoded: time.perf_counter().
+
+    masked, ignored: of the channel, for the health of this frame.
+    """
 
     frame: Frame
     wants: Wants
     given: FrameInput
     started: float
     decoded: float
+    masked: float
+    ignored: tuple[str, ...]
 
     @property
     def header(self) -> Any:
         return self.frame.message.header
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What there is to publish of one frame. stereo: its matches to the left camera, where somebody wants them."""
+
+    job: _Job
+    result: FrameResult
+    stereo: tuple[PairResult, str] | None = None  # with the optical frame of the left camera
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """Frames on their way from one thread to the other. submitted: to the front end, and not taken from it so far.
+
+    errors: what went wrong, by camera; it grows on the way.
+    """
+
+    jobs: Mapping[str, _Job]
+    submitted: Submitted | None
+    errors: dict[str, Exception]
+    found: Mapping[str, _Found] = field(default_factory=dict)
+
+
 class Pipeline:
     """The front end between image messages and publishers.
 
-    ``process`` and ``failed`` belong to the worker's thread; ``change`` and ``jump`` may be called from any, and take
-    effect between two calls of ``process``.
+    ``process`` belongs to the first thread of the worker, what it returns and ``failed`` to the second. ``change`` and
+    ``jump`` may be called from any, and take effect between two frames.
 
     Only what somebody subscribes to is computed. Without a subscriber of ``~/features``, ``~/matches``, ``~/tracks``,
     the stereo matches or the pictures, images are not even decoded, and count as "unwanted". Tracks keep their history
@@ -153,8 +189,17 @@ class Pipeline:
     The first matches come with the second frame that was processed, whoever it was processed for.
     """
 
-    def __init__(self, settings: NodeParameters, clock: Clock, logger: Any) -> None:
-        """Load the network and warm it up. Raises ScfeatError where weights, device or masks are not as asked for."""
+    def __init__(
+        self,
+        settings: NodeParameters,
+        clock: Clock,
+        logger: Any,
+        frontend: Callable[[FrontendConfig], Frontend] = Frontend,
+    ) -> None:
+        """Load the network and warm it up. Raises ScfeatError where weights, device or masks are not as asked for.
+
+        frontend: makes the front end, once.
+        """
         self.assess: Callable[[], bool] = lambda: False  # whether somebody looks at the quality of images
         self._settings = self._target = settings
         self._jumps: deque[int] = deque()
@@ -165,13 +210,20 @@ class Pipeline:
         self._foxglove = foxglove_module()
         self._session = uuid.uuid4().hex
         self._repeats = Repeats()
+        self._complaining = threading.Lock()  # of _repeats: both threads complain
+        self._finished = threading.Event()  # everything of the frames before
+        self._finished.set()
         self._tracebacks: set[str] = set()
         masks = {name: read_mask(path) for name, path in settings.camera_masks.items()}
         self.channels = {name: Channel(name, masks.get(name), self._warn) for name in settings.cameras}
         for channel in self.channels.values():
             channel.pictures.layers = settings.debug_layers
-        self._frontend = self._load()
+        self._frontend = self._load(frontend)
         self.device = str(self._frontend.extractor.device)
+        # A CUDA device works on the next images while the host matches, verifies and publishes those before. On a CPU
+        # both would want the same cores, so there it is only the publication. The gyroscope's turn since the newest
+        # frame is known only when that is done.
+        self._ahead = self._frontend.extractor.device.type == "cuda" and self.gyro is None
         self.precision = self._frontend.extractor.precision
         self.descriptor_space = self._frontend.extractor.descriptor_space
 
@@ -194,16 +246,23 @@ class Pipeline:
         """Give the memory on the device back; nothing can be processed after that."""
         self._frontend.close()
 
-    def process(self, frames: Mapping[str, Frame]) -> dict[str, Exception]:
-        """Decode, run the front end, publish. frames: newest ones, by camera. Returns what went wrong, by camera."""
+    def process(self, frames: Mapping[str, Frame]) -> Callable[[], dict[str, Exception]]:
+        """Decode and run the front end. frames: newest ones, by camera.
+
+        Returns what publishes the results and returns what went wrong, by camera. It is to be called once, in the order
+        of the frames; in another thread the next ones may be processed meanwhile.
+        """
         self._adopt()
         started = time.perf_counter()
         errors: dict[str, Exception] = {}
         wants = self._wants(frames)
         jobs = _each(frames, lambda frame: self._prepare(frame, wants[frame.camera], started), errors)
-        results = self._run(jobs, errors)
-        _each({camera: jobs[camera] for camera in results}, lambda job: self._finish(job, jobs, results), errors)
-        return errors
+        submitted = self._frontend.submit([job.given for job in jobs.values()]) if jobs else None
+        work = _Work(jobs, submitted, errors)
+        if not self._ahead:
+            work = self._take_results(work)
+        self._finished = threading.Event()
+        return partial(self._finish, work, self._finished)
 
     def failed(self, frame: Frame, error: Exception) -> str:
         """Log why a frame was dropped; the reason to count it under."""
@@ -219,10 +278,10 @@ class Pipeline:
             self._show_traceback(error)
         return "decode" if isinstance(error, ImageError) else "error"
 
-    def _load(self) -> Frontend:
+    def _load(self, make: Callable[[FrontendConfig], Frontend]) -> Frontend:
         """With what it warns about, such as an untrained network, in the log of the node."""
         with warnings.catch_warnings(record=True) as caught:
-            frontend = Frontend(self._settings.frontend_config())
+            frontend = make(self._settings.frontend_config())
             frontend.warm_up(batch=len(self._settings.cameras))
         for warning in caught:
             self._logger.warning(str(warning.message))
@@ -230,6 +289,9 @@ class Pipeline:
 
     def _adopt(self) -> None:
         """Between two frames: other settings, and a new time."""
+        if self._target is self._settings and not self._jumps:
+            return
+        self._finished.wait()  # the frames before are of the old ones
         if (target := self._target) is not self._settings:
             self._settings = target
             self._frontend.update(target.frontend_config())
@@ -263,8 +325,9 @@ class Pipeline:
         if not wants.anything:
             raise Unwanted
         channel, message = self.channels[frame.camera], frame.message
+        if wants.draw:
+            channel.will_draw()
         pixels = image_to_array(message) if isinstance(message, Image) else compressed_to_array(message)
-        decoded = time.perf_counter()
         size = (pixels.shape[1], pixels.shape[0])
         given = FrameInput(
             pixels,
@@ -278,7 +341,7 @@ class Pipeline:
             assess=wants.assess,
             score_map=wants.draw and wants_scores(wants.layers),
         )
-        return _Job(frame, wants, given, started, decoded)
+        return _Job(frame, wants, given, started, time.perf_counter(), channel.masks.share, channel.ignored)
 
     def _rotation(self, channel: Channel, stamp: int) -> np.ndarray | None:
         """How the camera turned since its newest frame; None where that is not known."""
@@ -293,33 +356,62 @@ class Pipeline:
             return None
         return self.gyro.rotation(channel.newest, stamp, self._rotations[channel.name])
 
-    def _run(self, jobs: Mapping[str, _Job], errors: dict[str, Exception]) -> dict[str, FrameResult]:
-        """The front end on all of them at once."""
+    def _take_results(self, work: _Work) -> _Work:
+        """With what the front end found, or why it found nothing."""
+        if work.submitted is None:
+            return work
         results: dict[str, FrameResult] = {}
-        answers = self._frontend.process_batch([job.given for job in jobs.values()]) if jobs else []
-        for camera, answer in zip(jobs, answers, strict=True):
+        for camera, answer in zip(work.jobs, self._frontend.result(work.submitted), strict=True):
             if isinstance(answer, FrameResult):
                 results[camera] = answer
+                self.channels[camera].newest = answer.stamp
             else:
-                errors[camera] = answer
-        return results
+                work.errors[camera] = answer
+        jobs = {camera: work.jobs[camera] for camera in results}
+        found = _each(jobs, lambda job: self._found(job, jobs, results), work.errors)
+        return replace(work, submitted=None, found=found)
 
-    def _finish(self, job: _Job, jobs: Mapping[str, _Job], results: Mapping[str, FrameResult]) -> None:
-        """Publish the results of one frame, and note how it went."""
-        finished = time.perf_counter()
-        channel, result = self.channels[job.frame.camera], results[job.frame.camera]
+    def _found(self, job: _Job, jobs: Mapping[str, _Job], results: Mapping[str, FrameResult]) -> _Found:
+        camera = job.frame.camera
+        return _Found(job, results[camera], self._stereo(camera, jobs, results))
+
+    def _stereo(
+        self, camera: str, jobs: Mapping[str, _Job], results: Mapping[str, FrameResult]
+    ) -> tuple[PairResult, str] | None:
+        """The matches of this camera to the left one of its pair, where somebody wants them and both are there."""
+        for left, right in self._settings.stereo_pairs:
+            if right == camera and left in results and jobs[camera].wants.stereo:
+                try:
+                    return self._frontend.match_stereo(results[left], results[camera]), jobs[left].header.frame_id
+                except ScfeatError as error:  # the two frames are as good without
+                    self.channels[camera].complain(f"no stereo matches: {error}", None)
+        return None
+
+    def _finish(self, work: _Work, finished: threading.Event) -> dict[str, Exception]:
+        """Publish what was found; what went wrong with these frames, by camera."""
+        try:
+            work = self._take_results(work)
+            _each(work.found, self._publish, work.errors)
+        finally:
+            finished.set()
+        return work.errors
+
+    def _publish(self, found: _Found) -> None:
+        started = time.perf_counter()
+        job, result = found.job, found.result
+        channel = self.channels[job.frame.camera]
         if result.reset_reason:
             self._tell_reset(channel, result.reset_reason)
-        self._publish(channel, job, result)
-        for left, right in self._settings.stereo_pairs:
-            if right == channel.name and left in results and job.wants.stereo:
-                self._publish_stereo(channel, job.header, results[left], result, jobs[left].header.frame_id)
+        self._send(channel, job, result)
+        if found.stereo is not None:
+            pair, frame_id = found.stereo
+            channel.publishers["stereo_matches"].publish(matches_to_message(pair, result, job.header, frame_id))
         if job.wants.pictures:
             self._draw(channel, job, result)
-        channel.newest, channel.frame_id = result.stamp, job.header.frame_id
-        channel.health = self._health(channel, job, result, finished)
+        channel.frame_id = job.header.frame_id
+        channel.assess_health = self._health(job, result, started)
 
-    def _publish(self, channel: Channel, job: _Job, result: FrameResult) -> None:
+    def _send(self, channel: Channel, job: _Job, result: FrameResult) -> None:
         settings, listened, header = self._settings, job.wants.listened, job.header
         if "features" in listened:
             message = features_to_message(result, header, settings.descriptor_type, settings.rectified)
@@ -330,21 +422,10 @@ class Pipeline:
         if "tracks" in listened and result.tracks is not None:
             channel.publishers["tracks"].publish(tracks_to_message(result, header, self._session))
 
-    def _publish_stereo(
-        self, channel: Channel, header: Any, left: FrameResult, right: FrameResult, left_frame_id: str
-    ) -> None:
-        try:
-            pair = self._frontend.match_stereo(left, right)
-        except ScfeatError as error:  # the two frames are as good without
-            channel.complain(f"no stereo matches: {error}")
-            return
-        channel.publishers["stereo_matches"].publish(matches_to_message(pair, right, header, left_frame_id))
-
     def _draw(self, channel: Channel, job: _Job, result: FrameResult) -> None:
         channel.pictures.follow(result)
         if not job.wants.draw:
             return
-        channel.drawn()
         ms = 1e3 * (time.perf_counter() - job.frame.arrived)
         if "debug_image" in job.wants.listened:
             picture = channel.pictures.image(job.given.image, result, job.header, job.given.mask, ms)
@@ -353,9 +434,11 @@ class Pipeline:
             marks = channel.pictures.annotations(self._foxglove, result, job.header, ms)
             channel.publishers["annotations"].publish(marks)
 
-    def _health(self, channel: Channel, job: _Job, result: FrameResult, finished: float) -> FrameHealth:
+    def _health(self, job: _Job, result: FrameResult, finished: float) -> Callable[[], FrameHealth]:
+        """What makes it. finished: when all but the publication was, time.perf_counter()."""
         published, arrived = time.perf_counter(), job.frame.arrived
-        return frame_health(
+        health = partial(
+            frame_health,
             job.header,
             result,
             ms_queue=1e3 * (job.started - arrived),
@@ -363,14 +446,16 @@ class Pipeline:
             ms_publish=1e3 * (published - finished),
             ms_total=1e3 * (published - arrived),
             age_ms=1e-6 * (self._clock.now().nanoseconds - result.stamp),
-            masked=channel.masks.share,
-            ignored=channel.ignored,
+            masked=job.masked,
+            ignored=job.ignored,
             device=self.device,
             precision=self.precision,
         )
+        return cache(health)
 
     def _warn(self, text: str, kind: str | None) -> None:
-        line = self._repeats.line(text, kind)
+        with self._complaining:
+            line = self._repeats.line(text, kind)
         if line is not None:
             self._logger.warning(line)
 

@@ -168,7 +168,7 @@ def test_a_jump_drops_the_image_that_waits_and_keeps_the_mask(ros: Any, active: 
     active._worker._process = lambda frames: passed.extend(frames.values()) or process(frames)  # type: ignore[func-returns-value]
     assert active._worker.stop(10.0)
     active._worker.start()
-    with active._worker._changed:  # the thread cannot take it
+    with active._worker._frames_wait:  # the thread cannot take it
         active._on_image("camera", image_message(texture(), START + 10 * STEP))
         active._on_jump(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(nanoseconds=-1)))
     active._on_image("camera", image_message(texture(), START))

@@ -105,7 +105,7 @@ class Bench:
             camera: Frame(camera, image(stamp, width, later), time.perf_counter(), calibration, mask)
             for camera, stamp in stamps.items()
         }
-        errors = self.pipeline.process(frames)
+        errors = self.pipeline.process(frames)()
         for error in errors.values():
             raise error
 
@@ -324,7 +324,7 @@ def test_one_of_several_cameras_may_fail(bench: Callable[..., Bench]) -> None:
     frames = {camera: Frame(camera, image(0), time.perf_counter()) for camera in ("left", "right")}
     setup.pipeline.channels["left"].publishers = setup.channel.publishers
     frames["left"].message.encoding = "mosaic"
-    errors = setup.pipeline.process(frames)
+    errors = setup.pipeline.process(frames)()
     assert list(errors) == ["left"] and isinstance(errors["left"], ImageError)
     assert setup.pipeline.failed(frames["left"], errors["left"]) == "decode"
     assert "mosaic" in setup.pipeline.channels["left"].last_error and setup.channel.last_error == ""
@@ -415,7 +415,7 @@ def test_the_gyroscope_says_where_points_are_after_a_turn(bench: Callable[..., B
             message = image(0)
             message.header.stamp = stamp_from_nanoseconds(stamp)
             message.data = pixels.tobytes()
-            assert not setup.pipeline.process({"camera": Frame("camera", message, 0.0, calibration())})
+            assert not setup.pipeline.process({"camera": Frame("camera", message, 0.0, calibration())})()
         setup.ros.spin_until(lambda: len(setup.received["tracks"]) == 2)
         tracks = setup.received["tracks"].pop()
         setup.received["tracks"].clear()

@@ -13,17 +13,17 @@ import pytest
 from scfeat_ros.worker import Counts, Worker
 
 
-def each(process: Callable[[Any], None]) -> Callable[[Mapping[str, Any]], dict[str, Exception]]:
+def each(process: Callable[[Any], None]) -> Callable[[Mapping[str, Any]], Callable[[], dict[str, Exception]]]:
     """What a worker calls, from what is done with one frame."""
 
-    def run(frames: Mapping[str, Any]) -> dict[str, Exception]:
+    def run(frames: Mapping[str, Any]) -> Callable[[], dict[str, Exception]]:
         errors: dict[str, Exception] = {}
         for source, frame in frames.items():
             try:
                 process(frame)
             except Exception as error:
                 errors[source] = error
-        return errors
+        return lambda: errors
 
     return run
 
@@ -226,11 +226,11 @@ def test_what_waits_is_taken_at_once_and_a_group_is_replaced_as_a_whole() -> Non
     taken: list[dict[str, int]] = []
     entered, go_on = threading.Event(), threading.Event()
 
-    def process(frames: Mapping[str, int]) -> dict[str, Exception]:
+    def process(frames: Mapping[str, int]) -> Callable[[], dict[str, Exception]]:
         taken.append(dict(frames))
         entered.set()
         assert go_on.wait(5.0)
-        return {"right": ValueError()} if 2 in frames.values() else {}
+        return lambda: {"right": ValueError()} if 2 in frames.values() else {}
 
     worker: Worker[int] = Worker(process, lambda frame, error: "decode")
     worker.start()
@@ -253,7 +253,7 @@ def test_what_waits_is_taken_at_once_and_a_group_is_replaced_as_a_whole() -> Non
 
 
 def test_an_error_of_all_is_counted_for_each_and_what_was_received_waits() -> None:
-    def process(frames: Mapping[str, int]) -> dict[str, Exception]:
+    def process(frames: Mapping[str, int]) -> Callable[[], dict[str, Exception]]:
         raise MemoryError
 
     worker: Worker[int] = Worker(process, lambda frame, error: type(error).__name__)
