@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scfeat_core.network.backbone import F2RBackbone
 from scfeat_core.network.detector import DetectionNet
-from scfeat_core.network.layers import upsample
+from scfeat_core.network.fused import FusedConv2d, convolution, fuse_convolutions
+from scfeat_core.network.layers import ConvNormELU, upsample
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.rewriting import (
     block_kernel,
     fast_bridge,
     fast_peakiness,
+    fast_upsample,
     fold_batch_norms,
     normalise_channels,
     phase_kernel,
@@ -39,20 +42,56 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         model = copy.deepcopy(model).eval()
         fold_batch_norms(model)
-        self.config = model.config
-        self.backbone = model.backbone
+        fuse_convolutions(model)
+        self.descriptor_source = model.config.descriptor_source
+        self.backbone = InferenceBackbone(model.backbone)
         narrow = model.config.detector.merge_channels <= NARROW
         self.detector = NarrowDetector(model.detector) if narrow else model.detector
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        stem, c1, c2, c3 = self.backbone.encoder(image)
-        b = self.backbone
-        x2 = b._decode(c3, c2, b.upconv3, b.iconv3)
-        x1 = b._decode(x2, c1, b.upconv2, b.iconv2)
-        desc_map = b._fuse(x1, x2, c3)
-        local_map = fast_bridge(b.bridge, desc_map)
+        image = image.contiguous(memory_format=torch.channels_last)
+        desc_map, local_map, stem = self.backbone(image)
         score_map = self.detector(torch.cat((local_map, stem), 1), image)
-        return score_map, desc_map if self.config.descriptor_source == "desc_map" else local_map
+        return score_map, desc_map if self.descriptor_source == "desc_map" else local_map
+
+
+class InferenceBackbone(nn.Module):
+    """What F2RBackbone computes."""
+
+    def __init__(self, backbone: F2RBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        for block in backbone.modules():
+            if isinstance(block, ConvNormELU):
+                block.conv = FusedConv2d(block.conv)
+        w1, w2, w3 = backbone.fusion.weight.chunk(3, dim=1)
+        self.fusion1 = convolution(w1, backbone.fusion.bias)
+        self.fusion2 = convolution(w2)
+        self.fusion3 = convolution(w3)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """desc_map, local_map (B, D, h, w) and stem_map (B, S, h, w)."""
+        own = self.backbone
+        stem, c1, c2, c3 = own.encoder(image)
+        x2 = self._decode(c3, c2, own.upconv3, own.iconv3)
+        x1 = self._decode(x2, c1, own.upconv2, own.iconv2)
+        desc_map = self._fuse(x1, x2, c3)
+        return desc_map, fast_bridge(own.bridge, desc_map), stem
+
+    def _decode(self, deep: Tensor, skip: Tensor, up: ConvNormELU, merge: ConvNormELU) -> Tensor:
+        config = self.backbone.config
+        if config.alignment == "legacy" or config.fusion_order == "up_conv":
+            return self.backbone._decode(deep, skip, up, merge)
+        return merge(torch.cat((fast_upsample(up(deep), 2, _size(skip), "exact"), skip), 1))
+
+    def _fuse(self, x1: Tensor, x2: Tensor, c3: Tensor) -> Tensor:
+        own = self.backbone
+        if own.config.alignment == "legacy" or own.config.fusion_order == "up_conv":
+            return own._fuse(x1, x2, c3)
+        # Exact upsampling by 4 is upsampling by 2 twice, and the sum is cheaper at the coarser stride.
+        deep = fast_upsample(self.fusion3(own.side3(c3)), 2, _size(x2), "exact")
+        deep = deep + self.fusion2(own.side2(x2))
+        return self.fusion1(own.side1(x1)).add_(fast_upsample(deep, 2, _size(x1), "exact"))
 
 
 class NarrowDetector(nn.Module):
@@ -63,15 +102,15 @@ class NarrowDetector(nn.Module):
         self.config = detector.config
         self.channels = detector.config.merge_channels
         self.slope = float(detector.activation.weight.detach())
-        self.feature_kernel = nn.Parameter(detector.conv_feature.weight.detach())
-        self.image_kernel = nn.Parameter(block_kernel(detector.conv_image.weight.detach(), (1, 2)))
+        self.conv_feature = convolution(detector.conv_feature.weight, padding=1)
+        self.conv_image = convolution(block_kernel(detector.conv_image.weight, (1, 2)), stride=(1, 2), padding=1)
         deep, shallow = detector.conv_merge.weight.detach().split(
             (self.config.feature_channels, self.config.image_channels), 1
         )
-        self.deep_kernel = nn.Parameter(deep.clone())
-        self.deep_blocks = nn.Parameter(block_kernel(deep, (2, 2)))
-        self.phase_kernel = nn.Parameter(phase_kernel(deep, 2))
-        self.shallow_blocks = nn.Parameter(block_kernel(shallow, (2, 2)))
+        self.conv_deep = convolution(deep, padding=1)
+        self.deep_blocks = convolution(block_kernel(deep, (2, 2)), stride=2, padding=1)
+        self.deep_phases = convolution(phase_kernel(deep, 2))
+        self.shallow_blocks = convolution(block_kernel(shallow, (2, 2)), stride=2, padding=1)
         self.score_kernel = nn.Parameter(detector.conv_score.weight.detach()[0, :, 0, 0].clone())
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
@@ -81,7 +120,7 @@ class NarrowDetector(nn.Module):
         peak_feature = fast_peakiness(features, self.config.peak_norm)
         peak_image = fast_peakiness(planes, self.config.peak_norm)
         score = self._scores(features * peak_feature, planes * peak_image)
-        return score.mul_(peak_image).mul_(upsample(peak_feature, 4, _size(image), self.config.alignment))
+        return score.mul_(peak_image).mul_(fast_upsample(peak_feature, 4, _size(image), self.config.alignment))
 
     def _scores(self, features: Tensor, image: Tensor) -> Tensor:
         height, width = size = _size(image)
@@ -91,22 +130,20 @@ class NarrowDetector(nn.Module):
 
     def _deep(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """What the feature branch gives to the merged map, see ``_merge``."""
-        deep = F.leaky_relu_(F.instance_norm(F.conv2d(features, self.feature_kernel, padding=1)), self.slope)
+        deep = F.leaky_relu_(F.instance_norm(self.conv_feature(features)), self.slope)
         if self.config.alignment != "exact":
             deep = F.pad(upsample(deep, 4, size, self.config.alignment), (0, size[1] % 2, 0, size[0] % 2))
-            blocks = F.conv2d(deep, self.deep_blocks, stride=2, padding=1)
-            return _channels_innermost(blocks).unflatten(3, (2, 2, -1))
-        deep = upsample(deep, 2, (-(-size[0] // 2), -(-size[1] // 2)), "exact")
-        blocks = F.conv2d(F.pad(deep, (1, 1, 1, 1), mode="replicate"), self.phase_kernel)
-        merged = _channels_innermost(blocks).unflatten(3, (2, 2, -1))
-        self._set_border(merged, deep, size)
-        return merged
+            return self.deep_blocks(deep)
+        deep = fast_upsample(deep, 2, (-(-size[0] // 2), -(-size[1] // 2)), "exact")
+        blocks = _channels_innermost(self.deep_phases(F.pad(deep, (1, 1, 1, 1), mode="replicate")))
+        self._set_border(_blocks(blocks), deep, size)
+        return blocks.permute(0, 3, 1, 2)
 
     def _shallow(self, image: Tensor) -> Tensor:
         """(B, G, H, W), activated; the size is rounded up to even ones, with zeros beyond the image."""
         height, width = _size(image)
         image = F.pad(image, (0, width % 2, 0, height % 2)).contiguous(memory_format=torch.channels_last)
-        pixels = _channels_innermost(F.conv2d(image, self.image_kernel, stride=(1, 2), padding=1))
+        pixels = _channels_innermost(self.conv_image(image))
         pixels = pixels.unflatten(3, (2, -1)).flatten(2, 3)
         outside = [pixels[:, -1:]] * (height % 2) + [pixels[:, :, -1:]] * (width % 2)
         self._activate(pixels, height * width, outside)
@@ -115,8 +152,7 @@ class NarrowDetector(nn.Module):
     def _merge(self, deep: Tensor, shallow: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, ceil(H / 2), ceil(W / 2), 2, 2, C): pixel (2 y + j, 2 x + i) at [y, x, j, i], activated."""
         height, width = size
-        blocks = F.conv2d(shallow, self.shallow_blocks, stride=2, padding=1)
-        merged = deep.add_(_channels_innermost(blocks).view(deep.shape))
+        merged = _blocks(_channels_innermost(self.shallow_blocks.add_to(deep, shallow)))
         outside = [merged[:, -1:, :, 1]] * (height % 2) + [merged[:, :, -1:, :, 1]] * (width % 2)
         self._activate(merged, height * width, outside)
         return merged
@@ -142,12 +178,17 @@ class NarrowDetector(nn.Module):
         merged[:, :, -1, :, (width - 1) % 2] = _pairs(right, h)
 
     def _convolved(self, deep: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.conv2d(upsample(deep, 2, size, "exact"), self.deep_kernel, padding=1)
+        return self.conv_deep(fast_upsample(deep, 2, size, "exact"))
 
 
 def _pairs(line: Tensor, count: int) -> Tensor:
     """(B, C, N) to (B, count, 2, C); N is 2 count or one less."""
     return F.pad(line, (0, 2 * count - line.shape[2])).transpose(1, 2).unflatten(1, (count, 2))
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """(B, h, w, 4 C) as (B, h, w, 2, 2, C)."""
+    return x.unflatten(3, (2, 2, -1))
 
 
 def _channels_innermost(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scfeat_core.network.coupling_bridge import CouplingBridge
 from scfeat_core.network.detector import PeakNorm
+from scfeat_core.network.layers import Alignment, upsample
 
 
 def fold_batch_norms(module: nn.Module) -> None:
@@ -28,8 +29,8 @@ def fold_batch_norms(module: nn.Module) -> None:
 def block_kernel(weight: Tensor, block: tuple[int, int]) -> Tensor:
     """The kernel of a 3x3 convolution that computes a block (rows, columns) of pixels at once.
 
-    weight: (O, I, 3, 3). Returns (rows * columns * O, I, rows + 2, columns + 2), to be applied with stride ``block`` and
-    padding 1. More products, with zeros, but in vectors of many channels: where O is 8, half of the time.
+    weight: (O, I, 3, 3). Returns (rows * columns * O, I, rows + 2, columns + 2), to be applied with stride ``block``
+    and padding 1. More products, with zeros, but in vectors of many channels: where O is 8, half of the time.
     """
     rows, columns = block
     out, channels = weight.shape[:2]
@@ -41,9 +42,9 @@ def block_kernel(weight: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def phase_kernel(weight: Tensor, factor: int) -> Tensor:
-    """The kernel that convolves the ``exact`` upsampling of a map without computing it.
+    """The kernel that convolves the ``exact`` upsampling of a map without computing that.
 
-    weight: (O, I, 3, 3), of the convolution at the fine stride. Returns (factor * factor * O, I, 3, 3), to be applied to
+    weight: (O, I, 3, 3), at the fine stride. Returns (factor * factor * O, I, 3, 3), to be applied to
     the coarse map: one group of outputs for each position (row, column) in a coarse cell.
     """
     mixing = interpolation(factor).to(weight)
@@ -66,21 +67,33 @@ def normalise_channels(
     """Instance norm, in place, of a map with the channels innermost.
 
     rows: (B, R, K * channels), contiguous float32. count: positions of the image among the R * K. outside: the parts of
-    ``rows`` that do not belong to it, as views; they are zero afterwards, as the padding of a convolution is. Whole rows
-    at a time, because broadcasting over 8 innermost channels is slow on a CPU.
+    ``rows`` that do not belong to it, as views; they are zero afterwards, as the padding of a convolution is. Whole
+    rows at a time, because broadcasting over 8 innermost channels is slow on a CPU.
     """
     repeats = rows.shape[2] // channels
     _clear(outside)
     mean = rows.sum(1).unflatten(1, (repeats, channels)).sum(1) / count
     rows = rows.sub_(mean.repeat(1, repeats)[:, None])
     _clear(outside)
-    variance = rows.square().sum(1).unflatten(1, (repeats, channels)).sum(1) / count
+    variance = (rows * rows).sum(1).unflatten(1, (repeats, channels)).sum(1) / count
     return rows.mul_(torch.rsqrt(variance + eps).repeat(1, repeats)[:, None])
 
 
 def _clear(parts: Sequence[Tensor]) -> None:
     for part in parts:
         part.zero_()
+
+
+def fast_upsample(x: Tensor, factor: int, size: tuple[int, int], alignment: Alignment) -> Tensor:
+    """:func:`~scfeat_core.network.layers.upsample`, padding the small map rather than the large one.
+
+    A view of a larger map, where the size is not that of the grid.
+    """
+    if alignment != "exact":
+        return upsample(x, factor, size, alignment)
+    grid = (x.shape[-2] * factor + 1, x.shape[-1] * factor + 1)
+    padded = F.pad(x, (0, 1, 0, 1), mode="replicate")
+    return F.interpolate(padded, size=grid, mode="bilinear", align_corners=True)[..., : size[0], : size[1]]
 
 
 def fast_peakiness(x: Tensor, norm: PeakNorm) -> Tensor:
@@ -90,8 +103,8 @@ def fast_peakiness(x: Tensor, norm: PeakNorm) -> Tensor:
         scale = torch.maximum(scale, -x.amin((1, 2, 3), keepdim=True))
     x = x / scale.clamp_min(1e-6)
     padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
-    local_sum = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
-    local_sum = local_sum[..., :-2] + local_sum[..., 1:-1] + local_sum[..., 2:]
+    columns = (padded[..., :-2, :] + padded[..., 1:-1, :]).add_(padded[..., 2:, :])
+    local_sum = (columns[..., :-2] + columns[..., 1:-1]).add_(columns[..., 2:])
     alpha = F.softplus(torch.sub(x, local_sum, alpha=1 / 9))
     beta = F.softplus(x - x.mean(1, keepdim=True))
     return alpha.mul_(beta).amax(1, keepdim=True)

@@ -1,0 +1,120 @@
+"""Convolutions that oneDNN computes together with what follows them, where torch runs eagerly on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["none", "relu", "relu6"]
+# Names and parameters of torch.ops.mkldnn, the operators that torch.compile makes of the same.
+_FUSED: dict[Activation, tuple[str, list[float]]] = {
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+}
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether the fused operators take ``x``: not on other devices, in other precisions, or for a graph."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and _available()
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _available() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+
+
+class FusedConv2d(nn.Module):
+    """A convolution for inference, then an activation, in one pass over memory where :func:`fuses` allows it.
+
+    The weights are kept once more, in the order that the CPU wants: without that they are sorted with every image. (And
+    torch by itself gives convolutions of 1x1 pixels to a slower library on one thread.)
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: Activation = "none") -> None:
+        super().__init__()
+        self.conv = conv
+        self.activation = activation
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not fuses(x):
+            return self._activated(self.conv(x))
+        name, values = _FUSED[self.activation]
+        geometry = self._geometry()
+        return torch.ops.mkldnn._convolution_pointwise(x, self._weight(), self.conv.bias, *geometry, name, values, "")
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """``total`` plus the convolution of x, in place where it can be; before the activation."""
+        if not fuses(x):
+            return self._activated(total + self.conv(x))
+        name, values = _FUSED[self.activation]
+        after = (None, [], None) if name == "none" else (name, values, "")
+        geometry = self._geometry()
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            total, x, self._weight(), self.conv.bias, *geometry, "add", None, *after
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}  # which can be neither copied nor saved
+
+    def _activated(self, y: Tensor) -> Tensor:
+        if self.activation == "none":
+            return y
+        return F.relu(y) if self.activation == "relu" else F.relu6(y)
+
+    def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        conv = self.conv
+        return list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups  # type: ignore[arg-type]
+
+    def _weight(self) -> Tensor:
+        if self._packed is None:
+            with torch.no_grad():
+                self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight, *self._geometry())
+        return self._packed
+
+
+def convolution(
+    weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0
+) -> FusedConv2d:
+    """A convolution with these weights (O, I, kernel rows, kernel columns)."""
+    out, channels, rows, columns = weight.shape
+    conv = nn.Conv2d(channels, out, (rows, columns), stride, padding, bias=bias is not None)
+    conv.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
+    return FusedConv2d(conv)
+
+
+def fuse_convolutions(module: nn.Module) -> None:
+    """Replace convolutions and the ReLU or ReLU6 behind them in every sequence of ``module``, in place.
+
+    Identities between them, which folded norms leave behind, are dropped.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Sequential):
+            _fuse_sequence(child)
+
+
+def _fuse_sequence(sequence: nn.Sequential) -> None:
+    layers: list[nn.Module] = []
+    for layer in sequence:
+        last = layers[-1] if layers else None
+        if isinstance(layer, nn.Conv2d):
+            layers.append(FusedConv2d(layer))
+        elif isinstance(layer, (nn.ReLU, nn.ReLU6)) and isinstance(last, FusedConv2d) and last.activation == "none":
+            last.activation = "relu6" if isinstance(layer, nn.ReLU6) else "relu"
+        elif not isinstance(layer, nn.Identity):
+            layers.append(layer)
+    sequence._modules.clear()
+    for i, layer in enumerate(layers):
+        sequence.add_module(str(i), layer)
