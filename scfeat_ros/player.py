@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from scfeat_core.errors import DataError, ScfeatError
 
-from .bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, Topic, header_stamp, open_bag
+from .bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Bag, BagMessage, Topic, header_stamp, open_bag
 from .fastdds import use_profile
 from .offered_qos import Offer, merged, read_offers
 from .processes import handle_signals
@@ -35,6 +35,7 @@ LINGER = 1.0  # seconds: what a subscriber has not taken is lost when its publis
 FRAME_ID = "camera_optical_frame"
 CLOCK = "/clock"
 IMU = "sensor_msgs/msg/Imu"
+_LOOK_BACK = (2 * 10**9, 60 * 10**9, 2**63)  # nanoseconds
 PLAYABLE = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, IMU)  # what the node takes
 QOS = ("recorded", "reliable")
 RELIABLE = Offer()
@@ -57,6 +58,22 @@ class Event:
     time: int = 0
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What a bag does not give. damage: in words; empty where nothing is known to be missing. messages: images; size:
+    bytes; None where nobody knows how many."""
+
+    damage: str = ""
+    messages: int | None = 0
+    size: int | None = 0
+
+
+def _loss(bag: Bag, images: Iterable[Topic]) -> Loss:
+    lost = [bag.lost_messages(topic) for topic in images]
+    known = [count for count in lost if count is not None]
+    return Loss(bag.damage, sum(known) if len(known) == len(lost) else None, bag.lost_bytes)
+
+
 @dataclass
 class Log:
     """What was published.
@@ -64,7 +81,7 @@ class Log:
     sent: (index, stamp, CLOCK_MONOTONIC when publishing began), nanoseconds, of each image. topics: of each of these.
     late_ms: after schedule. skipped: images left out by --max-fps. error: why the source ended before its end; empty if
     it did not. cpu: share of one core that playing took. stopped: it was told to end before the end. time: what CLOCK
-    said last, nanoseconds.
+    said last, nanoseconds. loss: what the bag did not give.
     """
 
     sent: list[tuple[int, int, int]] = field(default_factory=list)
@@ -75,6 +92,7 @@ class Log:
     cpu: float = 0.0
     stopped: bool = False
     time: int = 0
+    loss: Loss = Loss()
 
     def summary(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -87,6 +105,9 @@ class Log:
             "error": self.error,
             "cpu": self.cpu,
             "stopped": self.stopped,
+            "damage": self.loss.damage,
+            "lost_messages": self.loss.messages,
+            "lost_bytes": self.loss.size,
             "sent": self.sent,
             "topics": self.topics,
         }
@@ -95,23 +116,42 @@ class Log:
 # ------------------------------------------------------------------------------------------------------------- sources
 
 
-def bag_events(bag: Bag, image: Topic, camera_info: Topic | None, fps: float | None, rate: float) -> Iterator[Event]:
+@dataclass(frozen=True)
+class Window:
+    """Which seconds of a recording are played, counted from its first image; stop None: to the end."""
+
+    start: float = 0.0
+    stop: float | None = None
+
+
+WHOLE = Window()
+
+
+def bag_events(
+    bag: Bag, image: Topic, camera_info: Topic | None, fps: float | None, rate: float, window: Window = WHOLE
+) -> Iterator[Event]:
     """The images of one topic and its camera_info, for the outlets of these names; see :func:`recorded_events`."""
-    return recorded_events(bag, {image: "image"}, {camera_info: "camera_info"} if camera_info else {}, rate, fps)
+    beside = {camera_info: "camera_info"} if camera_info else {}
+    return recorded_events(bag, {image: "image"}, beside, rate, fps, window)
 
 
 def recorded_events(
-    bag: Bag, cameras: Mapping[Topic, str], beside: Mapping[Topic, str], rate: float, fps: float | None = None
+    bag: Bag,
+    cameras: Mapping[Topic, str],
+    beside: Mapping[Topic, str],
+    rate: float,
+    fps: float | None = None,
+    window: Window = WHOLE,
 ) -> Iterator[Event]:
     """Messages as they were recorded. cameras, beside: topics to outlets, of images that count as frames, and of what
     goes with them. fps: play the images at this rate instead of the recorded one.
 
-    Raises DataError where the bag is damaged, after everything before the damage.
+    Raises DataError where the bag is damaged, after everything before the damage, and where no image is in the window.
     """
     outlets = {topic.name: outlet for topic, outlet in (*beside.items(), *cameras.items())}
     images = dict.fromkeys((topic.name for topic in cameras), 0)
     start: int | None = None
-    for message in bag.messages([*cameras, *beside]):
+    for message in _within(bag, cameras, beside, window):
         if start is None:
             start = message.log_time
         index = images.get(message.topic)
@@ -121,6 +161,41 @@ def recorded_events(
         yield Event(round(due / rate), index, stamp, message.data, outlets[message.topic], message.log_time)
         if index is not None:
             images[message.topic] += 1
+    if window != WHOLE and not any(images.values()):
+        raise DataError(f"expected images from {window.start:g} s on in {bag.path}, found none: choose another --start")
+
+
+def _within(bag: Bag, cameras: Collection[Topic], beside: Collection[Topic], window: Window) -> Iterator[BagMessage]:
+    """The messages of a window. Before those that begin later comes, at the time at which it begins, the newest
+    calibration until then of each camera, without which a node would not know it before it comes again."""
+    begin, end = 0, float("inf")
+    if window != WHOLE:
+        first = next(bag.messages(cameras), None)
+        if first is None:
+            return
+        begin = first.log_time + round(1e9 * window.start) if window.start else 0
+        end = end if window.stop is None else first.log_time + round(1e9 * window.stop)
+    if begin:
+        for topic in beside:
+            if topic.type == CAMERA_INFO and (newest := _newest(bag, topic, begin)) is not None:
+                yield replace(newest, log_time=begin)
+    for message in bag.messages([*cameras, *beside], since=begin):
+        if message.log_time >= end:
+            return
+        yield message
+
+
+def _newest(bag: Bag, topic: Topic, before: int) -> BagMessage | None:
+    """The last message until some time, nanoseconds; looked for nearby first, as chunks are read for it."""
+    for back in _LOOK_BACK:
+        newest = None
+        for message in bag.messages([topic], since=max(1, before - back)):
+            if message.log_time > before:
+                break
+            newest = message
+        if newest is not None:
+            return newest
+    return None
 
 
 def with_clock(events: Iterable[Event], rate: float, frequency: float) -> Iterator[Event]:
@@ -409,6 +484,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--qos", choices=QOS, default=QOS[0], help="with --camera: as recorded, or all reliable (default: recorded)"
     )
     parser.add_argument("--frames", type=int, help="end after so many images (default: 120 rendered, all of a bag)")
+    parser.add_argument(
+        "--start", type=float, default=0.0, help="seconds of the bag to leave out, from its first image on"
+    )
+    parser.add_argument("--stop", type=float, help="seconds of the bag, from its first image on, after which to end")
     parser.add_argument("--fps", type=float, help="images per second (default: 10 rendered, as recorded from a bag)")
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 2 plays twice as fast (default: 1)")
     parser.add_argument("--max-fps", type=float, help="leave out images that would come faster than this")
@@ -423,6 +502,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             raise ScfeatError(f"expected --{name.replace('_', '-')} above 0, found {value}")
+    end = float("inf") if args.stop is None else args.stop
+    if not 0 <= args.start < end:
+        raise ScfeatError(f"expected 0 <= --start < --stop (seconds), found start {args.start}, stop {args.stop}")
 
 
 def run(
@@ -450,7 +532,8 @@ def run(
         cpu, began = time.process_time(), time.monotonic()
         log = play(events, endpoints.publish, stop, source.frames, args.max_fps)
         log.cpu = (time.process_time() - cpu) / max(1e-9, time.monotonic() - began)
-        log.error = log.error or source.damage()
+        log.loss = source.loss()
+        log.error = log.error or log.loss.damage
         report(f"published {len(log.sent)} images")
         finished(log)
         if args.clock > 0:
@@ -462,14 +545,12 @@ def run(
 
 @dataclass(frozen=True)
 class _Source:
-    """What is played. frames: at most, of each topic of images. damage: tells what is missing of the bag, as far as it
-    was read.
-    """
+    """What is played. frames: at most, of each topic. loss: what is missing of the bag, as far as it was read."""
 
     outlets: Sequence[Outlet]
     events: Iterable[Event]
     frames: int | None
-    damage: Callable[[], str] = str
+    loss: Callable[[], Loss] = lambda: Loss()
 
 
 def _open(args: argparse.Namespace, stack: ExitStack, report: Callable[[str], None]) -> _Source:
@@ -483,9 +564,10 @@ def _open(args: argparse.Namespace, stack: ExitStack, report: Callable[[str], No
         return _forwarded(args, bag, report)
     image, why = bag.choose_image_topic(args.topic)
     report(f"playing {why}")
-    events = bag_events(bag, image, bag.camera_info_topic(image), args.fps, args.rate)
+    window = Window(args.start, args.stop)
+    events = bag_events(bag, image, bag.camera_info_topic(image), args.fps, args.rate, window)
     outlet = Outlet("image", "image", image.type, True, "/compressed" if image.compressed else "")
-    return _Source((outlet, _CAMERA_INFO), events, args.frames, lambda: bag.damage)
+    return _Source((outlet, _CAMERA_INFO), events, args.frames, lambda: _loss(bag, [image]))
 
 
 _CAMERA_INFO = Outlet("camera_info", "camera_info", CAMERA_INFO)
@@ -505,8 +587,8 @@ def _forwarded(args: argparse.Namespace, bag: Bag, report: Callable[[str], None]
     ]
     report(f"playing {', '.join(outlet.name for outlet in outlets)}")
     images, others = ({topic: topic.name for topic in topics} for topics in (cameras, beside))
-    events = recorded_events(bag, images, others, args.rate, args.fps)
-    return _Source(outlets, events, args.frames, lambda: bag.damage)
+    events = recorded_events(bag, images, others, args.rate, args.fps, Window(args.start, args.stop))
+    return _Source(outlets, events, args.frames, lambda: _loss(bag, images))
 
 
 def _topic(bag: Bag, word: str) -> Topic:

@@ -72,7 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--topic", metavar="T", help="image topic (that with most images)")
-    group.add_argument("--camera-info", metavar="T", help="sensor_msgs/CameraInfo topic (that beside the images)")
+    group.add_argument(
+        "--camera-info",
+        metavar="T",
+        help="sensor_msgs/CameraInfo topic (that beside the images), or 'none': as if there were no calibration",
+    )
     group.add_argument(
         "--intrinsics",
         type=Path,

@@ -9,18 +9,20 @@ from scfeat_core.errors import ConfigError
 from scfeat_ros.parameters import NodeParameters
 
 NO_TRUTH = "none"
+NO_CAMERA_INFO = "none"
 
 
 @dataclass(frozen=True)
 class ReplayJob:
     """One bag through the front end.
 
-    out: folder of the run. topic, camera_info: names; None: chosen by type. intrinsics: file that replaces the
-    CameraInfo of the bag. ground_truth: a file, a topic of the bag, or "none"; None: groundtruth.txt beside the bag, or
-    a topic that is called so. truth_of_body: the poses are those of the body that the intrinsics file tells the camera
-    from (T_cam_imu, T_BS). method: "scfeat", or another of evaluation/methods.py. parameters: those of the node.
-    camera: which of ``parameters.cameras`` the images are of; "": the first. frames: at most so many; 0: all. start,
-    stop: seconds of the recording. overwrite: replace what the folder holds. report: write report.html, too.
+    out: folder of the run. topic, camera_info: names; None: chosen by type; a camera_info of "none": without
+    calibration, unless there are intrinsics. intrinsics: file that replaces the CameraInfo of the bag. ground_truth: a
+    file, a topic of the bag, or "none"; None: groundtruth.txt beside the bag, or a topic that is called so.
+    truth_of_body: the poses are those of the body that the intrinsics file tells the camera from (T_cam_imu, T_BS).
+    method: "scfeat", or another of evaluation/methods.py. parameters: those of the node. camera: which of
+    ``parameters.cameras`` the images are of; "": the first. frames: at most so many; 0: all. start, stop: seconds of
+    the recording. overwrite: replace what the folder holds. report: write report.html, too.
     """
 
     bag: Path

@@ -133,7 +133,7 @@ def run(jobs: Sequence[ReplayJob], args: argparse.Namespace) -> int:
 
 
 def _refuse_offline_options(args: argparse.Namespace) -> None:
-    unset = {"intrinsics": None, "ground_truth": None, "method": "scfeat", "start": 0.0, "stop": None, "camera": ""}
+    unset = {"intrinsics": None, "ground_truth": None, "method": "scfeat", "camera": ""}
     for name, value in unset.items():
         if getattr(args, name, value) != value:
             raise ConfigError(
@@ -261,7 +261,9 @@ def _facts(
     return {
         "bag": job.bag.name,
         "cameras": {camera.name or "camera": camera.played for camera in outcome.plan.cameras},
+        "chosen": outcome.plan.why,
         "beside": list(outcome.plan.beside.values()),
+        "window": {"start": job.start, "stop": job.stop, "frames": job.frames},
         "node": options.node or f"{OWN_NODE}, started for this",
         "rate": options.rate,
         "clock_hz": options.clock,
@@ -297,11 +299,18 @@ def _perform(
         if options.node and not stop.asked:
             outcome.plan = graph_plan(bag, job, options, session.listener)
         if not stop.asked:
-            report(f"playing {', '.join(camera.played for camera in outcome.plan.cameras)} at rate {options.rate:g}")
+            report(f"playing {outcome.plan} at rate {options.rate:g}{_window_text(job)}")
             _play(job, options, outcome, session, scratch, progress)
         recorder.close()
         outcome.recorded = recorder.count
         outcome.problems += [recorder.problem] if recorder.problem else []
+
+
+def _window_text(job: ReplayJob) -> str:
+    """In words, which seconds of the recording; empty for all of it."""
+    if not job.start and job.stop is None:
+        return ""
+    return f", from {job.start:g} s on" + ("" if job.stop is None else f" to {job.stop:g} s")
 
 
 def _begin(
@@ -448,6 +457,8 @@ def player_command(job: ReplayJob, options: LiveOptions, plan: Plan, summary: Pa
     words = ["--bag", str(job.bag), "--rate", str(options.rate), "--clock", str(options.clock), "--qos", options.qos]
     words += ["--summary", str(summary), "--wait", str(options.patience), "--hold", str(DRAIN_PATIENCE)]
     words += ["--frames", str(job.frames)] if job.frames else []
+    words += ["--start", str(job.start)] if job.start else []
+    words += ["--stop", str(job.stop)] if job.stop is not None else []
     for camera in plan.cameras:
         words += ["--camera", f"{camera.topic}={camera.played}"]
     for topic, name in plan.beside.items():

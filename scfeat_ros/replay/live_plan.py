@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scfeat_core.errors import ConfigError, ScfeatError
-from scfeat_ros.bags import IMAGE, IMAGE_TYPES, Bag, Topic
+from scfeat_ros.bags import CAMERA_INFO, IMAGE, IMAGE_TYPES, Bag, Topic
 from scfeat_ros.parameters import NodeParameters, load_parameters, read_parameters, rows
 from scfeat_ros.player import IMU, PLAYABLE, QOS
+
+from .job import NO_CAMERA_INFO
 
 if TYPE_CHECKING:
     from scfeat_ros.monitor import Listener
@@ -67,12 +69,16 @@ class PlayedCamera:
 @dataclass(frozen=True)
 class Plan:
     """cameras: whose images are played. beside: topic of the bag -> name, of what goes with them. words: arguments of a
-    node of our own.
+    node of our own. why: these cameras, in words.
     """
 
     cameras: tuple[PlayedCamera, ...] = ()
     beside: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
+    why: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(camera.played for camera in self.cameras) + (f" ({self.why})" if self.why else "")
 
 
 def own_plan(bag: Bag, job: ReplayJob, options: LiveOptions) -> Plan:
@@ -83,7 +89,8 @@ def own_plan(bag: Bag, job: ReplayJob, options: LiveOptions) -> Plan:
     given.update(options.settings)
     images = _image_topics(bag, job.topic)
     names = _camera_names(images, given, job.parameters)
-    infos = [bag.camera_info_topic(image, job.camera_info) for image in images]
+    calibrated = job.camera_info != NO_CAMERA_INFO
+    infos = [bag.camera_info_topic(image, job.camera_info) if calibrated else None for image in images]
     masks = [_named(bag, name, (IMAGE,)) for name in options.masks]
     imu = _named(bag, options.imu, (IMU,)) if options.imu else None
     remaps = _remaps(names, images, infos, masks, imu, options)
@@ -98,7 +105,18 @@ def own_plan(bag: Bag, job: ReplayJob, options: LiveOptions) -> Plan:
         words += ["--params-file", str(options.config)]
     # JSON quotes what YAML, as which ROS reads a value, would take for something else than text
     words += [word for name, value in parameters.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
-    return Plan(cameras, {topic.name: options.play_as.get(topic.name, topic.name) for topic in beside}, tuple(words))
+    chosen = {topic.name: options.play_as.get(topic.name, topic.name) for topic in beside}
+    return Plan(cameras, chosen, tuple(words), _why(bag, images, job.topic))
+
+
+def _why(bag: Bag, images: Sequence[Topic], named: str | None) -> str:
+    """What the command did not say."""
+    if named:
+        return "as asked for"
+    others = [topic.name for topic in bag.image_topics if topic not in images]
+    if len(images) > 1:
+        return f"both cameras of the pair; --topic {images[0].name} plays one of them"
+    return f"not {', '.join(others)}: choose with --topic" if others else "the only image topic"
 
 
 def _image_topics(bag: Bag, names: str | None) -> list[Topic]:
@@ -207,7 +225,8 @@ def graph_plan(bag: Bag, job: ReplayJob, options: LiveOptions, listener: Listene
     cameras_of = {topic: camera for camera, topic in listener.inputs.items()}
     names = {topic: options.play_as.get(topic.name, topic.name) for topic in bag.topics if topic.type in PLAYABLE}
     wanted = [bag.choose_image_topic(name.strip())[0] for name in job.topic.split(",")] if job.topic else []
-    heard = [topic for topic, name in names.items() if taken.get(name) == topic.type]
+    unwanted = (CAMERA_INFO,) if job.camera_info == NO_CAMERA_INFO else ()
+    heard = [topic for topic, name in names.items() if taken.get(name) == topic.type and topic.type not in unwanted]
     images = wanted or [topic for topic in heard if topic.type in IMAGE_TYPES]
     cameras = [
         PlayedCamera(_camera_of(names[topic], cameras_of), topic.name, names[topic], topic.count) for topic in images
@@ -225,7 +244,9 @@ def graph_plan(bag: Bag, job: ReplayJob, options: LiveOptions, listener: Listene
         only = next((heard.name for heard in listener.heard.values()), "")
         cameras = [PlayedCamera(only, cameras[0].topic, cameras[0].played, cameras[0].count)]
     chosen = {camera.topic for camera in cameras}
-    return Plan(tuple(cameras), {topic.name: names[topic] for topic in heard if topic.name not in chosen})
+    beside = {topic.name: names[topic] for topic in heard if topic.name not in chosen}
+    why = "as asked for" if wanted else f"what {options.node} subscribes to; --topic chooses"
+    return Plan(tuple(cameras), beside, why=why)
 
 
 def _camera_of(played: str, cameras_of: Mapping[str, str]) -> str:

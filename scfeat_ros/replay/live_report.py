@@ -22,14 +22,20 @@ from scfeat_core.report import Figures, document, facts_list, figures_table, rou
 if TYPE_CHECKING:
     from scfeat_ros.monitor import Heard
 
-STAGES = ("queue", "decode", "preprocess", "network", "match", "publish", "total")
+STAGES = ("queue", "decode", "preprocess", "network", "match", "publish")  # of the status
+INSIDE = (*STAGES, "other", "total")
+MEANS = (
+    "Means of stages add up to the mean of the whole, medians and other quantiles do not. 'other' is what the node "
+    "does between its stages, and waiting there; 'transport' what is left of the time from image to the last output."
+)
 KINDS = ("features", "matches", "tracks", "stereo_matches")
 SHARES = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
+STATISTICS = ("mean", *SHARES)
 FILES = ("live.json", "live.html", "latency.csv")
 
 # Of the flat summary, for checks; None where one is not known.
 SUMMARY_NAMES = (
-    *("frames", "received", "processed", "dropped", "dropped_before_node"),
+    *("frames", "received", "processed", "dropped", "dropped_before_node", "damaged", "lost_messages", "lost_bytes"),
     *(f"dropped_{why}" for why in ("busy", "stale", "decode", "sync", "no_calibration", "unwanted", "error")),
     *("processed_hz", "latency_ms", "latency_p95_ms", "latency_p99_ms", "latency_max_ms", "age_ms", "age_p95_ms"),
     *("ms_network", "ms_total", "keypoints", "matches", "inliers", "inlier_ratio", "coverage"),
@@ -67,6 +73,33 @@ class CameraRun:
         column = MEASURED.index(name)
         return np.array([values[column] for values in self.heard.frames.values()], np.float64)
 
+    def inside(self, stage: str) -> np.ndarray:
+        """Milliseconds of one of INSIDE, of each frame that a status was of: 0 for a stage that did not run in it, NaN
+        for one that never ran. "other": what the stages leave of the total."""
+        total = self.measured("ms_total")
+        if stage == "total":
+            return total
+        if stage == "other":
+            return total - np.nansum([self.inside(name) for name in STAGES], axis=0)
+        values = self.measured(f"ms_{stage}")
+        return np.where(np.isfinite(total), np.nan_to_num(values), np.nan) if np.isfinite(values).any() else values
+
+    def whole(self) -> dict[str, np.ndarray]:
+        """Milliseconds from publishing an image to the arrival of the last of its outputs, of the frames that a status
+        was of and of which an output came: inside of the node, transport (both ways), and their sum."""
+        last: dict[int, int] = {}
+        for came in self.arrivals.values():
+            for stamp, at in came:
+                last[stamp] = max(at, last.get(stamp, at))
+        sent = {stamp: at for _, stamp, at in reversed(self.sent)}
+        pairs = [
+            (total, (last[stamp] - sent[stamp]) / 1e6)
+            for stamp, total in zip(self.heard.frames, self.inside("total").tolist(), strict=True)
+            if stamp in last and stamp in sent and np.isfinite(total)
+        ]
+        inside, whole = np.array(pairs, np.float64).reshape(-1, 2).T
+        return {"inside_node": inside, "transport": whole - inside, "image_to_last_output": whole}
+
     def counted(self, name: str) -> int:
         """How much a counter of the status grew while it was watched."""
         if self.heard.last is None or self.heard.first is None:
@@ -100,11 +133,12 @@ class LiveRun:
 
 
 def quantiles(values: np.ndarray, digits: int = 1) -> dict[str, Any]:
-    """SHARES of the finite values, None where there is none."""
+    """STATISTICS of the finite values, None where there is none."""
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return dict.fromkeys(SHARES)
-    return {name: rounded(float(np.percentile(finite, share)), digits) for name, share in SHARES.items()}
+        return dict.fromkeys(STATISTICS)
+    found = {name: rounded(float(np.percentile(finite, share)), digits) for name, share in SHARES.items()}
+    return {"mean": rounded(float(finite.mean()), digits)} | found
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -142,7 +176,8 @@ def _camera_figures(camera: CameraRun) -> dict[str, dict[str, Any]]:
         "frames": frames,
         "rate_hz": rates,
         "latency_ms": {f"image_to_{kind}": quantiles(camera.latencies(kind)) for kind in arrived},
-        "inside_node_ms": {stage: quantiles(camera.measured(f"ms_{stage}")) for stage in STAGES},
+        "inside_node_ms": {stage: quantiles(camera.inside(stage)) for stage in INSIDE},
+        "image_to_last_output_ms": {name: quantiles(values) for name, values in camera.whole().items()},
         "image_age_ms": {"at_publishing": quantiles(camera.measured("age_ms"))},
         "per_frame": {
             name: quantiles(camera.measured(name), 3) for name in ("keypoints", "matches", "inliers", "tracks")
@@ -168,11 +203,17 @@ def summary_of(run: LiveRun) -> dict[str, Any]:
             summary[f"dropped_{reason}"] = (summary.get(f"dropped_{reason}") or 0) + count
     summary["dropped"] = sum(sum(camera.dropped.values()) for camera in run.cameras)
     summary["dropped_before_node"] = max(0, summary["frames"] - summary["received"])
+    damage = run.player.get("damage")
+    summary |= {
+        "damaged": int(bool(damage)),
+        **{name: run.player.get(name, 0) for name in ("lost_messages", "lost_bytes")},
+    }
+    summary |= {"damage": damage} if damage else {}
     rates = [_rate([at for _, at in camera.arrivals.get("features", ())]) for camera in run.cameras]
     summary["processed_hz"] = rounded(min((rate for rate in rates if rate is not None), default=None), 2)
     latency = quantiles(_all(camera.latencies("features") for camera in run.cameras))
     names = ("latency_ms", "latency_p95_ms", "latency_p99_ms", "latency_max_ms")
-    summary |= dict(zip(names, latency.values(), strict=True))
+    summary |= dict(zip(names, (latency[share] for share in SHARES), strict=True))
     age = quantiles(_all(camera.measured("age_ms") for camera in run.cameras))
     summary |= {"age_ms": age["p50"], "age_p95_ms": age["p95"]}
     for name in ("ms_network", "ms_total", "keypoints", "matches", "inliers", "inlier_ratio", "coverage"):
@@ -235,7 +276,13 @@ def _page(run: LiveRun, figures: Figures, facts: Mapping[str, Any]) -> str:
     for camera in run.cameras:
         parts.append(f"<h2>{html.escape(camera.name)}: {html.escape(camera.topic)}</h2>")
         parts.append('<div class="charts">' + "".join(_camera_charts(camera)) + "</div>")
-    parts += ["<h2>Figures</h2>", figures_table(figures), "<h2>How it was made</h2>", facts_list(facts)]
+    parts += [
+        "<h2>Figures</h2>",
+        f'<p class="about">{html.escape(MEANS)}</p>',
+        figures_table(figures),
+        "<h2>How it was made</h2>",
+        facts_list(facts),
+    ]
     return document("scfeat replay, live", parts)
 
 
@@ -263,8 +310,8 @@ def _camera_charts(camera: CameraRun) -> list[str]:
     )
     ages = camera.measured("age_ms")
     stages = [
-        charts.Line(stage, np.arange(len(ages)), camera.measured(f"ms_{stage}"), i)
-        for i, stage in enumerate(("queue", "decode", "network", "match", "total"))
+        charts.Line(stage, np.arange(len(ages)), camera.inside(stage), i)
+        for i, stage in enumerate(("queue", "decode", "network", "match", "other", "total"))
     ]
     drawn.append(charts.chart(charts.Chart("Inside the node", stages, "frame in status", "ms")))
     return drawn

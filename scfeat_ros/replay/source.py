@@ -22,7 +22,7 @@ from scfeat_ros.calibration import Calibrations, rectified_camera
 from scfeat_ros.images import compressed_to_array, image_to_array
 from scfeat_ros.intrinsics import read_intrinsics
 
-from .job import ReplayJob
+from .job import NO_CAMERA_INFO, ReplayJob
 from .truths import find_truth
 
 AHEAD = 4  # images that are decoded before they are needed: 30 MB of the largest usual ones
@@ -70,7 +70,8 @@ class Source:
         self.warnings: list[str] = []
         with open_bag(job.bag) as bag:
             self.topic, self.choice = bag.choose_image_topic(job.topic)
-            self.info_topic = bag.camera_info_topic(self.topic, job.camera_info)
+            wanted = job.camera_info != NO_CAMERA_INFO
+            self.info_topic = bag.camera_info_topic(self.topic, job.camera_info) if wanted else None
             found = find_truth(job, bag, self.topic, self.warnings.append)
             self.truth, self.truth_problem = found.truth, found.problem
             self.gyro = self._gyro(bag) if job.parameters.use_imu else None
@@ -286,7 +287,7 @@ def missing_by_stamps(stamps: Sequence[int]) -> int:
 
 
 def _calibration_file(job: ReplayJob, info_topic: Topic | None) -> Path | None:
-    if job.intrinsics is not None or info_topic is not None:
+    if job.intrinsics is not None or info_topic is not None or job.camera_info == NO_CAMERA_INFO:
         return job.intrinsics
     beside = _beside(job.bag) / _CAMERA_FILE
     return beside if beside.is_file() else None

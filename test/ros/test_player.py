@@ -82,11 +82,14 @@ def test_a_damaged_source_is_played_up_to_the_damage() -> None:
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:
-    good = {"frames": None, "fps": None, "rate": 1.0, "max_fps": None}
+    good = {"frames": None, "fps": None, "rate": 1.0, "max_fps": None, "start": 0.0, "stop": None}
     check_arguments(SimpleNamespace(**good))
     for name, value in (("frames", 0), ("rate", -1.0), ("max_fps", float("nan"))):
         with pytest.raises(ScfeatError, match=f"--{name.replace('_', '-')} above 0"):
             check_arguments(SimpleNamespace(**{**good, name: value}))
+    for window in ({"start": -1.0}, {"start": 2.0, "stop": 2.0}, {"stop": 0.0}, {"start": float("nan")}):
+        with pytest.raises(ScfeatError, match="0 <= --start < --stop"):
+            check_arguments(SimpleNamespace(**{**good, **window}))
 
 
 def test_the_rendered_camera_goes_round() -> None:

@@ -32,6 +32,7 @@ from scfeat_core.errors import CalibrationError, ConfigError, DataError, ScfeatE
 from scfeat_core.frontend import Frontend
 from scfeat_core.replay.metrics import read_metrics
 from scfeat_core.replay.run_folder import read_run
+from scfeat_core.types import GeometryModel
 from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, open_bag, write_bag
 from scfeat_ros.parameters import load_parameters
 from scfeat_ros.replay.job import ReplayJob
@@ -534,6 +535,24 @@ def test_an_image_without_a_header_is_one_drop(tmp_path: Path) -> None:
     replay(path, tmp_path / "out")
     assert dropped(tmp_path / "out") == [*[""] * 9, "decode", ""]
     assert read_run(tmp_path / "out").frames[9].stamp == START + 9 * STEP  # that of the recording
+
+
+def test_a_calibration_that_is_not_wanted(tmp_path: Path) -> None:
+    """Neither that of the bag nor the file beside it; intrinsics that are given count all the same."""
+    path = bag(tmp_path / "bag", images(5), [(0, info(START))])
+    (path / "camera_info.yaml").write_text(CAMERA_YAML.format(width=160))
+    summary = replay(path, tmp_path / "out", camera_info="none")
+    recording = read_run(tmp_path / "out")
+    assert (
+        recording.camera is None and recording.frames[-1].tracks.rays is None and recording.facts["calibration"] == ""
+    )
+    assert recording.frames[-1].pair.geometry.model != GeometryModel.ESSENTIAL
+    assert summary["missing"]["ate_m"] == "there is no calibration"
+    (tmp_path / "eye.yaml").write_text(CAMERA_YAML.format(width=160))
+    replay(path, tmp_path / "given", camera_info="none", intrinsics=tmp_path / "eye.yaml")
+    assert read_run(tmp_path / "given").camera.K[0, 0] == 111
+    with pytest.raises(ScfeatError, match="found another one: calibration was"):
+        replay(path, tmp_path / "out")
 
 
 def test_intrinsics_come_before_camera_info_and_must_fit(short_bag: Path, tmp_path: Path) -> None:

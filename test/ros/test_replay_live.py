@@ -31,12 +31,12 @@ from rosbags.typesys import Stores, get_typestore
 from scfeat.msg import FrontendStatus
 from sensor_msgs.msg import CompressedImage
 
-from scfeat_core.errors import ConfigError, ScfeatError
-from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, open_bag
+from scfeat_core.errors import ConfigError, DataError, ScfeatError
+from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, open_bag, write_bag
 from scfeat_ros.messages import stamp_from_nanoseconds
 from scfeat_ros.monitor import Heard
 from scfeat_ros.offered_qos import Offer, merged, read_offers
-from scfeat_ros.player import CLOCK, Event, recorded_events, ticks, with_clock
+from scfeat_ros.player import CLOCK, Event, Window, recorded_events, ticks, with_clock
 from scfeat_ros.processes import shared_memory_of
 from scfeat_ros.replay.job import ReplayJob
 from scfeat_ros.replay.live_plan import LiveOptions, graph_plan, own_plan
@@ -129,7 +129,22 @@ def assert_adds_up(frames: dict[str, int]) -> None:
 def test_a_bag_through_a_node_of_its_own(spawn, tmp_path: Path) -> None:
     bag = record(tmp_path / "bag", eyes=("/eye/left", "/eye/right"))
     out = tmp_path / "out"
-    words = ("--rate", 0.5, "--frames", 10, "-p", "weights=random", "-p", "max_keypoints=100", "-p", "stereo=[]")
+    words = (
+        "--rate",
+        0.5,
+        "--frames",
+        10,
+        "--start",
+        0.1,
+        "--stop",
+        30,
+        "-p",
+        "weights=random",
+        "-p",
+        "max_keypoints=100",
+        "-p",
+        "stereo=[]",
+    )
     process = live(spawn, bag, "--out", out, *words, "--fail-if", "processed<1")
     assert process.wait(PATIENCE) == 0, process.output
     found = results(out)
@@ -137,7 +152,7 @@ def test_a_bag_through_a_node_of_its_own(spawn, tmp_path: Path) -> None:
     assert found["setup"]["cameras"] == {side: f"/eye/{side}/image/compressed" for side in ("left", "right")}
     assert found["setup"]["beside"] == ["/eye/left/camera_info", "/eye/right/camera_info"]
     rows = list(csv.DictReader((out / "latency.csv").open()))
-    stamps = [START + i * PERIOD for i in range(10)]
+    stamps = [START + (2 + i) * PERIOD for i in range(10)]
     recorded = recorded_messages(out / "recording")
     for side in ("left", "right"):
         frames = found[f"{side}_frames"]
@@ -375,6 +390,41 @@ def test_several_cameras_are_counted_each(tmp_path: Path) -> None:
     assert [event.message for event in events if event.topic == "b"] == [image(i) for i in range(3)]
 
 
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_window_of_a_bag_is_played(tmp_path: Path, storage: str) -> None:
+    """From the first image on; the calibration that holds there comes first; the clock begins there, too."""
+    messages, types = [], {"/eye/image/compressed": COMPRESSED_IMAGE, "/eye/camera_info": CAMERA_INFO}
+    for i in range(2000):
+        at = START + i * PERIOD + 3 * MS
+        if i in (0, 10, 1900):
+            messages.append(BagMessage("/eye/camera_info", at - MS, camera_info(i)))
+        messages.append(BagMessage("/eye/image/compressed", at, image(i)))
+    write_bag(tmp_path / "bag", types, messages, storage)
+    with open_bag(tmp_path / "bag") as bag:
+        topics = {topic.name: topic for topic in bag.topics}
+        cameras, beside = {topics["/eye/image/compressed"]: "eye"}, {topics["/eye/camera_info"]: "info"}
+
+        def events(**window: Any) -> list[Event]:
+            return list(recorded_events(bag, cameras, beside, 2.0, window=Window(**window)))
+
+        found = events(start=90.0, stop=95.5)
+        assert [event.message for event in found] == [
+            camera_info(10),
+            *(image(i) for i in range(1800, 1900)),
+            camera_info(1900),
+            *(image(i) for i in range(1900, 1910)),
+        ]
+        assert found[0].due == found[1].due == 0 and found[1].index == 0
+        assert [event.due for event in found if event.topic == "eye"] == [i * PERIOD // 2 for i in range(110)]
+        clock = [event.stamp for event in with_clock(found, 2.0, 100.0) if event.topic == CLOCK]
+        begin = START + 1800 * PERIOD + 3 * MS
+        assert clock[0] == begin and clock[-1] == begin + 109 * PERIOD and clock == sorted(clock)
+        whole = events()
+        assert len(whole) == 2003 and events(stop=1e4) == whole and events(stop=0.1)[1:] == whole[1:3]
+        with pytest.raises(DataError, match=r"expected images from 101 s on in .*found none"):
+            events(start=101.0)
+
+
 @pytest.mark.parametrize("version", [8, 9])
 def test_recorded_qos(tmp_path: Path, version: int) -> None:
     """Of all versions of metadata.yaml: numbers in a text, or words."""
@@ -418,6 +468,14 @@ def test_what_a_node_of_our_own_is_told(tmp_path: Path) -> None:
     ]
     assert 'stereo:=["left:right"]' in made.words and "right/image:=/rig/cam1/image" in made.words
     assert len(plan(pair, topic="/rig/cam1/image").cameras) == 1
+    assert str(made) == (
+        "/rig/cam0/image/compressed, /rig/cam1/image/compressed (both cameras of the pair; --topic "
+        "/rig/cam0/image/compressed plays one of them)"
+    )
+    assert str(plan(one)) == "/eye/image/compressed (the only image topic)"
+    assert plan(pair, topic="/rig/cam1/image").why == "as asked for"
+    bare = plan(pair, camera_info="none")
+    assert bare.beside == {} and not any(word.startswith("stereo") for word in bare.words)
     made = plan(pair, topic="/rig/cam0/image,/rig/cam0_depth/image", play_as={"/rig/cam0/image/compressed": "/a"})
     assert [camera.played for camera in made.cameras] == ["/a/compressed", "/rig/cam0_depth/image/compressed"]
     assert not any(word.startswith("stereo") for word in made.words)
@@ -429,11 +487,12 @@ def test_what_a_running_node_takes(tmp_path: Path) -> None:
     compressed = {f"/{name}/image/compressed": COMPRESSED_IMAGE for name in ("a", "b", "mask")}
     infos = {f"/{name}/camera_info": CAMERA_INFO for name in ("a", "b")}
 
-    def chosen(taken: dict[str, str], inputs: dict[str, str], **options: Any) -> Any:
+    def chosen(taken: dict[str, str], inputs: dict[str, str], info: str | None = None, **options: Any) -> Any:
         heard = {f"/n/{name}/status": Heard(name) for name in inputs or ("only",)}
         graph = SimpleNamespace(subscribed=lambda types: taken, inputs=inputs, heard=heard)
         with open_bag(bag) as opened:
-            return graph_plan(opened, ReplayJob(bag, Path("out")), LiveOptions(node="/n", **options), graph)  # type: ignore[arg-type]
+            made = ReplayJob(bag, Path("out"), camera_info=info)
+            return graph_plan(opened, made, LiveOptions(node="/n", **options), graph)  # type: ignore[arg-type]
 
     made = chosen(compressed | infos, {"left": "/a/image", "right": "/b/image"})
     assert {camera.name: camera.topic for camera in made.cameras} == {
@@ -441,6 +500,8 @@ def test_what_a_running_node_takes(tmp_path: Path) -> None:
         "right": "/b/image/compressed",
     }
     assert set(made.beside) == {*infos, "/mask/image/compressed"}
+    bare = chosen(compressed | infos, {"left": "/a/image", "right": "/b/image"}, info="none")
+    assert set(bare.beside) == {"/mask/image/compressed"} and bare.cameras == made.cameras
     renamed = {"/other/image/compressed": "/x/compressed"}
     made = chosen({"/x/compressed": COMPRESSED_IMAGE}, {}, play_as=renamed)
     assert [(camera.name, camera.topic, camera.played) for camera in made.cameras] == [
@@ -565,8 +626,9 @@ def test_figures_of_a_known_run(tmp_path: Path) -> None:
     assert (frames["published"], frames["received"], frames["processed"]) == (12, 9, 5)
     assert (frames["dropped_busy"], frames["still_in_work"], frames["dropped_before_node"]) == (4, 0, 3)
     assert_adds_up(frames)  # type: ignore[arg-type]
-    assert figures["latency_ms"]["image_to_features"] == {"p50": 14.0, "p95": 17.6, "p99": 17.9, "max": 18.0}
-    assert figures["latency_ms"]["image_to_matches"] == dict.fromkeys(("p50", "p95", "p99", "max"))
+    expected = {"mean": 14.0, "p50": 14.0, "p95": 17.6, "p99": 17.9, "max": 18.0}
+    assert figures["latency_ms"]["image_to_features"] == expected
+    assert figures["latency_ms"]["image_to_matches"] == dict.fromkeys(("mean", "p50", "p95", "p99", "max"))
     assert figures["rate_hz"]["published"] == 20 and figures["rate_hz"]["features"] == pytest.approx(9.8, abs=0.1)
     assert figures["inside_node_ms"]["network"]["p50"] == 9 and figures["per_frame"]["frames_in_status"] == 5
     summary = summary_of(run)
@@ -582,6 +644,47 @@ def test_figures_of_a_known_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "live.json").read_text())["recording"]["messages"] == 17
 
 
+def test_means_of_the_stages_add_up() -> None:
+    """Also where a stage did not run in a frame, or never; what is between them is a stage, and so is the way to and
+    fro. Medians do not add."""
+    heard, rng = Heard(), np.random.default_rng(0)
+    heard.take(status_message(100, processed=50), 0)
+    sent, came = [], []
+    for i in range(40):
+        parts = rng.exponential(10, 5)
+        times = dict(zip(("queue", "decode", "network", "publish"), parts, strict=False))
+        times["match"] = float("nan") if i % 4 == 0 else parts[4]
+        named = {f"ms_{name}": value for name, value in times.items()} | {"ms_preprocess": float("nan")}
+        last = status_message(
+            0, processed=51 + i, ms_total=float(np.nansum(list(times.values()))) + 3 * (i % 3), **named
+        )
+        last.received = 101 + i
+        last.header.stamp = stamp_from_nanoseconds(START + i * PERIOD)
+        heard.take(last, i)
+        sent.append((i, START + i * PERIOD, i * PERIOD))
+        came.append((START + i * PERIOD, i * PERIOD + round(last.ms_total * MS) + (2 + i % 2) * MS))
+    early = [(stamp, at - MS) for stamp, at in came]
+    camera = CameraRun("camera", "/eye", sent, heard, {"features": early, "tracks": came[:30]})
+    figures = figures_of(LiveRun([camera], {}))
+    inside, whole = figures["inside_node_ms"], figures["image_to_last_output_ms"]
+    stages = {name: values for name, values in inside.items() if name != "total"}
+    assert inside["preprocess"]["mean"] is None and inside["other"]["mean"] == 2.9
+    assert sum(stage["mean"] or 0 for stage in stages.values()) == pytest.approx(inside["total"]["mean"], abs=0.3)
+    assert abs(sum(stage["p50"] or 0 for stage in stages.values()) - inside["total"]["p50"]) > 2, "a test that shows it"
+    assert whole["transport"]["mean"] == pytest.approx((30 * 2.5 + 10 * 1.5) / 40, abs=0.05)
+    assert whole["inside_node"]["mean"] == inside["total"]["mean"]
+    both = whole["inside_node"]["mean"] + whole["transport"]["mean"]
+    assert both == pytest.approx(whole["image_to_last_output"]["mean"], abs=0.11)
+
+
+def test_damage_of_a_bag_that_was_played_is_a_figure() -> None:
+    player = {"damage": "torn", "lost_messages": 3, "lost_bytes": None}
+    summary = summary_of(LiveRun([camera_run()], player))
+    assert (summary["damaged"], summary["lost_messages"], summary["lost_bytes"]) == (1, 3, None)
+    summary = summary_of(LiveRun([camera_run()], {}))
+    assert (summary["damaged"], summary["lost_messages"], summary["lost_bytes"]) == (0, 0, 0)
+
+
 def test_nothing_came_back(tmp_path: Path) -> None:
     run = LiveRun([CameraRun("camera", "/eye", [], Heard())], {})
     figures = figures_of(run)
@@ -589,7 +692,7 @@ def test_nothing_came_back(tmp_path: Path) -> None:
     assert summary_of(run)["latency_ms"] is None
     write_files(tmp_path, run, figures, {"bag": "b", "problems": []})
     assert "nothing was measured" in (tmp_path / "live.html").read_text()
-    assert quantiles(np.array([np.nan])) == dict.fromkeys(("p50", "p95", "p99", "max"))
+    assert quantiles(np.array([np.nan])) == dict.fromkeys(("mean", "p50", "p95", "p99", "max"))
 
 
 def test_what_the_figures_do_not_say_is_said() -> None:
