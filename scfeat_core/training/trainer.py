@@ -23,12 +23,12 @@ from torch import Tensor
 from scfeat_core.config import load_config
 from scfeat_core.errors import ConfigError, ScfeatError
 from scfeat_core.extraction import resolve_device
+from scfeat_core.memory import keep_freed_memory
 from scfeat_core.network.model import ModelConfig, SCFeat
 from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.data_sets import DataSets, open_data
 from scfeat_core.training.distributed import Group, join_group, local_device
 from scfeat_core.training.loading import Batch, Share, batches, on_device
-from scfeat_core.training.memory import keep_freed_memory
 from scfeat_core.training.optimisation import create_average, create_optimizer
 from scfeat_core.training.run import Run, TrainState
 from scfeat_core.training.starts import create_model
