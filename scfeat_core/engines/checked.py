@@ -35,8 +35,8 @@ class Candidate:
 class CheckedEngine:
     """Made for each size when its first image comes; eager for good from the first size that fails.
 
-    candidates: one, or for ``auto`` those that the first size chooses from. reference: float32 eager. eager: what takes
-    over, in the precision of the engine.
+    candidates: one, or for ``auto`` those that the first size chooses from, made from ``target``. eager: what takes
+    over, in the precision of the engine. reference: the same in float32.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class CheckedEngine:
         asked: str,
         candidates: Sequence[Candidate],
         target: Target,
+        eager: Runner,
         reference: Runner,
         cache: Cache,
         alignment: Alignment,
@@ -54,6 +55,7 @@ class CheckedEngine:
         self._asked = asked
         self._candidates = tuple(candidates)
         self._target = target
+        self._eager = eager
         self._reference = reference
         self._cache = cache
         self._alignment = alignment
@@ -74,18 +76,18 @@ class CheckedEngine:
             raise
         except Exception as error:  # of a library that runs the network: an image later it would fail again
             self._fall_back(f"{self.name} failed: {_one_line(error)}")
-            return self._target.run(image)
+            return self._eager(image)
 
     def _prepare(self, image: Tensor) -> Runner:
         if not self._candidates:
-            return self._target.run
+            return self._eager
         made = {each: runner for each in self._candidates if (runner := self._checked(each, image)) is not None}
         if self._asked == "auto":
             return self._choose(made, image)
         for candidate, runner in made.items():
             self.name = candidate.name
             return runner
-        return self._target.run
+        return self._eager
 
     def _checked(self, candidate: Candidate, image: Tensor) -> Runner | None:
         """The candidate for the size of this image; None where it fails or deviates."""
@@ -102,7 +104,7 @@ class CheckedEngine:
         result = parity.compare(found, expected, self._alignment)
         own = parity.LIMITS
         if self.precision != "float32":
-            own = parity.compare(self._target.run(given), expected, self._alignment)
+            own = parity.compare(self._eager(given), expected, self._alignment)
         if not parity.suffices(result, own):
             self._refuse(f"{candidate.name} deviates from float32 torch on {size}: {result}")
             return None
@@ -111,7 +113,7 @@ class CheckedEngine:
 
     def _choose(self, made: dict[Candidate, Runner], image: Tensor) -> Runner:
         """The fastest of those that were made for ``auto``; the choice stays."""
-        runners = {"eager": self._target.run, **{candidate.name: runner for candidate, runner in made.items()}}
+        runners = {"eager": self._eager, **{candidate.name: runner for candidate, runner in made.items()}}
         times = _times(runners, image)
         best = min(times, key=lambda name: times[name] * (GAIN if name == "eager" else 1))
         log.info("auto takes %s: %s", best, ", ".join(f"{name} {1e3 * each:.1f} ms" for name, each in times.items()))

@@ -17,6 +17,7 @@ from scfeat_core.engines.cache import Cache, cache_folder
 from scfeat_core.engines.checked import Build, Candidate, CheckedEngine
 from scfeat_core.engines.contract import ENGINES, Engine, Target
 from scfeat_core.engines.eager import EagerEngine
+from scfeat_core.engines.export import PlainNetwork
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.network.inference import inference_network
 from scfeat_core.network.model import SCFeat
@@ -96,13 +97,14 @@ def create_engine(
     device: torch.device | str = "cpu",
     precision: str = "float32",
     *,
-    reference: SCFeat | None = None,
+    source: SCFeat | None = None,
     cache: Cache | None = None,
 ) -> Engine:
     """What runs a network. Nothing but eager is made before the first image of a size.
 
     name: one of ENGINES; ``auto`` is the fastest of those that are installed and agree with the reference, by a short
-    measurement on the first image. reference: whose results the engine has to have; the model's own where it is None.
+    measurement on the first image. source: what the engine is made from, where that is another network than the model
+    whose results it has to have.
     cache: where to keep what is expensive to make; ``cache_folder()`` where it is None.
     Raises ConfigError for an unknown name, a precision that the engine does not have, or packages that are not
     installed, and DeviceError for a device that it does not run on.
@@ -113,12 +115,13 @@ def create_engine(
     if name == "eager":
         return eager
     names = _installed(device, precision) if name == "auto" else [name]
-    identity = _identity(model)
-    target = Target(eager.network, eager.run, device, precision, identity)
-    expected = EagerEngine(eager.network, device) if reference is None else _eager(reference, device, "float32")
+    made = eager if source is None else _eager(source, device, precision)
+    plain = PlainNetwork(model if source is None else source).to(device)
+    target = Target(made.network, plain, made.run, device, precision, _identity(plain.model))
     candidates = [Candidate(each, _KINDS[each].load()) for each in names]
+    reference = EagerEngine(eager.network, device)
     alignment = model.config.backbone.alignment
-    return CheckedEngine(name, candidates, target, expected.run, cache or Cache(cache_folder()), alignment)
+    return CheckedEngine(name, candidates, target, eager.run, reference.run, cache or Cache(cache_folder()), alignment)
 
 
 def _eager(model: SCFeat, device: torch.device, precision: str) -> EagerEngine:

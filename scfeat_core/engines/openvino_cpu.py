@@ -50,6 +50,7 @@ def _blob(core: Any, target: Target, shape: Shape, options: dict[str, Any]) -> b
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = openvino.convert_model(exported(target.network, shape))
+        # Nothing is decomposed; what is written in place, which OpenVINO gets wrong, is no longer.
+        model = openvino.convert_model(exported(target.network, shape).run_decompositions({}))
     model.reshape(list(shape))  # the conversion forgets sizes
     return core.compile_model(model, "CPU", options).export_model().getvalue()
