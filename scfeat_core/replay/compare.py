@@ -26,6 +26,7 @@ from scfeat_core.report import document
 
 PAGE, FIGURES_FILE = "compare.html", "compare.json"
 _SAME = ("bag", "topic", "window")  # facts without which runs are of different images
+_NAMED = 3  # settings at most in the name of a run
 _LOSSES = ("dropped", "resets", "damaged", "lost_messages", "lost_bytes")
 _NO_SETTINGS = (
     *_SAME,
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     problems = check(runs, args.anyway)
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
-    print(text_table(runs))
+    print(f"{_about(runs)}\n\n{text_table(runs)}")
     print(f"\n{write(args.out, runs, problems)}")
     return 0
 
@@ -104,14 +105,31 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _names(folders: Sequence[Path], facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The methods, where they tell the runs apart; else the names of the folders; else their paths."""
+    """The methods, where they tell the runs apart, or these and the settings that differ; else the names of folders, or
+    their paths. Of different bags with the name of the bag before it."""
+    several = len({fact.get("bag") for fact in facts}) > 1
+    methods = [" ".join(str(fact.get(name, "")) for name in ("bag", "method")[not several :]).strip() for fact in facts]
     candidates = (
-        [str(fact.get("method", "")) for fact in facts],
+        methods,
+        [", ".join([method, *own]) for method, own in zip(methods, _own_settings(facts), strict=True)],
         [folder.resolve().name for folder in folders],
         [str(folder) for folder in folders],
     )
     unique = (names for names in candidates if len(set(names)) == len(names) and all(names))
     return next(unique, [f"{number}: {folder}" for number, folder in enumerate(folders, 1)])
+
+
+def _own_settings(facts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Of each run those settings in which runs differ; none where these are too many for a name."""
+    flat = [dict(_flat(fact.get("settings") or {}, "settings.")) for fact in facts]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    differing = [name for name in names if len({settings.get(name) for settings in flat}) > 1]
+    if len(differing) > _NAMED:
+        return [[] for _ in facts]
+    return [
+        [f"{name.removeprefix('settings.')} {settings[name]}" for name in differing if name in settings]
+        for settings in flat
+    ]
 
 
 def _read(name: str, folder: Path, facts: Mapping[str, Any]) -> Run:
@@ -247,9 +265,7 @@ def write(folder: Path, runs: Sequence[Run], problems: Sequence[str] = ()) -> Pa
 
 
 def page(runs: Sequence[Run], problems: Sequence[str] = ()) -> str:
-    title = " · ".join(run.name for run in runs)
-    facts = runs[0].facts
-    about = " · ".join(str(facts[name]) for name in ("bag", "topic") if facts.get(name))
+    title, about = " · ".join(run.name for run in runs), _about(runs)
     warned = "".join(f'<p class="warned">{html.escape(problem)}</p>' for problem in problems)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -263,6 +279,12 @@ def page(runs: Sequence[Run], problems: Sequence[str] = ()) -> str:
         f'<div class="charts">{"".join(_over_time(runs))}</div>',
     ]
     return document(f"scfeat compare: {title}", [part for part in parts if part], STYLE + _STYLE)
+
+
+def _about(runs: Sequence[Run]) -> str:
+    """Which recording it is."""
+    named = dict.fromkeys(str(run.facts[name]) for name in ("bag", "topic") for run in runs if run.facts.get(name))
+    return " · ".join(named)
 
 
 def _html_table(runs: Sequence[Run]) -> str:

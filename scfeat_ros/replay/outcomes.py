@@ -68,12 +68,19 @@ class Run:
 
     @property
     def state(self) -> str:
-        """One word, and another where the bag is damaged."""
+        """A word, and another where the bag is damaged."""
         if self.interrupted:
             word = "interrupted"
         else:
             word = "error" if self.error else "reused" if self.reused else "done"
         return f"{word}, damaged" if self.damaged else word
+
+    @property
+    def bag_name(self) -> str:
+        """As the user calls it; the folder of a run may be called otherwise."""
+        if self.bag is None:
+            return self.name
+        return self.bag.stem if self.bag.suffix else self.bag.absolute().name
 
     @property
     def missing(self) -> dict[str, list[str]]:
@@ -226,12 +233,12 @@ def csv_table(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) ->
     names = _names(runs)
     sink = io.StringIO()
     table = csv.writer(sink, lineterminator="\n")
-    table.writerow(["bag", "state", "checks", *names, "seconds", "error"])
+    table.writerow(["bag", "run", "state", "checks", *names, "seconds", "error"])
     for run in runs:
         summary = run.summary or {}
         values = ["" if (value := summary.get(name)) is None else value for name in names]
-        row = [run.name, run.state, _score(verdicts.get(run.name, ())), *values, f"{run.seconds:.3f}", run.error]
-        table.writerow(row)
+        row = [run.bag_name, run.name, run.state, _score(verdicts.get(run.name, ()))]
+        table.writerow([*row, *values, f"{run.seconds:.3f}", run.error])
     return sink.getvalue()
 
 
@@ -250,10 +257,11 @@ def _names(runs: Sequence[Run]) -> list[str]:
 def _rows(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) -> list[list[str]]:
     names = [name for name in COLUMNS if _is_shown(name, runs)]
     checked = any(verdicts.values())
-    rows = [["bag", *names, *(["checks"] if checked else []), "state"]]
+    named = any(run.name != run.bag_name for run in runs)
+    rows = [["bag", *(["run"] if named else []), *names, *(["checks"] if checked else []), "state"]]
     for run in runs:
-        cells = [_figure(run, name) for name in names]
-        rows.append([run.name, *cells, *([_score(verdicts.get(run.name, ()))] if checked else []), run.state])
+        cells = [run.bag_name, *([run.name] if named else []), *(_figure(run, name) for name in names)]
+        rows.append([*cells, *([_score(verdicts.get(run.name, ()))] if checked else []), run.state])
     return rows
 
 

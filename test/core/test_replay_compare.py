@@ -69,6 +69,12 @@ class TestTable:
         same = {"method": "scfeat"}
         folders = [write("one", same), write("two", same)]
         assert [run.name for run in read_runs(folders)] == ["one", "two"]
+        other = write("three", {**same, "settings": {"grid": 4, "clahe": 2.0}})
+        assert [run.name for run in read_runs([folders[0], other])] == ["scfeat, grid 0", "scfeat, grid 4, clahe 2.0"]
+        many = write("four", {**same, "settings": {str(i): i for i in range(9)}})
+        assert [run.name for run in read_runs([folders[0], many])] == ["one", "four"]
+        yard = write("five", {**same, "bag": "yard"})
+        assert [run.name for run in read_runs([folders[0], yard])] == ["made scfeat", "yard scfeat"]
         assert len({run.name for run in read_runs([folders[0], folders[0]])}) == 2
 
 

@@ -144,6 +144,14 @@ def test_table_says_what_was_found_and_expected() -> None:
     assert text.count("cave") == 2, "the error once, and no checks beside it"
 
 
+def test_bags_are_called_as_the_user_calls_them() -> None:
+    """The folder of a run is named where it is another."""
+    runs = [Run("a", SUMMARY, bag=Path("bags/hall")), Run("yard", SUMMARY, bag=Path("yard.mcap"))]
+    head, *rows = [line.split() for line in conclusion(runs)[1].splitlines()]
+    assert head[:2] == ["bag", "run"] and [row[:2] for row in rows] == [["hall", "a"], ["yard", "yard"]]
+    assert conclusion(runs[1:])[1].splitlines()[0].split()[:2] == ["bag", "inlier_ratio"]
+
+
 def test_csv_has_all_figures(tmp_path: Path) -> None:
     conclusion([GOOD, POOR, DEAD], "--table", str(tmp_path / "all.csv"))
     with (tmp_path / "all.csv").open(newline="") as file:
