@@ -12,7 +12,7 @@ import torch
 from scfeat_core.bench import own, peers
 from scfeat_core.bench.images import load_images
 from scfeat_core.bench.measuring import Meter, Progress, set_threads
-from scfeat_core.bench.settings import Case, Settings, Variant
+from scfeat_core.bench.settings import Case, Settings
 from scfeat_core.bench.timing import Contender, Samples, Task, measure, reason, summarise
 from scfeat_core.errors import ScfeatError
 from scfeat_core.matching import match_descriptors
@@ -20,8 +20,6 @@ from scfeat_core.matching import match_descriptors
 SIZES = ((640, 480), (960, 720), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
 POINTS = (256, 512, 1024, 2048, 4096, 8192)
 POINTS_SIZE = (1280, 720)  # has more local maxima than the largest budget
-_PIXEL_STAGES = ("network", "select", "extract")
-_POINT_STAGES = ("select", "describe")
 _PEERS = ("sift", "orb")  # akaze finds more points in larger images, whatever the budget
 _NOISE = 0.05  # of each number of a descriptor whose point is seen again
 
@@ -78,17 +76,12 @@ def _along_pixels(settings: Settings, sizes: Sequence[tuple[int, int]], skipped:
                 _renamed(peers.create_opencv(name, case, images), case.size_text), f"opencv {name}", "pixels", pixels
             )
         try:
-            contender = _network_at(variant, case, images)
+            task = own.extraction_task(variant, case, images)
         except (ScfeatError, RuntimeError, MemoryError) as error:
             skipped[f"{variant} at {case.size_text}"] = reason(error)
         else:
+            contender = Contender(f"{variant} {case.size_text}", "scfeat", [task])
             yield Place(contender, str(variant), "pixels", pixels)
-
-
-def _network_at(variant: Variant, case: Case, images: Sequence[np.ndarray]) -> Contender:
-    stages = own.create_stages(variant, case, images)
-    tasks = [task for task in stages.tasks() if task.stage in _PIXEL_STAGES]
-    return Contender(f"{variant} {case.size_text}", "scfeat", tasks)
 
 
 def _along_points(
@@ -96,17 +89,17 @@ def _along_points(
 ) -> Iterator[Place]:
     variant = settings.variants[0]
     images = load_images(size, settings.images) if points else []
+    try:
+        stages = own.create_stages(variant, Case(size, max(points, default=1)), images) if points else None
+    except (ScfeatError, RuntimeError, MemoryError) as error:
+        skipped[f"{variant} against points"] = reason(error)
+        return
     for count in points:
-        try:
-            stages = own.create_stages(variant, Case(size, count), images)
-        except (ScfeatError, RuntimeError, MemoryError) as error:
-            skipped[f"{variant} with {count} points"] = reason(error)
-            continue
-        tasks = [task for task in stages.tasks() if task.stage in _POINT_STAGES]
+        assert stages is not None
+        tasks = list(stages.point_tasks(count))
         match = matching_task(count, stages.extractor.descriptor_dim, stages.extractor.device)
-        yield Place(
-            Contender(f"{variant} {stages.points} points", "scfeat", tasks), str(variant), "points", stages.points
-        )
+        found = min(count, stages.points)
+        yield Place(Contender(f"{variant} {count} points", "scfeat", tasks), str(variant), "points", float(found))
         yield Place(Contender(f"matching {count}", "scfeat", [match]), "matching", "points", float(count))
 
 
@@ -134,7 +127,11 @@ def _renamed(contender: Contender, suffix: str) -> Contender:
 
 def _curves(places: Sequence[Place], samples: Samples) -> list[dict[str, Any]]:
     """One for each owner and stage: medians along x, and the fit."""
-    keys = dict.fromkeys((place.owner, place.against, task.stage) for place in places for task in place.contender.tasks)
+    keys = dict.fromkeys(
+        (place.owner, place.against, stage)
+        for place in places
+        for stage in samples.milliseconds.get(place.contender.name, {})
+    )
     return [_curve(*key, places, samples) for key in keys]
 
 

@@ -118,6 +118,7 @@ def _run_case(case: Case, settings: Settings, meter: Meter, progress: Progress) 
     try:
         images = load_images(case.size, settings.images)
         contenders = list(_contenders(case, settings, images, errors))
+        _measure_rates(contenders, meter)
         samples = measure(contenders, settings.rounds, settings.warm_up, seconds=settings.seconds, progress=progress)
         if not samples.interrupted:
             _measure_rates(contenders, meter)
@@ -213,6 +214,12 @@ def _warnings(measured: Mapping[str, Any], settings: Settings) -> Iterator[str]:
             yield f"{case['name']}: {case['rounds']} rounds; medians of fewer than {ROUNDS} say little"
         for contender in case["contenders"]:
             yield from _contender_warnings(case["name"], contender)
+        figures = [each for contender in case["contenders"] for each in contender["stages"].values()]
+        if noisy := sum(each["noisy"] for each in figures):
+            yield (
+                f"{case['name']}: {noisy} of {len(figures)} medians are noisy, marked ~: 5 to 95 % of the rounds span "
+                "more than 30 % of them to each side"
+            )
 
 
 def _contender_warnings(case: str, contender: Mapping[str, Any]) -> Iterator[str]:
@@ -223,6 +230,3 @@ def _contender_warnings(case: str, contender: Mapping[str, Any]) -> Iterator[str
         yield f"{name}: {contender['note']}"
     if contender.get("random_weights"):
         yield f"{name}: random weights: what comes after the network works on points that mean nothing"
-    noisy = [stage for stage, figures in contender["stages"].items() if figures["noisy"]]
-    if noisy:
-        yield f"{name}: noisy (5 to 95 % span more than 30 % of the median to each side): {', '.join(noisy)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from itertools import cycle, islice
@@ -20,8 +20,8 @@ from scfeat_core.bench.floors import NetworkCost, Work, network_cost
 from scfeat_core.bench.images import decode, encode, walk
 from scfeat_core.bench.settings import Case, Variant
 from scfeat_core.bench.timing import Contender, Task
-from scfeat_core.errors import ConfigError, DeviceError
-from scfeat_core.extraction import ExtractionOptions, Extractor, resolve_device
+from scfeat_core.errors import DeviceError
+from scfeat_core.extraction import Extractor, resolve_device
 from scfeat_core.frontend import Frontend, FrontendConfig
 from scfeat_core.network.inference import inference_network
 from scfeat_core.network.model import VARIANTS, SCFeat
@@ -106,11 +106,24 @@ def create_contender(
         return {
             "points": whole.points,
             "precision": extractor.precision,
-            "engine": getattr(extractor, "engine", variant.engine),
-            "note": getattr(extractor, "engine_note", ""),
+            "engine": extractor.engine,
+            "note": extractor.engine_note,
         }
 
     return Contender(str(variant), "scfeat", [*stages.tasks(), Task("total", whole.run)], facts, found)
+
+
+def extraction_task(variant: Variant, case: Case, images: Sequence[np.ndarray]) -> Task:
+    """``extract`` with its parts ``network`` and ``select`` from one pass over one image. Raises as
+    :func:`create_contender` does."""
+    check_memory(variant, case, resolve_device(variant.device))
+    extractor, turns = _extractor(variant, case, 1, synchronise=True), walk(len(images))
+
+    def extract() -> dict[str, float]:
+        extractor(images[next(turns)])
+        return {stage: extractor.timings[stage] for stage in ("network", "select")}
+
+    return Task("extract", extract)
 
 
 def create_stages(variant: Variant, case: Case, images: Sequence[np.ndarray], levels: int = 1) -> Stages:
@@ -119,12 +132,8 @@ def create_stages(variant: Variant, case: Case, images: Sequence[np.ndarray], le
     return Stages(_extractor(variant, case, levels), variant, case, images)
 
 
-def _extractor(variant: Variant, case: Case, levels: int) -> Extractor:
-    options = {"precision": variant.precision, "levels": levels}
-    if "engine" in {field.name for field in fields(ExtractionOptions)}:
-        options["engine"] = variant.engine
-    elif variant.engine != "eager":
-        raise ConfigError(f"engine: expected 'eager', found '{variant.engine}'; this version has no other")
+def _extractor(variant: Variant, case: Case, levels: int, **options: Any) -> Extractor:
+    options |= {"precision": variant.precision, "levels": levels, "engine": variant.engine}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the weights are random is said in the report
         return Extractor(network_weights(variant.weights), variant.device, case.budget, **options)
@@ -198,8 +207,6 @@ class Stages:
         return max(cost.peak_bytes for cost in self._costs())
 
     def tasks(self) -> Iterator[Task]:
-        device = self.extractor.device
-        events = device if device.type == "cuda" else None
         calls = {
             "upload": self._upload,
             "network": self._network,
@@ -210,8 +217,18 @@ class Stages:
         }
         works = self._works()
         for stage, call in calls.items():
-            timer = None if stage in ("download", "extract") else events
-            yield Task(stage, _quietly(call), timer, {stage: works[stage]} if stage in works else {})
+            yield self._task(stage, call, works.get(stage))
+
+    def point_tasks(self, budget: int) -> Iterator[Task]:
+        """Selection and description with another budget."""
+        found = self._select(budget)
+        yield self._task("select", lambda: self._select(budget))
+        yield self._task("describe", lambda: self._describe(found))
+
+    def _task(self, stage: str, call: Callable[[], object], work: Work | None = None) -> Task:
+        device = self.extractor.device
+        on_host = device.type != "cuda" or stage in ("download", "extract")
+        return Task(stage, _quietly(call), None if on_host else device, {} if work is None else {stage: work})
 
     @torch.inference_mode()
     def _upload(self) -> list[NetworkInput]:
@@ -222,14 +239,15 @@ class Stages:
         return [self.extractor._run_network(level.image) for level in self._given]
 
     @torch.inference_mode()
-    def _select(self) -> list[Any]:
+    def _select(self, budget: int | None = None) -> list[Any]:
+        budget = self._case.budget if budget is None else budget
         pairs = zip(self._given, self._maps, strict=True)
-        return [self.extractor._select(maps[0], level, self._case.budget) for level, maps in pairs]
+        return [self.extractor._select(maps[0], level, budget) for level, maps in pairs]
 
     @torch.inference_mode()
-    def _describe(self) -> list[Any]:
-        pairs = zip(self._maps, self._keypoints, strict=True)
-        return [self.extractor._describe(maps[1], getattr(found, "xy", found)) for maps, found in pairs]
+    def _describe(self, keypoints: list[Any] | None = None) -> list[Any]:
+        pairs = zip(self._maps, self._keypoints if keypoints is None else keypoints, strict=True)
+        return [self.extractor._describe(maps[1], found.xy) for maps, found in pairs]
 
     def _download(self) -> list[Features]:
         return [features.numpy() for features in self._features]
