@@ -550,6 +550,7 @@ class Frontend:
                 threshold=self.config.verification_threshold,
                 model="fundamental" if needs_rays and cameras is None else self.config.geometry,
                 cameras=cameras,
+                rays=None if cameras is None else _matched_rays(frame0, frame1, matches),
             )
         return _Correspondence(matches, keypoints0, keypoints1, geometry)
 
@@ -624,7 +625,7 @@ def _alike(inputs: Sequence[FrameInput], indices: list[int]) -> list[list[int]]:
 
 def _frame(sequence: int, given: FrameInput, on_device: Features, features: Features) -> _Frame:
     rays = None
-    if given.calibration is not None and given.track:
+    if given.calibration is not None and (given.track or given.match):
         rays = undistort_points(features.keypoints, given.calibration)
     kept = replace(on_device, score_map=None)
     return _Frame(sequence, given.stamp, kept, features, given.calibration, rays)
@@ -644,6 +645,13 @@ def _restored(state: _CameraState, device: torch.device) -> _Frame | None:
 def _no_features(features: Features) -> Features:
     names = ("keypoints", "scores", "descriptors")
     return replace(features, **{name: getattr(features, name)[:0] for name in names})
+
+
+def _matched_rays(frame0: _Frame, frame1: _Frame, matches: Matches) -> tuple[np.ndarray, np.ndarray] | None:
+    """(M, 2) of both frames; None where one of them has none."""
+    if frame0.rays is None or frame1.rays is None:
+        return None
+    return frame0.rays[matches.indices0], frame1.rays[matches.indices1]
 
 
 def _both(camera0: Camera | None, camera1: Camera | None) -> tuple[Camera, Camera] | None:

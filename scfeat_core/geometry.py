@@ -178,6 +178,8 @@ _PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "radtan", "radial_tangent
 _FISHEYE_MODELS = ("equidistant", "fisheye", "kannala_brandt", "kannala_brandt4")
 _PINHOLE_SIZES = (0, 4, 5, 8, 12, 14)  # k1 k2 p1 p2, k3, k4 to k6, thin prism s1 to s4, tilted sensor
 _REPROJECTION = 0.1  # pixels: a ray that projects further from its pixel is none; solved ones are within 1e-6
+_MOST_REMEMBERED = 32
+_USABLE: dict[tuple[Any, ...], None] = {}  # in the order that they were seen in
 _UNDISTORT_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)  # the default stops after 5 steps
 # OpenCV 4.5.4 (Ubuntu 22.04) iterates ten times and takes no criteria for fisheye cameras.
 _FISHEYE_OPTIONS: dict[str, Any] = (
@@ -241,7 +243,25 @@ def is_fisheye(camera: Camera) -> bool:
 
 
 def check_camera(camera: Camera) -> None:
-    """Raise CalibrationError where the intrinsics, or a rectification that is given, cannot be used."""
+    """Raise CalibrationError where the intrinsics, or a rectification that is given, cannot be used.
+
+    Asked many times a frame, so the numbers of cameras that were found usable are remembered, by their bytes.
+    """
+    known = (camera.distortion_model, *map(_contents, (camera.K, camera.D, camera.R, camera.P)))
+    if known in _USABLE:
+        return
+    _check_camera(camera)
+    while len(_USABLE) >= _MOST_REMEMBERED:
+        _USABLE.pop(next(iter(_USABLE), None), None)
+    _USABLE[known] = None
+
+
+def _contents(numbers: Any) -> tuple[Any, ...] | None:
+    array = np.asarray(numbers)
+    return None if numbers is None else (array.shape, array.dtype.str, array.tobytes())
+
+
+def _check_camera(camera: Camera) -> None:
     k, d = np.asarray(camera.K), np.asarray(camera.D)
     if k.shape != (3, 3) or not np.isfinite(k).all() or not (k[0, 0] > 0 and k[1, 1] > 0):
         raise CalibrationError(

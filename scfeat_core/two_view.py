@@ -46,6 +46,7 @@ def verify(
     threshold: float = 1.0,
     model: ModelChoice = "auto",
     cameras: tuple[Camera, Camera] | None = None,
+    rays: tuple[np.ndarray, np.ndarray] | None = None,
     confidence: float = 0.999,
     max_iterations: int = 2000,
 ) -> TwoViewGeometry:
@@ -57,7 +58,8 @@ def verify(
     essential, of the transfer error in view 1 for homography. cameras: of view 0 and view 1; needed for essential,
     which works on undistorted rays scaled by the mean focal length. A homography is then one of pixels without
     distortion (K times the undistorted ray). Points that are not finite, or that the distortion model cannot see, are
-    outliers and take no part.
+    outliers and take no part. rays: (M, 2) of both views, what :func:`undistort_points` makes of the keypoints with
+    their cameras, where that is known already.
 
     model: ``auto`` is essential with cameras and fundamental without, but homography where one explains the matches as
     well with less: a flat scene, or a camera that only turned. That is decided by GRIC (Torr, "An assessment of
@@ -84,7 +86,8 @@ def verify(
     cameras = None if model == "fundamental" else cameras
     focal_length = 1.0
     if cameras is not None:
-        focal_length, points0, points1 = _scaled_rays(points0, points1, cameras)
+        focal_length = _focal_length(cameras)
+        points0, points1 = (focal_length * each for each in rays or _rays(points0, points1, cameras))
     usable = np.isfinite(points0).all(1) & np.isfinite(points1).all(1)
     settings = _Settings(threshold, focal_length, confidence, max_iterations)
     if model == "auto":
@@ -111,15 +114,15 @@ def _as_points(keypoints: Array) -> np.ndarray:
 # -- rays --------------------------------------------------------------------------------------------------------------
 
 
-def _scaled_rays(
-    points0: np.ndarray, points1: np.ndarray, cameras: tuple[Camera, Camera]
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """The mean focal length, and the undistorted rays times it, so that thresholds are in pixels."""
+def _focal_length(cameras: tuple[Camera, Camera]) -> float:
+    """The mean one: rays times it have thresholds in pixels."""
     for camera in cameras:
         check_camera(camera)
-    focal_length = float(np.mean([camera.K[axis, axis] for camera in cameras for axis in (0, 1)]))
-    rays0, rays1 = undistort_points(points0, cameras[0]), undistort_points(points1, cameras[1])
-    return focal_length, focal_length * rays0, focal_length * rays1
+    return float(np.mean([camera.K[axis, axis] for camera in cameras for axis in (0, 1)]))
+
+
+def _rays(points0: np.ndarray, points1: np.ndarray, cameras: tuple[Camera, Camera]) -> tuple[np.ndarray, np.ndarray]:
+    return undistort_points(points0, cameras[0]), undistort_points(points1, cameras[1])
 
 
 def _in_pixels(homography: np.ndarray, focal_length: float, cameras: tuple[Camera, Camera]) -> np.ndarray:

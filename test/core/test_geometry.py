@@ -262,3 +262,23 @@ def test_points_that_are_not_finite_have_no_ray_and_do_no_harm(camera):
 def test_distances_of_far_points_are_exact():
     points = torch.rand(1, 100, 2, generator=torch.Generator().manual_seed(0)) * 640
     assert float(geometry.distances(points, points)[0].diagonal().max()) == 0
+
+
+def test_a_camera_that_changes_after_it_was_found_usable_is_looked_at_again():
+    camera = Camera(K.copy(), np.zeros(5), (640, 480), R=np.eye(3))
+    for _ in range(2):
+        geometry.check_camera(camera)
+    camera.K[0, 0] = -1
+    with pytest.raises(CalibrationError, match="positive focal lengths"):
+        geometry.check_camera(camera)
+    camera.K[0, 0] = 600
+    camera.R[0, 0] = 2
+    with pytest.raises(CalibrationError, match="expected R to be a 3x3 rotation"):
+        geometry.check_camera(camera)
+    given = Camera(K, np.zeros(8), (640, 480))
+    geometry.check_camera(given)
+    with pytest.raises(CalibrationError, match="'bent' with 8 coefficients"):
+        geometry.check_camera(Camera(K, np.zeros(8), (640, 480), "bent"))
+    for focal in range(1, 100):  # more than are remembered
+        geometry.check_camera(Camera(np.diag([focal, focal, 1.0]), np.zeros(5), (640, 480)))
+    geometry.check_camera(given)

@@ -161,3 +161,36 @@ def test_near_pairs_alone_give_the_matches_of_a_window(counts: tuple[int, int], 
     np.testing.assert_array_equal(found.indices1, expected.indices1)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
     assert len(found) > 20 or min(counts) < 5 or counts == (5, 400)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.01, 3.0, 12.8, 1000.0])
+@pytest.mark.parametrize("spread", [1.0, 640.0, 1e5])
+def test_near_pairs_are_those_of_the_window(radius: float, spread: float) -> None:
+    """Also on the edges of cells, of points far outside, of those that are nowhere, and where all are one."""
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(0, spread, (150, 2)).astype(np.float32)
+    positions[:20] = np.round(positions[:20])
+    predicted = np.concatenate(
+        (positions[:100], positions[:60] + np.float32(radius), -positions[:9], 3 * positions[:9])
+    )
+    predicted[5], predicted[6, 0], predicted[7, 1] = np.nan, np.inf, -np.inf
+    positions[140], positions[141, 1] = np.nan, np.inf
+    for few in (positions, positions[:1], positions[[3] * 9], positions[140:141], positions[:0]):
+        rows, columns = matching._near(predicted, few, radius)
+        allowed = np.asarray(window(predicted, few, radius)(slice(0, len(predicted))))
+        expected_rows, expected_columns = np.nonzero(allowed)
+        order = np.lexsort((columns, rows))
+        np.testing.assert_array_equal(rows[order], expected_rows)
+        np.testing.assert_array_equal(columns[order], expected_columns)
+        assert (np.diff(rows) >= 0).all()
+
+
+@pytest.mark.parametrize("counts", [(513, 1024), (1, 3000), (3000, 1), (700, 500)])
+def test_blocks_that_stay_in_the_cache_change_no_match(monkeypatch, counts: tuple[int, int]) -> None:
+    d0, d1 = (unit_rows(count, 64, seed=count) for count in counts)
+    d1[::7] = d1[0].clone()  # ties
+    found = match_descriptors(d0, d1)
+    monkeypatch.setattr(matching, "_CACHED", 1 << 24)
+    whole = match_descriptors(d0, d1)
+    assert pairs_of(found) == pairs_of(whole) and len(found) > 0
+    torch.testing.assert_close(found.scores, whole.scores, rtol=0, atol=1e-6)

@@ -307,6 +307,26 @@ def test_points_go_on_as_they_did_and_others_as_their_neighbours():
     assert np.median(error) < 4 < 0.2 * np.median(np.linalg.norm(2 * zoom, axis=1))
 
 
+@pytest.mark.parametrize(("count", "known"), [(1, 5), (50, 5), (2500, 128), (300, 400), (40, 3), (40, 1), (0, 9)])
+def test_neighbours_by_definition(count, known):
+    """The lower median of each component, of those that are nearest; distances are told apart to 1 in 60000."""
+    rng = np.random.default_rng(count + known)
+    points, places = (rng.uniform(0, 640, (number, 2)).astype(np.float32) for number in (count, known))
+    values = rng.normal(size=(known, 2)).astype(np.float32)
+    found = neighbours(points, places, values)
+    step = -(-known // 128)
+    places, values = places[::step], values[::step]
+    assert found.shape == (count, 2) and found.dtype == np.float32
+    for point, each in zip(points, found, strict=True):
+        distance = ((point - places).astype(np.float64) ** 2).sum(1)
+        order = distance.argsort()
+        nearest = order[:5]
+        if len(order) > 5 and distance[order[5]] < distance[order[4]] * (1 + 1e-4):
+            continue
+        expected = np.sort(values[nearest], axis=0)[(len(nearest) - 1) // 2]
+        np.testing.assert_array_equal(each, expected)
+
+
 def test_a_few_wrong_neighbours_do_not_matter():
     rng = np.random.default_rng(0)
     known = rng.uniform(0, 640, (120, 2)).astype(np.float32)

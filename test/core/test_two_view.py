@@ -131,6 +131,23 @@ def test_torch_points_are_accepted():
     assert np.array_equal(result.inliers, verify(pixels0, pixels1).inliers)
 
 
+@pytest.mark.parametrize("kind", ["general", "plane"])
+def test_rays_that_are_known_already_change_nothing(kind):
+    cameras = (CAMERA0, CAMERAS1["equidistant"])
+    pixels0, pixels1, _ = motion(kind, cameras)
+    pixels0[3] = np.nan
+    rays = tuple(
+        geometry.undistort_points(pixels, camera) for pixels, camera in zip((pixels0, pixels1), cameras, strict=True)
+    )
+    for model in ("auto", "essential", "homography"):
+        expected = verify(pixels0, pixels1, model=model, cameras=cameras)
+        found = verify(pixels0, pixels1, model=model, cameras=cameras, rays=rays)
+        assert found.model is expected.model and np.array_equal(found.inliers, expected.inliers)
+        assert np.array_equal(found.matrix, expected.matrix)
+        other = verify(pixels0, pixels1, model=model, cameras=cameras, rays=(rays[0], rays[1] + [0.5, 0]))
+        assert not np.array_equal(other.matrix, expected.matrix), "they are used"
+
+
 def test_misuse_is_named():
     points = np.zeros((10, 2))
     with pytest.raises(FeatureError, match=r"found 10 and 9.*index the keypoints"):
