@@ -23,49 +23,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from node import Case, Silent, image_message, make_frontend, size, stamped
+from node import Case, Silent, image_message, make_frontend, resident_memory, size, stamped
 
 TOPICS = ("features", "matches", "tracks")
 ALL = "+".join(TOPICS)
 Step = tuple[str, dict[str, float]]
 
 
-def resident() -> dict[str, float]:
-    """MB: all of it, and what no file is behind."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "RssAnon", "VmHWM"))}
-    names = {"VmRSS": "rss", "RssAnon": "anonymous", "VmHWM": "peak"}
-    return {names[name]: round(float(value) * 1024 / 1e6, 1) for name, value in values.items()}
-
-
 def steps_of_torch(args: argparse.Namespace) -> Iterator[Step]:
-    yield "python", resident()
+    yield "python", resident_memory()
     import torch
 
-    yield "import torch", resident()
+    yield "import torch", resident_memory()
     torch.ones(1) + 1
-    yield "one operation", resident()
+    yield "one operation", resident_memory()
 
 
 def steps_of_node(args: argparse.Namespace) -> Iterator[Step]:
     """The real node, and its pipeline called as its worker does."""
-    yield "python", resident()
+    yield "python", resident_memory()
     import rclpy
     from rclpy.parameter import Parameter
 
     import scfeat_ros.node as module
     from scfeat_ros.inputs import Frame
 
-    yield "import node", resident()
+    yield "import node", resident_memory()
     rclpy.init()
     values = {"weights": args.weights, "max_keypoints": args.points, "device": args.device}
     node = module.FrontendNode(parameter_overrides=[Parameter(name, value=value) for name, value in values.items()])
-    yield "unconfigured", resident()
+    yield "unconfigured", resident_memory()
     import scfeat_ros.pipeline  # noqa: F401
 
-    yield "import pipeline", resident()
+    yield "import pipeline", resident_memory()
     node.trigger_configure()
-    yield "configured", resident()
+    yield "configured", resident_memory()
     pipeline = node._pipeline
     pipeline.channels["camera"].publishers = {name: Silent(True) for name in TOPICS}
     case = Case("inside", "mono8", 0, ALL, "", 1)
@@ -75,9 +67,9 @@ def steps_of_node(args: argparse.Namespace) -> Iterator[Step]:
         errors = pipeline.process({"camera": Frame("camera", message, time.perf_counter())})()
         assert not errors, errors
         if number in (0, args.images - 1):
-            yield f"{number + 1} images", resident()
+            yield f"{number + 1} images", resident_memory()
     node.trigger_shutdown()
-    yield "shut down", resident()
+    yield "shut down", resident_memory()
 
 
 def growth(args: argparse.Namespace) -> Iterator[Step]:
@@ -98,7 +90,7 @@ def growth(args: argparse.Namespace) -> Iterator[Step]:
         message.header = stamped((number + 1) * 33_000_000)
         pipeline.process({"camera": Frame("camera", message, time.perf_counter())})()
         if number % max(1, args.frames // 20) == 0:
-            yield str(number), resident()
+            yield str(number), resident_memory()
 
 
 ROLES: dict[str, Callable[[argparse.Namespace], Iterator[Step]]] = {
@@ -143,7 +135,7 @@ def main() -> int:
     found: dict[str, Any] = {role: run(role) for role in ("torch", "node")}
     baseline, used = found["torch"][-1][1], found["node"][-2][1]
     beyond = {name: round(used[name] - baseline[name], 1) for name in used}
-    report = {
+    report: dict[str, Any] = {
         "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
         "beyond_torch_mb": beyond,
         "steps": found,
@@ -151,7 +143,8 @@ def main() -> int:
     print("\n".join(table(role, steps) for role, steps in found.items()))
     print(f"beyond torch: {beyond['rss']} MB, at the peak {beyond['peak']} MB")
     if args.frames:
-        report["growth"] = steps = run("growth")
+        steps = run("growth")
+        report["growth"] = steps
         print(table("growth, frames", steps))
         settled = np.array([values["rss"] for _, values in steps[len(steps) // 4 :]])
         print(f"growth after a quarter of the frames: {settled[-1] - settled[0]:.1f} MB")

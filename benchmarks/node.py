@@ -83,13 +83,25 @@ class Case:
 
 @dataclass
 class Record:
-    """What a process writes down. frames: milliseconds by stage. seconds, cpu: of the measured time, and its processor
-    time. taken: images that arrived."""
+    """What a process writes down.
+
+    frames: milliseconds by stage. seconds, cpu: of the measured time, and its processor time. taken: images that
+    arrived. memory: resident_memory() in the end.
+    """
 
     frames: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     cpu: float = 0.0
     taken: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
+
+
+def resident_memory() -> dict[str, float]:
+    """MB of this process: all of it, what no file is behind, what it shares with others, and the most it ever was."""
+    names = {"VmRSS": "rss", "RssAnon": "anonymous", "RssShmem": "shared", "VmHWM": "peak"}
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    values = {words[0].rstrip(":"): words[1] for words in lines if len(words) > 1}
+    return {name: round(float(values[key]) * 1024 / 1e6, 1) for key, name in names.items()}
 
 
 # ------------------------------------------------------------------------------------------------ instead of a network
@@ -120,7 +132,7 @@ def dummy_extractor(milliseconds: float, scene: Scene) -> Any:
 
     class Dummy:
         device = torch.device("cpu")
-        precision, descriptor_space, engine = "float32", "scfeat:dummy", "none"
+        precision, descriptor_space, engine, engine_note = "float32", "scfeat:dummy", "none", ""
 
         def __init__(self) -> None:
             self.timings: dict[str, float] = {}
@@ -181,12 +193,12 @@ def canned_frontend(config: Any, extractor: Any) -> Any:
     return Canned(config, extractor)
 
 
-def make_frontend(args: argparse.Namespace) -> Callable[[Any], Any] | None:
-    """What the node makes its front end with; None: as it always does."""
-    if args.weights:
-        return None
+def make_frontend(args: argparse.Namespace) -> Callable[[Any], Any]:
+    """What the node makes its front end with."""
     from scfeat_core.frontend import Frontend
 
+    if args.weights:
+        return Frontend
     make = canned_frontend if args.canned else Frontend
     scene = Scene(args.points, args.dim, args.size)
     return lambda config: make(config, dummy_extractor(args.network_ms, scene))
@@ -228,6 +240,7 @@ class Notes:
         self.record.seconds = time.perf_counter() - self._since[0]
         self.record.cpu = time.process_time() - self._since[1]
         self.record.taken = taken
+        self.record.memory = resident_memory()
         return self.record
 
     def frame(self, job: Any, timings: Mapping[str, float], finished: float) -> None:
@@ -321,8 +334,7 @@ def run_inside(case: Case, args: argparse.Namespace) -> Record:
     notes = Notes()
     notes.watch(module)
     settings = NodeParameters(cameras=case.names, max_keypoints=args.points, weights=args.weights or "lite")
-    own = () if args.weights else (make_frontend(args),)
-    pipeline = module.Pipeline(settings, Clock(), get_logger("benchmark"), *own)
+    pipeline = module.Pipeline(settings, Clock(), get_logger("benchmark"), make_frontend(args))
     for channel in pipeline.channels.values():
         channel.publishers = notes.around({name: Silent(name in case.topics) for name in TOPICS})
     worker: Worker[Frame] = make_worker(pipeline)
@@ -583,6 +595,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "received_hz": round(statistics.median(r.taken / r.seconds for r in records), 1),
         "cpu_ms_per_frame": round(statistics.median(1e3 * r.cpu / max(len(r.frames), 1) for r in records), 3),
         "frames": len(frames),
+        "memory_mb": records[-1].memory,
         "ms": found,
     }
 
@@ -591,7 +604,7 @@ def table(case: Case, found: Mapping[str, Any]) -> str:
     head = (
         f"{case.way}, {case.cameras} x {case.encoding} at {case.rate:g} Hz, {case.topics}, {case.executor}: "
         f"{found['processed_hz']} Hz processed of {found['received_hz']}, "
-        f"{found['cpu_ms_per_frame']} ms CPU a frame"
+        f"{found['cpu_ms_per_frame']} ms CPU a frame, {found['memory_mb']['rss']:.0f} MB"
     )
     rows = (f"  {name:10} {value['median']:9.3f} {value['p95']:9.3f}" for name, value in found["ms"].items())
     return "\n".join([head, f"  {'ms':10} {'median':>9} {'p95':>9}", *rows])
@@ -650,14 +663,14 @@ def main() -> int:
     records: dict[Case, list[Record]] = {case: [] for case in cases(args)}
     try:
         for _ in range(args.rounds):
-            for case, found in records.items():
-                found.append(measure(case, args))
-        report = [{"case": asdict(case), **summary(found)} for case, found in records.items()]
+            for case, own in records.items():
+                own.append(measure(case, args))
+        report = [{"case": asdict(case), **summary(own)} for case, own in records.items()]
     except ScfeatError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for case, found in zip(records, report, strict=True):
-        print(table(case, found))
+    for case, figures in zip(records, report, strict=True):
+        print(table(case, figures))
     if args.output:
         machine = {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()}
         options = {name: str(value) for name, value in vars(args).items() if value is not None}

@@ -107,13 +107,19 @@ class CameraReport:
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """What computes the features. device: e.g. "cuda:0". weights: as configured."""
+    """What computes the features. device: e.g. "cuda:0". weights: as configured.
+
+    engine: what runs the network, e.g. "onnx". engine_note: why it is not the one that was asked for; empty where it
+    is.
+    """
 
     device: str
     precision: str
     weights: str
     descriptor_space: str
     memory: Memory = field(default_factory=Memory)
+    engine: str = ""
+    engine_note: str = ""
 
 
 class Finding(NamedTuple):
@@ -136,7 +142,7 @@ def diagnostics_to_message(
     limits = limits or Limits()
     node = node.lstrip("/")
     statuses = [status for camera in cameras for status in _camera_statuses(node, camera, limits)]
-    found = _memory_findings(network.memory, limits)
+    found = [*_engine_findings(network), *_memory_findings(network.memory, limits)]
     statuses.append(_status(f"{node}: network", network.device, found, _ready(network), _network_values(network)))
     return DiagnosticArray(header=Header(stamp=stamp), status=statuses)
 
@@ -280,6 +286,11 @@ def _feature_findings(health: FrameHealth, limits: Limits) -> Iterator[Finding]:
 # -- the network -------------------------------------------------------------------------------------------------------
 
 
+def _engine_findings(network: NetworkReport) -> Iterator[Finding]:
+    if network.engine_note:
+        yield Finding(WARN, network.engine_note)
+
+
 def _memory_findings(memory: Memory, limits: Limits) -> Iterator[Finding]:
     host = ("the host", memory.available, memory.total)
     for place, free, total in (host, ("the device", memory.device_free, memory.device_total)):
@@ -289,7 +300,8 @@ def _memory_findings(memory: Memory, limits: Limits) -> Iterator[Finding]:
 
 
 def _ready(network: NetworkReport) -> str:
-    return f"{network.weights} on {network.device} in {network.precision}"
+    engine = f" by {network.engine}" if network.engine else ""
+    return f"{network.weights} on {network.device} in {network.precision}{engine}"
 
 
 def _rss() -> int | None:
@@ -348,6 +360,7 @@ def _network_values(network: NetworkReport) -> Values:
     return {
         "device": network.device,
         "precision": network.precision,
+        "engine": network.engine,
         "weights": network.weights,
         "descriptor space": network.descriptor_space,
         **{f"memory {name} (MB)": _megabytes(value) for name, value in memory.items()},

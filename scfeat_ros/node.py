@@ -121,7 +121,8 @@ class FrontendNode(LifecycleNode):
         start = time.perf_counter()
         own = () if self._make_frontend is None else (self._make_frontend,)
         self._pipeline = Pipeline(self.settings, self.get_clock(), self.get_logger(), *own)
-        where = f"{self._pipeline.device} in {self._pipeline.precision}"
+        pipeline = self._pipeline
+        where = f"{pipeline.device} in {pipeline.precision} by {pipeline.engine}"
         seconds = time.perf_counter() - start
         self.get_logger().info(f"network '{self.settings.weights}' ready on {where} after {seconds:.1f} s")
         try:
@@ -334,7 +335,15 @@ class FrontendNode(LifecycleNode):
         cameras = [self._camera_report(name, counts[name], before[name], now - then) for name in counts]
         pipeline = self._pipeline
         space, memory = pipeline.descriptor_space, measure_memory(pipeline.device)
-        network = NetworkReport(pipeline.device, pipeline.precision, self.settings.weights, space, memory)
+        network = NetworkReport(
+            pipeline.device,
+            pipeline.precision,
+            self.settings.weights,
+            space,
+            memory,
+            pipeline.engine,
+            pipeline.engine_note,
+        )
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(diagnostics_to_message(self.get_fully_qualified_name(), stamp, cameras, network))
 

@@ -214,6 +214,7 @@ class Pipeline:
         self._finished = threading.Event()  # everything of the frames before
         self._finished.set()
         self._tracebacks: set[str] = set()
+        self._told = ""  # of engine_note
         masks = {name: read_mask(path) for name, path in settings.camera_masks.items()}
         self.channels = {name: Channel(name, masks.get(name), self._warn) for name in settings.cameras}
         for channel in self.channels.values():
@@ -224,8 +225,22 @@ class Pipeline:
         # both would want the same cores, so there it is only the publication. The gyroscope's turn since the newest
         # frame is known only when that is done.
         self._ahead = self._frontend.extractor.device.type == "cuda" and self.gyro is None
-        self.precision = self._frontend.extractor.precision
         self.descriptor_space = self._frontend.extractor.descriptor_space
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in. This and the engine may be others from the first image of a new size on."""
+        return self._frontend.extractor.precision
+
+    @property
+    def engine(self) -> str:
+        """What runs the network."""
+        return self._frontend.extractor.engine
+
+    @property
+    def engine_note(self) -> str:
+        """Why it is another engine than the one asked for; empty where it is not."""
+        return self._frontend.extractor.engine_note
 
     def change(self, settings: NodeParameters) -> None:
         """Go on with other dynamic parameters, all at once, from the next images on."""
@@ -258,6 +273,7 @@ class Pipeline:
         wants = self._wants(frames)
         jobs = _each(frames, lambda frame: self._prepare(frame, wants[frame.camera], started), errors)
         submitted = self._frontend.submit([job.given for job in jobs.values()]) if jobs else None
+        self._tell_engine()
         work = _Work(jobs, submitted, errors)
         if not self._ahead:
             work = self._take_results(work)
@@ -310,6 +326,13 @@ class Pipeline:
 
     def _tell_reset(self, channel: Channel, reason: str) -> None:
         self._logger.warning(f"camera '{channel.name}' starts anew: {reason}")
+
+    def _tell_engine(self) -> None:
+        """Once for each reason for another engine than the one asked for."""
+        told, self._told = self._told, self.engine_note
+        if self._told and self._told != told:
+            for channel in self.channels.values():
+                channel.complain(self._told, "engine")
 
     def _wants(self, frames: Iterable[str]) -> dict[str, Wants]:
         """By camera. Whoever wants stereo matches wants both images processed."""

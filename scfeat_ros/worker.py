@@ -70,7 +70,7 @@ class Worker(Generic[Frame]):
         self._slots: dict[Hashable, Mapping[str, Frame]] = {}  # in the order in which the groups became ready
         self._processed: tuple[Mapping[str, Frame], Finish] | None = None  # on the way to the second thread
         self._ledgers: dict[str, _Ledger] = {}
-        lock = threading.Lock()  # of all that is here; two conditions, so that each thread wakes only for its own work
+        lock = threading.RLock()  # of all that is here; two conditions, so that each thread wakes only for its own work
         self._frames_wait = threading.Condition(lock)
         self._finish_waits = threading.Condition(lock)
         self._closing = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -388,6 +390,144 @@ def test_a_single_camera_without_rectification_has_neither_r_nor_p(missing: str)
 def test_an_unusable_camera_info_is_explained(changes: dict[str, object], word: str) -> None:
     with pytest.raises(CalibrationError, match=word):
         camera_from_message(calibration(**changes), (640, 480))
+
+
+def content(message: Any) -> dict[str, Any]:
+    """Of a message that went over the wire: the bytes of each array, and its length there. Bytes between fields, which
+    CDR leaves to align them, hold anything.
+    """
+    sent = serialize_message(message)
+    received = deserialize_message(sent, type(message))
+    values = {name: getattr(received, name) for name in message.get_fields_and_field_types()}
+    arrays = {name: (value.typecode, value.tobytes()) for name, value in values.items() if isinstance(value, array)}
+    return {**values, **arrays, "length": len(sent)}
+
+
+def plain_features(result: FrameResult, kind: str) -> FeaturesMessage:
+    """Number by number, as slow as it is plain."""
+    features, tracks = result.features, result.tracks
+    message = FeaturesMessage(
+        header=header(),
+        camera=result.camera,
+        sequence=result.sequence,
+        image_width=features.image_size[0],
+        image_height=features.image_size[1],
+        rectified=True,
+        keypoints=[float(value) for point in features.keypoints for value in point],
+        scores=[float(value) for value in features.scores],
+        descriptor_scale=1.0,
+    )
+    if tracks is not None:
+        ids = dict(zip(tracks.indices.tolist(), tracks.ids.tolist(), strict=True))
+        message.track_ids = [ids.get(i, 0) for i in range(len(features))]
+    if kind == "none":
+        return message
+    message.descriptor_type = messages.DESCRIPTOR_TYPES[kind]
+    message.descriptor_dim = features.descriptors.shape[1]
+    message.descriptor_space = features.descriptor_space
+    values = [float(value) for row in features.descriptors for value in row]
+    if kind == "int8":
+        message.descriptor_scale = max(map(abs, values), default=0.0) / 127 or 1.0
+        values = [np.rint(np.float32(value) * np.float32(1 / message.descriptor_scale)) for value in values]
+    code, number = {"float32": ("f", float), "float16": ("e", float), "int8": ("b", int)}[kind]
+    message.descriptors = list(struct.pack(f"<{len(values)}{code}", *map(number, values)))
+    return message
+
+
+def plain_matches(result: FrameResult) -> MatchesMessage:
+    pair = result.pair
+    assert pair is not None
+    message = MatchesMessage(
+        header=header(),
+        stamp0=Time(sec=pair.stamp0 // 10**9, nanosec=pair.stamp0 % 10**9),
+        frame_id0="older",
+        kind=int(pair.kind),
+        camera0=pair.camera0 or result.camera,
+        camera1=result.camera,
+        sequence0=pair.sequence0,
+        sequence1=result.sequence,
+        indices0=pair.matches.indices0.tolist(),
+        indices1=pair.matches.indices1.tolist(),
+        keypoints0=pair.keypoints0.ravel().tolist(),
+        keypoints1=pair.keypoints1.ravel().tolist(),
+        scores=pair.matches.scores.tolist(),
+    )
+    if pair.geometry is not None:
+        message.inliers = [int(value) for value in pair.geometry.inliers]
+        message.geometry = GeometryMessage(
+            model=int(pair.geometry.model),
+            matrix=[float(value) for row in pair.geometry.matrix for value in row],
+            threshold=pair.geometry.threshold,
+            num_inliers=sum(message.inliers),
+        )
+    return message
+
+
+def plain_tracks(result: FrameResult) -> TracksMessage:
+    tracks = result.tracks
+    assert tracks is not None
+    return TracksMessage(
+        header=header(),
+        camera=result.camera,
+        sequence=result.sequence,
+        session="1f3a",
+        ids=tracks.ids.tolist(),
+        ages=tracks.ages.tolist(),
+        keypoints=tracks.keypoints.ravel().tolist(),
+        rays=[] if tracks.rays is None else tracks.rays.ravel().tolist(),
+        velocities=[] if tracks.velocities is None else tracks.velocities.ravel().tolist(),
+        flags=tracks.flags.tolist(),
+        lost_ids=tracks.lost_ids.tolist(),
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100, 1001])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_bytes_are_those_of_messages_that_were_filled_number_by_number(count: int, calibrated: bool) -> None:
+    result = tracked(count, min(count, 30), calibrated)
+    result = replace(result, pair=frame(count, matches=min(count, 40), verified=calibrated).pair)
+    assert result.pair is not None
+    for kind in ("float32", "float16", "int8", "none"):
+        found = messages.features_to_message(result, header(), kind, rectified=True)
+        assert content(found) == content(plain_features(result, kind)), kind
+    untracked = replace(result, tracks=None)
+    found = messages.features_to_message(untracked, header(), rectified=True)
+    assert content(found) == content(plain_features(untracked, "float16"))
+    found = messages.matches_to_message(result.pair, result, header(), "older")
+    assert content(found) == content(plain_matches(result))
+    found = messages.tracks_to_message(result, header(), "1f3a")
+    assert content(found) == content(plain_tracks(result))
+
+
+def test_arrays_of_any_layout_give_the_same_bytes() -> None:
+    """Strided views, other byte orders, other integers: what numpy hands out after indexing."""
+    result = tracked()
+    tracks, features = result.tracks, result.features
+    assert tracks is not None
+    odd = replace(
+        result,
+        features=replace(
+            features,
+            keypoints=np.asfortranarray(features.keypoints),
+            scores=np.repeat(features.scores, 2)[::2],
+            descriptors=np.asfortranarray(features.descriptors),
+        ),
+        tracks=replace(tracks, ids=tracks.ids.astype(">u4"), ages=tracks.ages.astype(np.int64)),
+    )
+    for kind in ("float32", "float16", "int8"):
+        expected, found = (messages.features_to_message(each, header(), kind) for each in (result, odd))
+        assert content(found) == content(expected)
+    expected, found = (messages.tracks_to_message(each, header(), "") for each in (result, odd))
+    assert content(found) == content(expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 31_999, 32_000, 32_001, 100_000])
+def test_half_precision_is_rounded_as_numpy_does(count: int) -> None:
+    random = np.random.default_rng(count)
+    values = (random.normal(size=count) * 10.0 ** random.uniform(-9, 6, count)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16)
+    np.testing.assert_array_equal(messages._half(values), expected)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int8"])

@@ -267,3 +267,100 @@ def test_an_error_of_all_is_counted_for_each_and_what_was_received_waits() -> No
     assert worker.stop(5.0)
     assert worker.counts("left") == Counts(1, 0, {"MemoryError": 1})
     assert worker.counts("right") == Counts(2, 0, {"MemoryError": 1}, waiting=1)
+
+
+def test_the_next_frame_is_processed_while_the_one_before_is_finished_and_no_other() -> None:
+    processed: list[int] = []
+    finished: list[int] = []
+    published = {number: threading.Event() for number in (0, 3)}
+
+    def process(frames: Mapping[str, int]) -> Callable[[], dict[str, Exception]]:
+        (frame,) = frames.values()
+        processed.append(frame)
+
+        def finish() -> dict[str, Exception]:
+            if frame in published:
+                assert published[frame].wait(5.0)
+            finished.append(frame)
+            return {}
+
+        return finish
+
+    worker: Worker[int] = Worker(process, lambda frame, error: "error")
+    worker.start()
+    send(worker, "camera", 0)
+    until(lambda: processed == [0])
+    send(worker, "camera", 1)
+    until(lambda: processed == [0, 1])  # while 0 waits to be published
+    for frame in (2, 3):
+        send(worker, "camera", frame)
+    time.sleep(0.05)
+    assert processed == [0, 1], "a frame was taken two ahead: a newer one could have come until then"
+    assert finished == [] and worker.counts("camera") == Counts(4, 0, {"busy": 1}, waiting=3)
+    published[0].set()
+    until(lambda: processed == [0, 1, 3])
+    assert not worker.stop(0.05), "stopped while a frame is being published"
+    published[3].set()
+    assert worker.stop(5.0)
+    assert finished == [0, 1, 3] and worker.counts("camera") == Counts(4, 3, {"busy": 1})
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5.0
+    while not condition():
+        assert time.monotonic() < end, "waited 5 s"
+        time.sleep(0.001)
+
+
+def test_what_is_raised_while_frames_are_finished_is_counted_and_the_threads_go_on() -> None:
+    seen: list[tuple[int, str, str]] = []
+
+    def process(frames: Mapping[str, int]) -> Callable[[], dict[str, Exception]]:
+        def finish() -> dict[str, Exception]:
+            if frames["left"] == 0:
+                raise ValueError("publish")
+            return {}
+
+        return finish
+
+    def failed(frame: int, error: Exception) -> str:
+        seen.append((frame, str(error), threading.current_thread().name))
+        return "error"
+
+    worker: Worker[int] = Worker(process, failed)
+    worker.start()
+    for number in range(2):
+        worker.receive("left")
+        worker.receive("right")
+        worker.submit("stereo", {"left": number, "right": number})
+        left, right = settle(worker, "left", "right")
+    assert worker.stop(5.0)
+    assert left == right == Counts(2, 1, {"error": 1})
+    assert seen == [(0, "publish", "scfeat-output")] * 2
+
+
+def test_frames_are_finished_in_their_order_however_long_each_takes() -> None:
+    taken: list[int] = []
+    finished: list[int] = []
+
+    def process(frames: Mapping[str, int]) -> Callable[[], dict[str, Exception]]:
+        (frame,) = frames.values()
+        taken.append(frame)
+        time.sleep(0.001 * (frame % 3))
+
+        def finish() -> dict[str, Exception]:
+            time.sleep(0.001 * ((frame + 1) % 3))
+            finished.append(frame)
+            return {}
+
+        return finish
+
+    worker: Worker[int] = Worker(process, lambda frame, error: "error")
+    worker.start()
+    for frame in range(200):
+        send(worker, "camera", frame)
+        time.sleep(0.001)
+    (counts,) = settle(worker, "camera")
+    assert worker.stop(5.0)
+    assert finished == taken == sorted(set(taken)) and taken[-1] == 199
+    assert counts == Counts(200, len(taken), {"busy": 200 - len(taken)})
