@@ -179,7 +179,7 @@ _FISHEYE_MODELS = ("equidistant", "fisheye", "kannala_brandt", "kannala_brandt4"
 _PINHOLE_SIZES = (0, 4, 5, 8, 12, 14)  # k1 k2 p1 p2, k3, k4 to k6, thin prism s1 to s4, tilted sensor
 _REPROJECTION = 0.1  # pixels: a ray that projects further from its pixel is none; solved ones are within 1e-6
 _MOST_REMEMBERED = 32
-_USABLE: dict[tuple[Any, ...], None] = {}  # in the order that they were seen in
+_USABLE: set[tuple[Any, ...]] = set()
 _UNDISTORT_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)  # the default stops after 5 steps
 # OpenCV 4.5.4 (Ubuntu 22.04) iterates ten times and takes no criteria for fisheye cameras.
 _FISHEYE_OPTIONS: dict[str, Any] = (
@@ -251,9 +251,9 @@ def check_camera(camera: Camera) -> None:
     if known in _USABLE:
         return
     _check_camera(camera)
-    while len(_USABLE) >= _MOST_REMEMBERED:
-        _USABLE.pop(next(iter(_USABLE), None), None)
-    _USABLE[known] = None
+    if len(_USABLE) >= _MOST_REMEMBERED:
+        _USABLE.clear()
+    _USABLE.add(known)
 
 
 def _contents(numbers: Any) -> tuple[Any, ...] | None:
