@@ -1,8 +1,9 @@
 """From settings to results: everything as one plain dictionary, which is what the JSON file holds.
 
 ``cases`` has one entry for each size, budget and batch: its contenders, of each the stages with ``median_ms``,
-``p5_ms``, ``p95_ms``, ``runs``, ``spread``, ``noisy`` and, where there is one, ``floor``; and ``ratio``, how many times
-the extraction of the first contender it took. ``rates`` has what the floors were computed from.
+``p5_ms``, ``p95_ms``, ``runs``, ``spread``, ``noisy``, ``rounds_ms`` (each round) and, where there is one, ``floor``;
+and ``ratio``, how many times the extraction of the first contender it took. ``rates`` has what floors were computed
+from.
 """
 
 from __future__ import annotations
@@ -182,8 +183,8 @@ def _arithmetic(contender: Contender) -> tuple[str, str]:
 
 def _contender_results(contender: Contender, first: Contender, samples: Samples, meter: Meter) -> dict[str, Any]:
     measured = samples.milliseconds.get(contender.name, {})
-    stages = {stage: summarise(samples.of(contender.name, stage)) for stage in measured}
-    stages = {stage: stages[stage] for stage in sorted(stages, key=_order) if stages[stage]}
+    stages = {stage: _figures(samples.of(contender.name, stage)) for stage in sorted(measured, key=_order)}
+    stages = {stage: figures for stage, figures in stages.items() if figures}
     for task in contender.tasks:
         for stage, work in task.work.items():
             if stage in stages:
@@ -198,6 +199,13 @@ def _contender_results(contender: Contender, first: Contender, samples: Samples,
         "stages": stages,
         "ratio": ratio,
     }
+
+
+def _figures(values: np.ndarray) -> dict[str, Any]:
+    """What the values say, and the values themselves; empty where there is none."""
+    found: dict[str, Any] = dict(summarise(values))
+    each = [round(value, 4) if np.isfinite(value) else None for value in values.tolist()]
+    return {**found, "rounds_ms": each} if found else {}
 
 
 def _order(stage: str) -> int:

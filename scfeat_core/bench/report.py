@@ -47,15 +47,22 @@ def _case(case: Mapping[str, Any]) -> list[str]:
     parts = [f"<h2>{html.escape(case['name'])}</h2>"]
     medians = [each["stages"].get(COMPARED, {}).get("median_ms") for each in case["contenders"]]
     parts.append(_table(contender_rows(case), _bars(medians)))
-    parts += [_failed(each) for each in case["contenders"] if each["error"]]
+    parts.append(f'<div class="charts">{_over_rounds(case)}</div>')
     for contender in case["contenders"]:
         if contender["kind"] == "scfeat" and contender["stages"]:
             parts += _stages(contender)
     return parts
 
 
-def _failed(contender: Mapping[str, Any]) -> str:
-    return f'<p class="warned">{html.escape(contender["name"])}: {html.escape(contender["error"])}</p>'
+def _over_rounds(case: Mapping[str, Any]) -> str:
+    """Whether the machine was quiet: what disturbs one disturbs all."""
+    measured = [each for each in case["contenders"] if COMPARED in each["stages"]]
+    values = [np.array(each["stages"][COMPARED]["rounds_ms"], float) for each in measured]
+    lines = [
+        Line(each["name"], np.arange(1.0, len(own) + 1), own, index)
+        for index, (each, own) in enumerate(zip(measured, values, strict=True))
+    ]
+    return chart(Chart("Extraction, round by round", lines, "round", "ms"))
 
 
 def _stages(contender: Mapping[str, Any]) -> list[str]:

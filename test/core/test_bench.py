@@ -472,7 +472,7 @@ def test_a_run_writes_json_and_a_page(bench, tmp_path, browse):
     )
     assert json.loads((tmp_path / "out/bench.json").read_text())["cases"][0]["rounds"] == 5
     seen = browse(tmp_path / "out/report.html")
-    assert seen["problems"] == [] and seen["loaded"] == [] and seen["tables"] == 4
+    assert seen["problems"] == [] and seen["loaded"] == [] and seen["tables"] == 4 and seen["lines"] == 3
     narrow = browse(tmp_path / "out/report.html", 400)
     assert narrow["width"] <= narrow["room"]
 
