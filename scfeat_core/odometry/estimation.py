@@ -6,7 +6,7 @@ allow, not to be a SLAM system: it closes no loops and recognises no places. Eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -44,6 +44,7 @@ _STEP = 0.2  # of the depth of the scene: how far a camera moves between two fra
 _KEYFRAME_PARALLAX = 8.0  # pixels
 _KEYFRAME_SHARE = 0.7  # of the points of the last keyframe
 _WINDOW, _FIXED = 8, 12  # keyframes that are adjusted, and that are held but looked at
+_WHOLE = 400  # keyframes that are adjusted at once in the end: equations are dense, and grow with the square of them
 _PATIENCE = 5  # frames without a pose from points, before a new map is begun
 
 
@@ -73,7 +74,8 @@ class Odometry:
 def estimate(frames: Sequence[FrameRecord], camera: Camera | None, *, adjust: bool = True) -> Odometry:
     """The path of the camera over the processed ones of ``frames``.
 
-    adjust: bundle adjustment of a sliding window at each keyframe, and of all keyframes in the end. Fewer than two
+    adjust: bundle adjustment of a sliding window at each keyframe, and of all keyframes in the end (of more than 400 in
+    parts that overlap by half, one after the other). Fewer than two
     frames, or frames without parallax, give poses that are not tracked. Raises CalibrationError without a camera.
     """
     path = _Path(observations(frames, camera), adjust)
@@ -289,8 +291,8 @@ class _Path:
         for frame in free:
             chosen[self.observed.of(frame)[0]] = True
         rows = self._believed(frames, chosen & self.known & (self.uncertainty < _ADJUSTED))
-        seen = np.bincount(self.observed.points[rows], minlength=len(self.known))
-        rows = rows[seen[self.observed.points[rows]] > 1]
+        _, index, seen = np.unique(self.observed.points[rows], return_inverse=True, return_counts=True)
+        rows = rows[seen[index.reshape(-1)] > 1]
         if len(rows) == 0:
             return
         points, index = np.unique(self.observed.points[rows], return_inverse=True)
@@ -309,8 +311,9 @@ class _Path:
     def _refine(self) -> None:
         """Each map as a whole, then the frames between its keyframes."""
         for frames in self.maps if self.adjusting else []:
-            self._adjust(frames, frames, 10)
-            self._triangulate(np.concatenate([self.observed.of(frame)[0] for frame in frames]), frames)
+            for held, free in _parts(frames):
+                self._adjust([*held, *free], free, 10)
+                self._triangulate(np.concatenate([self.observed.of(frame)[0] for frame in free]), [*held, *free])
         keyframes = {frame for frames in self.maps for frame in frames}
         for frame in range(len(self.status)):
             points, marks = self._marks(frame)
@@ -321,3 +324,10 @@ class _Path:
                 if self._suffices(agree, well):
                     self.rotations[frame], self.translations[frame] = pose
                     self.status[frame] = "points"
+
+
+def _parts(frames: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """What of the keyframes of a map is held, and what is adjusted, part after part; all at once where they are few."""
+    last = max(0, len(frames) - _WHOLE)
+    for start in (*range(0, last, _WHOLE // 2), last):
+        yield frames[max(0, start - _FIXED) : start], frames[start : start + _WHOLE]

@@ -13,7 +13,7 @@ from scfeat_core.odometry.estimation import Odometry
 from scfeat_core.replay import tum
 from scfeat_core.replay.paths import similarity
 from scfeat_core.replay.records import GroundTruth
-from scfeat_core.replay.truth import poses_at
+from scfeat_core.replay.truth import STILL, poses_at
 
 FEWEST = 3  # positions that fix a similarity
 RELATIVE_STEP = 1.0  # seconds over which the relative error is taken
@@ -111,9 +111,12 @@ def _check(odometry: Odometry, truth: GroundTruth, both: np.ndarray, true: np.nd
             f"expected ground truth at {FEWEST} or more of the frames with a pose, {_span(odometry.stamps)}, found it "
             f"at {int(both.sum())}: it covers {_span(truth.stamps)}; are the clocks the same?"
         )
-    for name, poses in (("truth", true), ("path", odometry.poses)):
-        if np.ptp(poses[both, :3, 3], axis=0).max() == 0:
-            raise DataError(f"expected a camera that moves, found a {name} without any: no similarity fits a point")
+    moved, way = (float(np.ptp(poses[both, :3, 3], axis=0).max()) for poses in (true, odometry.poses))
+    if moved < STILL or way == 0:
+        found = f"a truth that moves by {1000 * moved:.2g} mm only" if moved < STILL else "a path without any motion"
+        raise DataError(
+            f"expected a camera that moves by {100 * STILL:g} cm or more, found {found}: no scale fits that"
+        )
 
 
 def _span(stamps: np.ndarray) -> str:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from scfeat_core.errors import CalibrationError
-from scfeat_core.odometry import Odometry, estimate, evaluate
+from scfeat_core.odometry import Odometry, estimate, estimation, evaluate
+from scfeat_core.odometry.solving import Bundle, adjust
 from scfeat_core.replay.records import FrameRecord, Recording
+from scfeat_core.types import Camera, Tracks
 
 Make = Callable[..., Recording]
 
@@ -88,6 +90,85 @@ def test_unknown_rays_and_dropped_frames_are_left_out(make_recording: Make) -> N
     found = estimate(frames, recording.camera)
     assert len(found.stamps) == 38 and found.tracked.all() and np.isfinite(found.poses).all()
     assert error(found, recording) < 0.02, "of 2 m"
+
+
+def seen(index: int, rays: np.ndarray, ids: np.ndarray | None = None, stamp: int | None = None) -> FrameRecord:
+    """A frame with these rays (N, 2) of points 0..N-1, or of ``ids``."""
+    count, nothing = len(rays), np.zeros(0, np.uint32)
+    ids = np.arange(count) if ids is None else ids
+    pixels, flags = np.zeros((count, 2), np.float32), np.zeros(count, np.uint8)
+    ones = np.ones(count, np.uint32)
+    tracks = Tracks(
+        ids.astype(np.uint32), ones, np.arange(count), pixels, rays.astype(np.float32), None, flags, nothing
+    )
+    stamp = 10**9 + 50_000_000 * index if stamp is None else stamp
+    return FrameRecord(index, stamp, sequence=index, image_size=(640, 480), tracks=tracks)
+
+
+def degenerate() -> dict[str, tuple[int, list[FrameRecord]]]:
+    """Tracks that no camera should give, and how many maps there are in them."""
+    rng = np.random.default_rng(0)
+    scene = np.column_stack((rng.uniform(-3, 3, (300, 2)), rng.uniform(3, 6, 300)))
+
+    def rays(i: int, points: np.ndarray = scene) -> np.ndarray:
+        moved = points - np.array([0.05 * i, 0.002 * i * i, 0]) * abs(points).max() / 6
+        return np.asarray(moved[:, :2] / moved[:, 2:])
+
+    noise = [rng.normal(0, 1, (200, 2)) for _ in range(20)]
+    line = np.column_stack((np.linspace(-2, 2, 100), np.zeros(100), np.full(100, 4.0)))
+    wrong = np.arange(300)[:, None] < 150
+    good = [rays(i) for i in range(30)]
+    gap = range(15, 19)
+    return {
+        "one ray": (0, [seen(i, np.tile([0.1, 0.1 * i], (100, 1))) for i in range(20)]),
+        "a line": (0, [seen(i, rays(i, line)) for i in range(20)]),
+        "noise": (0, [seen(i, noise[i]) for i in range(20)]),
+        "rays of any size": (0, [seen(i, noise[i] * 10.0 ** rng.integers(0, 30, (200, 1))) for i in range(20)]),
+        "tracks of one frame": (0, [seen(i, noise[i], 1000 * i + np.arange(200)) for i in range(20)]),
+        "a scene at infinity": (0, [seen(i, rays(0) + 1e-9 * i) for i in range(20)]),
+        "hardly any points": (0, [seen(i, good[i][:20]) for i in range(30)]),
+        "a scene of a micrometre": (1, [seen(i, rays(i, 1e-6 * scene)) for i in range(30)]),
+        "empty frames": (1, [seen(i, good[i][: 0 if i in gap else None]) for i in range(30)]),
+        "unknown rays": (1, [seen(i, good[i] * (np.nan if i in gap else 1)) for i in range(30)]),
+        "it stops": (1, [seen(i, good[min(i, 14)]) for i in range(30)]),
+        "half of it wrong": (1, [seen(i, np.where(wrong, rng.normal(0, 0.5, (300, 2)), good[i])) for i in range(30)]),
+        "one stamp": (1, [seen(i, good[i], stamp=10**9) for i in range(30)]),
+        "stamps backwards": (1, [seen(i, good[i], stamp=10**12 - i) for i in range(30)]),
+        "ids twice": (1, [seen(i, good[i], np.arange(300) // 2) for i in range(30)]),
+    }
+
+
+@pytest.mark.parametrize("name", degenerate())
+@pytest.mark.filterwarnings("error")
+def test_tracks_that_no_camera_should_give(name: str) -> None:
+    """Neither an exception nor a warning of numpy, nor a pose that is none."""
+    maps, frames = degenerate()[name]
+    found = estimate(frames, Camera(np.diag([400.0, 400.0, 1.0]) + np.eye(3, k=2) * 320, np.zeros(5), (640, 480)))
+    assert found.initialisations == maps and np.isfinite(found.poses).all()
+    turns = found.poses[:, :3, :3]
+    np.testing.assert_allclose(turns @ turns.swapaxes(1, 2), np.tile(np.eye(3), (len(turns), 1, 1)), atol=1e-9)
+    assert maps or not found.tracked.any()
+
+
+def test_a_long_map_is_adjusted_in_parts(make_recording: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose equations do not grow with its length; each part goes on from the one before."""
+    recording = make_recording(60, outliers=0.0)
+    rng = np.random.default_rng(0)
+    frames = [noisy(frame, rng, 0.0) for frame in recording.frames]
+    whole = estimate(frames, recording.camera)
+    sizes: list[int] = []
+
+    def watched(bundle: Bundle, fixed: np.ndarray, sigma: float, iterations: int) -> Bundle:
+        sizes.append(len(bundle.rotations))
+        return adjust(bundle, fixed, sigma, iterations)
+
+    monkeypatch.setattr(estimation, "adjust", watched)
+    monkeypatch.setattr(estimation, "_WHOLE", 8)
+    parts = estimate(frames, recording.camera)
+    assert len(whole.keyframes) > 16 and max(sizes) <= 20
+    assert error(parts, recording) < max(2 * error(whole, recording), 0.01), "of 3 m"
+    spans = [(*held[:1], free[0], free[-1] + 1) for held, free in estimation._parts(range(30))]
+    assert spans == [(0, 8), (0, 4, 12), (0, 8, 16), (0, 12, 20), (4, 16, 24), (8, 20, 28), (10, 22, 30)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
