@@ -15,14 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "scfeat", "font.size": 9, "axes.grid": True})
 import matplotlib.pyplot as plt
 
 from scfeat_core.bench.comparing import read_results
 
+plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "scfeat", "font.size": 9, "axes.grid": True})
 OURS, OTHER, FLOOR = "#12795a", "#9aa3ad", "#22262b"
 MADE_OF_OTHERS = ("extract", "total")
 
@@ -68,7 +65,8 @@ def plot_growth(curves: list[Mapping[str, Any]], path: Path) -> None:
         for curve in curves:
             if curve["against"] == against and curve["fit"]:
                 fit = curve["fit"]
-                label = f"{curve['contender'].split(' cpu')[0]} {curve['stage']}: {fit['exponent']:.2f} ± {fit['error']:.2f}"
+                name = f"{curve['contender'].split(' cpu')[0]} {curve['stage']}"
+                label = f"{name}: {fit['exponent']:.2f} ± {fit['error']:.2f}"
                 panel.loglog(curve["x"], curve["median_ms"], marker="o", markersize=3, linewidth=1.2, label=label)
         panel.set(xlabel=against, ylabel="milliseconds", title=f"Time against {against}, and exponents")
         panel.legend(fontsize=7)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="lite, a .safetensors file, or r18, r34, r50 with random weights (lite)",
     )
-    what.add_argument("--size", type=_sizes, default=[(640, 480)], metavar="WxH", help="of the images (640x480)")
-    what.add_argument("--budget", type=_counts, default=[1024], metavar="N", help="most keypoints (1024)")
+    what.add_argument("--size", type=_sizes, metavar="WxH", help="of the images (640x480; with --growth VGA to 4K)")
+    what.add_argument("--budget", type=_counts, metavar="N", help="most keypoints (1024; with --growth 256 to 8192)")
     what.add_argument("--batch", type=_counts, default=[1], metavar="N", help="images at once (1)")
     what.add_argument("--device", type=_words, default=["cpu"], metavar="NAME", help="cpu, cuda, cuda:1, auto (cpu)")
     what.add_argument(
@@ -93,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peer", action="append", default=[], metavar="MODULE:CALLABLE", help="measure this, too; may be repeated"
     )
     how.add_argument(
-        "--growth", action="store_true", help="growth against pixels and points instead, of the first of each"
+        "--growth", action="store_true", help="growth against pixels and points instead, of the first variant"
     )
     out = parser.add_argument_group("results")
     out.add_argument(
@@ -142,18 +143,20 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     from scfeat_core.bench import growth, measuring
 
     settings = settings_from(args)
-    cases = 1 if args.growth else len(settings.cases)
-    total = cases * (settings.rounds + settings.warm_up)
+    grow = partial(growth.run, sizes=args.size or growth.SIZES, points=args.budget or growth.POINTS)
+    total = (1 if args.growth else len(settings.cases)) * (settings.rounds + settings.warm_up)
     with _progress(total, not args.no_progress and sys.stderr.isatty()) as step:
-        return growth.run(settings, step) if args.growth else measuring.run(settings, step)
+        return grow(settings, step) if args.growth else measuring.run(settings, step)
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """All combinations of the values that were given."""
+    """All combinations of the values that were given; growth has sizes and budgets of its own."""
     from scfeat_core.bench.settings import QUICK_ROUNDS, ROUNDS, Case, Settings, Variant
 
+    usual = Case()
+    sizes, budgets = ([usual.size], [usual.budget]) if args.growth else (args.size, args.budget)
     return Settings(
-        cases=tuple(Case(*each) for each in product(args.size, args.budget, args.batch)),
+        cases=tuple(Case(*each) for each in product(sizes or [usual.size], budgets or [usual.budget], args.batch)),
         variants=tuple(Variant(*each) for each in product(args.weights, args.device, args.precision, args.engine)),
         levels=args.levels,
         threads=args.threads,

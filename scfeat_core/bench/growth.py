@@ -39,7 +39,7 @@ def run(
     progress: Progress = lambda: None,
     sizes: Sequence[tuple[int, int]] = SIZES,
     points: Sequence[int] = POINTS,
-    points_size: tuple[int, int] = POINTS_SIZE,
+    points_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Measure the first variant, and SIFT and ORB beside it; a dictionary with ``growth``, see ``measuring``.
 
@@ -52,7 +52,7 @@ def run(
     samples = Samples(interrupted=True)
     try:
         places += _along_pixels(settings, sizes, skipped)
-        places += _along_points(settings, points, points_size, skipped)
+        places += _along_points(settings, points, points_size or POINTS_SIZE, skipped)
         contenders = [place.contender for place in places]
         samples = measure(contenders, settings.rounds, settings.warm_up, seconds=settings.seconds, progress=progress)
     except KeyboardInterrupt:

@@ -511,25 +511,23 @@ def test_an_interruption_writes_what_there_is(bench, peer_module, tmp_path):
 def test_values_are_combined_and_checked(bench, capsys):
     parser = argparse.ArgumentParser()
     cli.add_arguments(parser)
-    words = (
-        "--weights lite,r18 --size 640x480,64X48 --budget 512,1024 --batch 1,4 --precision float32,bfloat16 --growth"
-    )
+    words = "--weights lite,r18 --size 640x480,64X48 --budget 512,1024 --batch 1,4 --precision float32,bfloat16"
     found = cli.settings_from(parser.parse_args(words.split()))
     assert len(found.cases) == 8 and len(found.variants) == 4 and found.rounds == 30 and found.warm_up == 3
     assert found.cases[0] == Case((640, 480), 512, 1) and found.variants[-1] == Variant(
         "r18", "cpu", "bfloat16", "eager"
     )
+    grown = cli.settings_from(parser.parse_args([*words.split(), "--growth"]))
+    assert grown.cases == (Case(), Case(batch=4)) and cli.settings_from(parser.parse_args([])).cases == (Case(),)
     for words in ("--size 640", "--size 16x16", "--size 640xabc", "--budget 0", "--batch 1,x", "--weights ,"):
         with pytest.raises(SystemExit):
             parser.parse_args(words.split())
     capsys.readouterr()
 
 
-def test_growth_has_a_page(settings, tmp_path, browse):
-    from scfeat_core.bench.report import page
-
-    sizes = [(96, 64), (128, 64), (160, 96)]
-    found = growth.run(settings, sizes=sizes, points=[16, 32, 64], points_size=(160, 96))
-    (tmp_path / "page.html").write_text(page(found))
-    seen = browse(tmp_path / "page.html")
+def test_growth_has_a_page(bench, tmp_path, browse, monkeypatch):
+    monkeypatch.setattr(growth, "POINTS_SIZE", (160, 96))
+    status, out, _ = bench("--growth", "--size", "96x64,128x64,160x96", "--budget", "16,32,64")
+    assert status == 0 and "exponent" in out
+    seen = browse(tmp_path / "out/report.html")
     assert seen["problems"] == [] and seen["lines"] >= 6 and "Growth" in seen["headings"]
