@@ -30,7 +30,7 @@ def fuses(x: Tensor) -> bool:
 
 
 def _available() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
 class FusedConv2d(nn.Module):
@@ -54,14 +54,12 @@ class FusedConv2d(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(x, self._weight(), self.conv.bias, *geometry, name, values, "")
 
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
-        """``total`` plus the convolution of x, in place where it can be; before the activation."""
+        """``total`` plus the convolution of x, without the activation; in place where it can be."""
         if not fuses(x):
-            return self._activated(total + self.conv(x))
-        name, values = _FUSED[self.activation]
-        after = (None, [], None) if name == "none" else (name, values, "")
+            return total + self.conv(x)
         geometry = self._geometry()
         return torch.ops.mkldnn._convolution_pointwise_.binary(
-            total, x, self._weight(), self.conv.bias, *geometry, "add", None, *after
+            total, x, self._weight(), self.conv.bias, *geometry, "add", None, None, [], None
         )
 
     def __getstate__(self) -> dict[str, Any]:

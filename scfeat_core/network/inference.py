@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from scfeat_core.network.backbone import F2RBackbone
 from scfeat_core.network.detector import DetectionNet
-from scfeat_core.network.fused import FusedConv2d, convolution, fuse_convolutions
+from scfeat_core.network.fused import FusedConv2d, convolution, fuse_convolutions, fuses
 from scfeat_core.network.layers import ConvNormELU, upsample
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.rewriting import (
+    EPS,
     block_kernel,
+    centre_channels,
     fast_bridge,
     fast_peakiness,
     fast_upsample,
@@ -63,7 +65,7 @@ class InferenceBackbone(nn.Module):
         self.backbone = backbone
         for block in backbone.modules():
             if isinstance(block, ConvNormELU):
-                block.conv = FusedConv2d(block.conv)
+                block.conv = FusedConv2d(block.conv)  # type: ignore[assignment]
         w1, w2, w3 = backbone.fusion.weight.chunk(3, dim=1)
         self.fusion1 = convolution(w1, backbone.fusion.bias)
         self.fusion2 = convolution(w2)
@@ -95,10 +97,14 @@ class InferenceBackbone(nn.Module):
 
 
 class NarrowDetector(nn.Module):
-    """The detector where its maps have few channels: convolutions make several pixels of many channels at once."""
+    """The detector where its maps have few channels: convolutions make several pixels of many channels at once.
+
+    For eager float32 on a CPU; anything else is given to the plain detector, as graphs hold no writing into views.
+    """
 
     def __init__(self, detector: DetectionNet) -> None:
         super().__init__()
+        self.plain = detector
         self.config = detector.config
         self.channels = detector.config.merge_channels
         self.slope = float(detector.activation.weight.detach())
@@ -114,6 +120,8 @@ class NarrowDetector(nn.Module):
         self.score_kernel = nn.Parameter(detector.conv_score.weight.detach()[0, :, 0, 0].clone())
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        if not fuses(image):
+            return self.plain(features, image)
         if not self.config.use_peakiness:
             return self._scores(features, image)
         planes = image.contiguous()
@@ -124,13 +132,18 @@ class NarrowDetector(nn.Module):
 
     def _scores(self, features: Tensor, image: Tensor) -> Tensor:
         height, width = size = _size(image)
-        logits = self._merge(self._deep(features, size), self._shallow(image), size) @ self.score_kernel
-        logits = logits.transpose(2, 3).flatten(3).flatten(1, 2)[:, :height, :width]
-        return F.softplus(F.instance_norm(logits[:, None].contiguous()))
+        merged, scale = self._merge(self._deep(features, size), self._shallow(image), size)
+        # A PReLU commutes with a positive factor, which is cheaper to apply to the weights of the last layer.
+        logits = merged.flatten(1, 4) @ (self.score_kernel * scale)[..., None]
+        logits = logits.view(merged.shape[:5]).transpose(2, 3).flatten(3).flatten(1, 2)[:, :height, :width]
+        logits = logits - logits.mean((1, 2), keepdim=True)
+        variance = (logits * logits).mean((1, 2), keepdim=True)
+        return F.softplus(logits.mul_(torch.rsqrt(variance + EPS)))[:, None]
 
     def _deep(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """What the feature branch gives to the merged map, see ``_merge``."""
-        deep = F.leaky_relu_(F.instance_norm(self.conv_feature(features)), self.slope)
+        """What the feature branch gives to the merged map: (B, 4 C, ceil(H / 2), ceil(W / 2)), see ``_merge``."""
+        deep = _channels_innermost(self.conv_feature(features))
+        deep = self._activated(deep, deep.shape[1] * deep.shape[2]).permute(0, 3, 1, 2)
         if self.config.alignment != "exact":
             deep = F.pad(upsample(deep, 4, size, self.config.alignment), (0, size[1] % 2, 0, size[0] % 2))
             return self.deep_blocks(deep)
@@ -142,25 +155,28 @@ class NarrowDetector(nn.Module):
     def _shallow(self, image: Tensor) -> Tensor:
         """(B, G, H, W), activated; the size is rounded up to even ones, with zeros beyond the image."""
         height, width = _size(image)
-        image = F.pad(image, (0, width % 2, 0, height % 2)).contiguous(memory_format=torch.channels_last)
-        pixels = _channels_innermost(self.conv_image(image))
+        if height % 2 or width % 2:
+            image = F.pad(image, (0, width % 2, 0, height % 2))
+        pixels = _channels_innermost(self.conv_image(image.contiguous(memory_format=torch.channels_last)))
         pixels = pixels.unflatten(3, (2, -1)).flatten(2, 3)
         outside = [pixels[:, -1:]] * (height % 2) + [pixels[:, :, -1:]] * (width % 2)
-        self._activate(pixels, height * width, outside)
-        return pixels.permute(0, 3, 1, 2)
+        return self._activated(pixels, height * width, outside).permute(0, 3, 1, 2)
 
-    def _merge(self, deep: Tensor, shallow: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, ceil(H / 2), ceil(W / 2), 2, 2, C): pixel (2 y + j, 2 x + i) at [y, x, j, i], activated."""
+    def _merge(self, deep: Tensor, shallow: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Both branches together, activated: pixel (2 y + j, 2 x + i) is at [y, x, j, i].
+
+        Returns (B, ceil(H / 2), ceil(W / 2), 2, 2, C), and the factor (B, C) that this is still to be multiplied by.
+        """
         height, width = size
         merged = _blocks(_channels_innermost(self.shallow_blocks.add_to(deep, shallow)))
         outside = [merged[:, -1:, :, 1]] * (height % 2) + [merged[:, :, -1:, :, 1]] * (width % 2)
-        self._activate(merged, height * width, outside)
-        return merged
+        scale = centre_channels(_rows(merged), merged.shape[-1], height * width, outside)
+        return F.leaky_relu_(merged, self.slope), scale
 
-    def _activate(self, maps: Tensor, count: int, outside: Sequence[Tensor]) -> None:
-        """Instance norm and PReLU, in place; maps: (B, h, ..., C)."""
-        rows = maps.view(*maps.shape[:2], -1)
-        F.leaky_relu_(normalise_channels(rows, maps.shape[-1], count, outside), self.slope)
+    def _activated(self, maps: Tensor, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
+        """Instance norm and PReLU, in place; maps: (B, h, w, C). count, outside: see ``centre_channels``."""
+        normalise_channels(_rows(maps), maps.shape[-1], count, outside)
+        return F.leaky_relu_(maps, self.slope)
 
     def _set_border(self, merged: Tensor, deep: Tensor, size: tuple[int, int]) -> None:
         """Set the rows and columns where the convolution sees the zeros around the upsampled map.
@@ -189,6 +205,11 @@ def _pairs(line: Tensor, count: int) -> Tensor:
 def _blocks(x: Tensor) -> Tensor:
     """(B, h, w, 4 C) as (B, h, w, 2, 2, C)."""
     return x.unflatten(3, (2, 2, -1))
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(B, h, ...) as (B, h, the rest); never a copy."""
+    return maps.view(*maps.shape[:2], -1)
 
 
 def _channels_innermost(x: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scfeat_core.network.coupling_bridge import CouplingBridge
 from scfeat_core.network.detector import PeakNorm
+from scfeat_core.network.fused import fuses
 from scfeat_core.network.layers import Alignment, upsample
+
+EPS = 1e-5  # of all instance norms
 
 
 def fold_batch_norms(module: nn.Module) -> None:
@@ -61,22 +64,26 @@ def interpolation(factor: int) -> Tensor:
     return (cells == cell[..., None]) * (1 - share[..., None]) + (cells == cell[..., None] + 1) * share[..., None]
 
 
-def normalise_channels(
-    rows: Tensor, channels: int, count: int, outside: Sequence[Tensor] = (), eps: float = 1e-5
-) -> Tensor:
-    """Instance norm, in place, of a map with the channels innermost.
+def centre_channels(rows: Tensor, channels: int, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
+    """Take the mean of each channel away, in place, and return 1 / deviation of each: (B, channels).
 
-    rows: (B, R, K * channels), contiguous float32. count: positions of the image among the R * K. outside: the parts of
-    ``rows`` that do not belong to it, as views; they are zero afterwards, as the padding of a convolution is. Whole
-    rows at a time, because broadcasting over 8 innermost channels is slow on a CPU.
+    rows: (B, R, K * channels), contiguous float32: a map with the channels innermost. count: positions of the image
+    among the R * K. outside: the parts of ``rows`` that do not belong to it, as views; they are zero afterwards, as the
+    padding of a convolution is. Whole rows at a time: broadcasting over 8 innermost channels is slow on a CPU.
     """
     repeats = rows.shape[2] // channels
     _clear(outside)
     mean = rows.sum(1).unflatten(1, (repeats, channels)).sum(1) / count
-    rows = rows.sub_(mean.repeat(1, repeats)[:, None])
+    rows.sub_(mean.repeat(1, repeats)[:, None])
     _clear(outside)
     variance = (rows * rows).sum(1).unflatten(1, (repeats, channels)).sum(1) / count
-    return rows.mul_(torch.rsqrt(variance + eps).repeat(1, repeats)[:, None])
+    return torch.rsqrt(variance + EPS)
+
+
+def normalise_channels(rows: Tensor, channels: int, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
+    """Instance norm, in place; see :func:`centre_channels`."""
+    scale = centre_channels(rows, channels, count, outside)
+    return rows.mul_(scale.repeat(1, rows.shape[2] // channels)[:, None])
 
 
 def _clear(parts: Sequence[Tensor]) -> None:
@@ -112,7 +119,7 @@ def fast_peakiness(x: Tensor, norm: PeakNorm) -> Tensor:
 
 def fast_bridge(bridge: CouplingBridge, x: Tensor) -> Tensor:
     """The coupling bridge by layer norms; x: (B, C, h, w), channels last."""
-    if bridge.parts != "both":
+    if bridge.parts != "both" or not fuses(x):
         return bridge(x)
     channels = x.shape[1]
     rows = x.permute(0, 2, 3, 1)
@@ -122,5 +129,5 @@ def fast_bridge(bridge: CouplingBridge, x: Tensor) -> Tensor:
     a, b = bridge.blend.softmax(0) if bridge.fuse == "softmax" else bridge.blend / bridge.blend.sum()
     position = F.layer_norm(rows, (channels,), eps=bridge.EPS / excess)
     position = position.mul_(gain * (a * excess**-0.5)).add_(offset * a)
-    channel = normalise_channels(rows.clone().flatten(2), channels, rows.shape[1] * rows.shape[2], eps=bridge.EPS)
+    channel = normalise_channels(rows.clone().flatten(2), channels, rows.shape[1] * rows.shape[2])
     return position.add_(channel.view(rows.shape).mul_(b)).permute(0, 3, 1, 2)

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from scfeat_core.network.inference import inference_network
-from scfeat_core.network.model import ModelConfig, SCFeat
+from scfeat_core.network.fused import FusedConv2d, convolution, fuse_convolutions, fuses
+from scfeat_core.network.inference import NarrowDetector, inference_network
+from scfeat_core.network.layers import upsample
+from scfeat_core.network.model import VARIANTS, ModelConfig, SCFeat
+from scfeat_core.network.rewriting import block_kernel, fast_upsample, fold_batch_norms, phase_kernel
+
+LITE = VARIANTS["lite"]
+SMALL = replace(  # the published blueprint, small: convolutions of 3x3 after upsampling
+    LITE,
+    backbone=replace(LITE.backbone, up_kernel=3, side_kernel=3, fusion_order="up_conv"),
+    descriptor_source="desc_map",
+)
 
 
 def trained(model: SCFeat) -> SCFeat:
-    """The model with batch norms that do something and a coupling bridge that is not its start."""
+    """The model with norms and a coupling bridge that are not what they start as."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.5)
             module.running_var.uniform_(0.3, 3)
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.5)
-        elif isinstance(module, nn.GroupNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.5)
+    bridge = model.backbone.bridge
+    for parameter in bridge.parameters():
+        nn.init.normal_(parameter, mean=0.2, std=0.1)
     return model.eval()
 
 
@@ -29,20 +44,92 @@ def random_model(variant: str | ModelConfig) -> SCFeat:
     return trained(SCFeat.create(variant) if isinstance(variant, str) else SCFeat(variant))
 
 
-def assert_same_maps(model: SCFeat, image: Tensor, tolerance: float = 1e-4) -> None:
+def with_detector(**changes: object) -> ModelConfig:
+    return replace(LITE, detector=replace(LITE.detector, **changes))
+
+
+def with_backbone(config: ModelConfig = LITE, **changes: object) -> ModelConfig:
+    return replace(config, backbone=replace(config.backbone, **changes))
+
+
+def legacy(config: ModelConfig) -> ModelConfig:
+    detector = replace(config.detector, alignment="legacy")
+    return replace(config, backbone=replace(config.backbone, alignment="legacy"), detector=detector)
+
+
+def assert_same_maps(model: SCFeat, image: Tensor, tolerance: float = 2e-5) -> None:
     """tolerance: of a map's largest absolute value."""
+    network = inference_network(model).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         output = model(image)
-        score_map, descriptor_map = inference_network(model)(image)
+        score_map, descriptor_map = network(image)
     for found, expected in ((score_map, output.score_map), (descriptor_map, model.descriptor_map(output))):
         assert found.shape == expected.shape
         assert torch.isfinite(found).all()
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-@pytest.mark.parametrize("variant", ["lite", "r18", "r50"])
-def test_maps_are_those_of_the_network_that_is_trained(variant: str) -> None:
+@pytest.mark.parametrize("variant", ["lite", "r18", "r50", SMALL])
+def test_maps_are_those_of_the_network_that_is_trained(variant: str | ModelConfig) -> None:
     assert_same_maps(random_model(variant), torch.randn(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (34, 61), (50, 51), (63, 64), (119, 161), (120, 160)])
+@pytest.mark.parametrize("config", [LITE, SMALL], ids=["lite", "small"])
+def test_images_of_any_size(config: ModelConfig, size: tuple[int, int]) -> None:
+    assert_same_maps(random_model(config), torch.randn(2, 3, *size))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        legacy(LITE),
+        legacy(SMALL),
+        with_detector(peak_norm="max"),
+        with_detector(use_peakiness=False),
+        with_detector(feature_channels=12, image_channels=4, merge_channels=6),
+        with_backbone(cn_parts="position"),
+        with_backbone(cn_parts="channel"),
+        with_backbone(cn_parts="none"),
+        with_backbone(cn_fuse="ratio", cn_init="legacy"),
+        with_backbone(fusion_order="up_conv"),
+        with_backbone(SMALL, fusion_order="conv_up"),
+        replace(LITE, descriptor_source="desc_map"),
+    ],
+    ids=lambda config: "",
+)
+def test_every_configuration(config: ModelConfig) -> None:
+    assert_same_maps(random_model(config), torch.randn(2, 3, 64, 48))
+
+
+def test_channels_last_images_give_the_same() -> None:
+    network = inference_network(random_model("lite"))
+    image = torch.randn(2, 3, 49, 64)
+    with torch.inference_mode():
+        for a, b in zip(network(image), network(image.contiguous(memory_format=torch.channels_last)), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("norm", ["max", "absmax"])
+def test_dark_and_uniform_images(norm: str) -> None:
+    model = random_model(with_detector(peak_norm=norm))
+    dark = torch.rand(1, 3, 64, 64) * 0.01 - 2.1
+    assert_same_maps(model, dark, tolerance=2e-4)  # what is divided by a small contrast has lost digits in both
+    with torch.inference_mode():
+        for value in (0.0, -2.1, 2.6):
+            maps = inference_network(model)(torch.full((1, 3, 64, 64), value))
+            assert all(torch.isfinite(found).all() for found in maps)
+
+
+def test_other_memory_of_the_image_is_left_alone() -> None:
+    network = inference_network(random_model("lite"))
+    image = torch.randn(1, 3, 64, 64)
+    before = image.clone()
+    with torch.inference_mode():
+        first = network(image)
+        second = network(image)
+    assert torch.equal(image, before)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_batch_norms_are_folded_and_the_given_model_is_left_alone() -> None:
@@ -50,4 +137,100 @@ def test_batch_norms_are_folded_and_the_given_model_is_left_alone() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     network = inference_network(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert {name for name, _ in model.named_parameters()} <= before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("variant", ["lite", "r18", "r50"])
+def test_folding_alone_is_exact(variant: str) -> None:
+    encoder = random_model(variant).backbone.encoder
+    folded = copy.deepcopy(encoder)
+    fold_batch_norms(folded)
+    fuse_convolutions(folded)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        for a, b in zip(folded(image), encoder(image), strict=True):
+            assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("record", ["trace", "export"])
+def test_graphs_are_the_same_function(record: str) -> None:
+    model = random_model("lite")
+    network = inference_network(model)
+    image, other = torch.randn(1, 3, 64, 96), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        output = model(other)
+        if record == "trace":
+            graph = torch.jit.trace(network, image)
+        else:
+            graph = torch.export.export(network, (image,)).module()
+        for found, expected in zip(graph(other), (output.score_map, output.local_map), strict=True):
+            assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def test_copies_of_a_network_that_has_run_give_the_same() -> None:
+    network = inference_network(random_model("lite"))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = network(image)
+        for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            assert all(torch.equal(a, b) for a, b in zip(other(image), expected, strict=True))
+
+
+def test_half_precision_takes_the_plain_operators() -> None:
+    network = inference_network(random_model("lite"))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        exact = network(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not fuses(image)
+            rough = network(image)
+    similarity = torch.cosine_similarity(exact[1], rough[1], dim=1)
+    assert similarity.median() > 0.99
+
+
+@pytest.mark.parametrize("alignment", ["exact", "legacy"])
+@pytest.mark.parametrize(("factor", "size"), [(2, (17, 24)), (2, (18, 23)), (4, (33, 45)), (4, (36, 48))])
+def test_upsampling_of_the_padded_map(alignment: str, factor: int, size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, -(-size[0] // factor), -(-size[1] // factor))
+    torch.testing.assert_close(fast_upsample(x, factor, size, alignment), upsample(x, factor, size, alignment))
+
+
+@pytest.mark.parametrize("block", [(1, 2), (2, 2), (2, 4)])
+def test_block_kernel_computes_several_pixels(block: tuple[int, int]) -> None:
+    x, weight = torch.randn(2, 5, 12, 16), torch.randn(4, 5, 3, 3)
+    found = convolution(block_kernel(weight, block), stride=block, padding=1)(x)
+    rows, columns = block
+    found = found.unflatten(1, (rows, columns, 4)).permute(0, 3, 4, 1, 5, 2).reshape(2, 4, 12, 16)
+    torch.testing.assert_close(found, torch.conv2d(x, weight, padding=1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_phase_kernel_convolves_the_upsampled_map(factor: int) -> None:
+    x, weight = torch.randn(2, 5, 6, 7), torch.randn(4, 5, 3, 3)
+    size = (6 * factor, 7 * factor)
+    found = torch.conv2d(x, phase_kernel(weight, factor), padding=1)
+    found = found.unflatten(1, (factor, factor, 4)).permute(0, 3, 4, 1, 5, 2).reshape(2, 4, *size)
+    expected = torch.conv2d(upsample(x, factor, size, "exact"), weight, padding=1)
+    inner = (..., slice(factor, -factor), slice(factor, -factor))  # the borders see other paddings
+    torch.testing.assert_close(found[inner], expected[inner], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
+@pytest.mark.parametrize("conv", [nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(6, 6, 5, 1, 2, groups=6)])
+def test_fused_convolution(conv: nn.Conv2d, activation: str) -> None:
+    function = {"none": nn.Identity(), "relu": nn.ReLU(), "relu6": nn.ReLU6()}[activation]
+    x = 5 * torch.randn(2, 6, 13, 10)
+    fused = FusedConv2d(conv, activation)
+    with torch.inference_mode():
+        expected = conv(x)
+        torch.testing.assert_close(fused(x), function(expected), atol=1e-5, rtol=1e-5)
+        total = torch.randn_like(expected)
+        torch.testing.assert_close(fused.add_to(total.clone(), x), total + expected, atol=1e-5, rtol=1e-5)
+
+
+def test_narrow_detectors_are_rewritten_and_wide_ones_are_not() -> None:
+    assert isinstance(inference_network(random_model("lite")).detector, NarrowDetector)
+    assert not isinstance(inference_network(random_model("r18")).detector, NarrowDetector)
