@@ -329,50 +329,53 @@ def refined_positions(scores: Tensor, image: Tensor, index: Tensor, refinement: 
     position = torch.stack((x, y), -1).float()
     if refinement == "none":
         return position
-    step = torch.arange(-1, 2, device=scores.device)
-    columns = (x[:, None] + step).clamp(0, width - 1)
-    rows = (y[:, None] + step).clamp(0, height - 1)
-    patches = scores[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+    step = torch.arange(-1, 2, device=scores.device)[:, None]
+    columns, rows = (x + step).clamp(0, width - 1), (y + step).clamp(0, height - 1)
+    pixels = (image * height + rows)[:, None] * width + columns
+    # (3, 3, n): whole rows of numbers to calculate with.
+    patches = scores.reshape(-1).index_select(0, pixels.flatten()).view(pixels.shape)
     # Padding takes part as the score of the pixel itself, which neither attracts nor repels.
-    patches = torch.where(patches.isfinite(), patches, patches[:, 1:2, 1:2])
-    return position + _OFFSETS[refinement](patches)
+    patches = torch.where(patches.isfinite(), patches, patches[1:2, 1:2])
+    return position + torch.stack(_OFFSETS[refinement](patches), -1)
 
 
-def _weighted_offset(weights: Tensor) -> Tensor:
-    """Centroid (n, 2) of weights (n, 3, 3) relative to the middle; 0 where they have no positive sum."""
-    total = weights.sum((-2, -1))
-    x = (weights[:, :, 2] - weights[:, :, 0]).sum(-1)
-    y = (weights[:, 2] - weights[:, 0]).sum(-1)
-    offset = torch.stack((x, y), -1) / total[:, None]
-    return torch.where(total[:, None] > 0, offset, 0.0).clamp(-1, 1)
+def _weighted_offset(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Centroid, x and y (n,), of weights (3, 3, n) relative to the middle; 0 where they have no positive sum."""
+    total = weights.sum((0, 1))
+    x = (weights[:, 2] - weights[:, 0]).sum(0)
+    y = (weights[2] - weights[0]).sum(0)
+    x, y = (torch.where(total > 0, each / total, 0.0).clamp(-1, 1) for each in (x, y))
+    return x, y
 
 
-def _softargmax_offset(patches: Tensor) -> Tensor:
-    peak = patches[:, 1:2, 1:2]
+def _softargmax_offset(patches: Tensor) -> tuple[Tensor, Tensor]:
+    peak = patches[1:2, 1:2]
     temperature = _SOFTARGMAX_TEMPERATURE * peak.abs().clamp_min(1e-12)
-    return _weighted_offset(((patches - peak) / temperature).clamp_max(0).exp()).clamp(-0.5, 0.5)
+    x, y = _weighted_offset(((patches - peak) / temperature).clamp_max(0).exp())
+    return x.clamp(-0.5, 0.5), y.clamp(-0.5, 0.5)
 
 
-def _quadratic_offset(patches: Tensor) -> Tensor:
+def _quadratic_offset(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum of the second-order Taylor expansion (Brown and Lowe, 2002), at most half a pixel away along each axis.
 
     Where the 2-D maximum is farther, or is none, each axis is fitted alone; that never leaves the half pixel.
     """
     p = patches
-    gx, gy = (p[:, 1, 2] - p[:, 1, 0]) / 2, (p[:, 2, 1] - p[:, 0, 1]) / 2
-    xx = p[:, 1, 2] - 2 * p[:, 1, 1] + p[:, 1, 0]
-    yy = p[:, 2, 1] - 2 * p[:, 1, 1] + p[:, 0, 1]
-    xy = (p[:, 2, 2] - p[:, 2, 0] - p[:, 0, 2] + p[:, 0, 0]) / 4
+    gx, gy = (p[1, 2] - p[1, 0]) / 2, (p[2, 1] - p[0, 1]) / 2
+    xx = p[1, 2] - 2 * p[1, 1] + p[1, 0]
+    yy = p[2, 1] - 2 * p[1, 1] + p[0, 1]
+    xy = (p[2, 2] - p[2, 0] - p[0, 2] + p[0, 0]) / 4
     determinant = xx * yy - xy * xy
     # Divisors that are not used are 1, as torch.where passes the NaN gradient of a division by 0 on to both sides.
-    joint = (
-        torch.stack((xy * gy - yy * gx, xy * gx - xx * gy), -1)
-        / torch.where(determinant > 0, determinant, 1.0)[:, None]
-    )
-    gradient, curvature = torch.stack((gx, gy), -1), torch.stack((xx, yy), -1)
-    alone = torch.where(curvature < 0, -gradient / torch.where(curvature < 0, curvature, 1.0), 0.0)
-    usable = (determinant > 0) & (xx < 0) & (joint.abs() <= 0.5).all(-1)
-    return torch.where(usable[:, None], joint, alone).clamp(-0.5, 0.5)
+    divisor = torch.where(determinant > 0, determinant, 1.0)
+    x, y = (xy * gy - yy * gx) / divisor, (xy * gx - xx * gy) / divisor
+    usable = (determinant > 0) & (xx < 0) & (x.abs() <= 0.5) & (y.abs() <= 0.5)
+    x, y = torch.where(usable, x, _alone(gx, xx)), torch.where(usable, y, _alone(gy, yy))
+    return x.clamp(-0.5, 0.5), y.clamp(-0.5, 0.5)
+
+
+def _alone(gradient: Tensor, curvature: Tensor) -> Tensor:
+    return torch.where(curvature < 0, -gradient / torch.where(curvature < 0, curvature, 1.0), 0.0)
 
 
 _OFFSETS = {"quadratic": _quadratic_offset, "centroid3": _weighted_offset, "softargmax": _softargmax_offset}

@@ -166,6 +166,30 @@ def test_sample_map_exact_reads_coordinates_back(dtype):
     assert samples.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 30, 40), (3, 5, 1, 7), (2, 8, 9, 1), (2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_whose_channels_lie_side_by_side_give_the_same_samples(shape, dtype):
+    """Also beyond the border, where the point is none, and for no points at all."""
+    generator = torch.Generator().manual_seed(0)
+    batch, _, h, w = shape
+    maps = torch.rand(shape, generator=generator).to(dtype)
+    points = torch.rand(batch, 200, 2, generator=generator) * torch.tensor([4.4 * w, 4.4 * h]) - 3
+    points[0, :4] = torch.tensor([[torch.nan, 3], [torch.inf, 3], [3, -torch.inf], [4.0 * (w - 1), 4.0 * (h - 1)]])
+    rows = maps.to(memory_format=torch.channels_last)
+    for given in (points, points[:, :0]):
+        found = geometry._sample_rows(rows, given / 4)
+        expected = F.grid_sample(
+            maps.double(),
+            (given.double() * torch.tensor([2 / (4 * max(w - 1, 1)), 2 / (4 * max(h - 1, 1))]) - 1)[:, None],
+            padding_mode="border",
+            align_corners=True,
+        )[:, :, 0].transpose(1, 2)
+        assert found.is_contiguous() and found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(geometry.sample_map(rows, given), found, rtol=0, atol=2e-5)
+        torch.testing.assert_close(geometry.sample_map(maps.contiguous(), given), found, rtol=0, atol=2e-5)
+
+
 def test_sample_map_is_differentiable_in_map_and_points():
     maps = torch.rand(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
     points = (torch.rand(2, 5, 2, dtype=torch.float64) * 18 + 1.3).requires_grad_()
