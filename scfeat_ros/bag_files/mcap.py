@@ -334,9 +334,9 @@ def _records(data: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
 def _parse_summary(data: bytes) -> _Summary | None:
     schemas: dict[int, str] = {}
     channels: dict[int, Channel] = {}
-    blocks: list[Block] = []
+    blocks: dict[int, Block] = {}  # by place: a chunk that is listed twice is one
     counts: dict[int, int] | None = None
-    used = 0
+    used = chunks = 0
     for kind, body in _records(data):
         used += _RECORD.size + len(body)
         if kind == _SCHEMA:
@@ -344,14 +344,16 @@ def _parse_summary(data: bytes) -> _Summary | None:
         elif kind == _CHANNEL:
             channels.update(_channel(body, schemas))
         elif kind == _CHUNK_INDEX:
-            blocks.append(_chunk_index(body))
+            block = _chunk_index(body)
+            blocks[block.at] = block
         elif kind == _STATISTICS:
+            chunks = struct.unpack_from("<I", body, 22)[0]
             counts = dict(struct.iter_unpack("<HQ", body[46 : 46 + struct.unpack_from("<I", body, 42)[0]]))
     if used != len(data):
         raise CorruptError("broken records")
     if counts is None or not counts.keys() <= channels.keys() or (any(counts.values()) and not blocks):
         return None
-    return _Summary(channels, blocks, counts)
+    return _Summary(channels, list(blocks.values()), counts) if len(blocks) >= chunks else None
 
 
 def _index_entry(head: bytes) -> tuple[int, int]:

@@ -47,7 +47,8 @@ class Ros1File(BlockFile):
             at = struct.unpack("<Q", fields[b"index_pos"])[0]
             if fields.get(b"encryptor"):
                 raise DataError(f"expected a bag that is not encrypted at {self._source.path}, found an encrypted one")
-            blocks = []
+            blocks: dict[int, Block] = {}  # by place: a chunk that is listed twice is one
+            expected = struct.unpack("<I", fields[b"chunk_count"])[0]
             while 0 < at < self._source.size:
                 fields, begin, end = self._record(at)
                 if end - begin > _SMALL:
@@ -58,9 +59,11 @@ class Ros1File(BlockFile):
                 elif fields[b"op"][0] == _CHUNK_INFO:
                     place, start = struct.unpack("<Q", fields[b"chunk_pos"])[0], _time(fields[b"start_time"])
                     counts = dict(struct.iter_unpack("<II", data))
-                    blocks.append(Block(place, 0, start, counts, end=_time(fields[b"end_time"])))
+                    blocks[place] = Block(place, 0, start, counts, end=_time(fields[b"end_time"]))
                 at = end
-            return _sized(blocks, struct.unpack("<Q", self._record(len(MAGIC))[0][b"index_pos"])[0])
+            if len(blocks) < expected:
+                raise CorruptError("an index without its end")
+            return _sized(list(blocks.values()), struct.unpack("<Q", self._record(len(MAGIC))[0][b"index_pos"])[0])
         except (KeyError, struct.error, CorruptError):
             self.channels.clear()
             return []

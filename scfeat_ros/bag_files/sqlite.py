@@ -126,14 +126,21 @@ class SqliteFile:
         uri = self._path.resolve().as_uri()
         if log.is_file() and log.stat().st_size > 0:
             try:
-                database = sqlite3.connect(f"{uri}?mode=ro", uri=True, check_same_thread=False)
-                database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                return database
+                return self._opened(f"{uri}?mode=ro")
             except sqlite3.Error:
-                database.close()
                 text = f"the rows in {log.name} cannot be read: copy the bag to a folder that can be written"
                 self._damage.add(text, Loss(log.stat().st_size, None, at_end=True))
         return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+    def _opened(self, uri: str) -> sqlite3.Connection:
+        """Raises sqlite3.Error where it cannot be read."""
+        database = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        try:
+            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
 
 
 def _check_is_database(source: Source) -> None:

@@ -178,14 +178,18 @@ class Player:
 
     def facts(self, interrupted: bool) -> dict[str, Any]:
         """What came out, for the record of the run."""
-        lost = self._source.lost
+        lost, extractor = self._source.lost, self._frontend.extractor
+        if extractor.engine_note:
+            self._complain(f"engine {extractor.engine}: {extractor.engine_note}")
         if len(lost.frame_ids) > 1:
             self._complain(
                 f"images of {len(lost.frame_ids)} cameras come on {self._source.topic.name} (frame_id "
                 f"{', '.join(lost.frame_ids[:8])}): their matches mean nothing, record a topic for each"
             )
         return {
-            "descriptor_space": self._frontend.extractor.descriptor_space,
+            "descriptor_space": extractor.descriptor_space,
+            "engine": extractor.engine,
+            "engine_note": extractor.engine_note,
             "camera": self._source.calibration if self.camera is not None else "",
             "frame_ids": lost.frame_ids,
             "threads": torch.get_num_threads(),
@@ -289,7 +293,9 @@ def _inputs(job: ReplayJob, source: Source) -> dict[str, Any]:
     mask = job.parameters.camera_masks.get(job.camera_name, "")
     settings["weights"] = Path(settings["weights"]).name
     if job.method != "scfeat":
-        settings = {key: value for key, value in settings.items() if key not in ("weights", "device", "precision")}
+        settings = {
+            key: value for key, value in settings.items() if key not in ("weights", "device", "precision", "engine")
+        }
     return {
         "bag": job.bag.absolute().name,
         "bytes": _bytes(job.bag),

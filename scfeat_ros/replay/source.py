@@ -151,14 +151,17 @@ class Source:
         topics = sorted((topic for topic in bag.topics if topic.type == IMU), key=lambda topic: -topic.count)
         if not topics:
             self.warnings.append("use_imu is on, and the bag has no topic of sensor_msgs/Imu: replayed without")
-        gyro = GyroBuffer(capacity=max(2, sum(topic.count for topic in topics[:1])))
+        found: list[tuple[int, np.ndarray]] = []  # as many as there are, whatever an index claims
         damaged = 0
         for message in bag.messages(topics[:1]):
             if (imu := _try(bag, message)) is None:
                 damaged += 1
                 continue
             rate = imu.angular_velocity
-            gyro.add(_nanoseconds(imu), np.array([rate.x, rate.y, rate.z]))
+            found.append((_nanoseconds(imu), np.array([rate.x, rate.y, rate.z])))
+        gyro = GyroBuffer(capacity=max(2, len(found)))
+        for stamp, rates in found:
+            gyro.add(stamp, rates)
         if damaged:
             self.warnings.append(f"{damaged} messages on {topics[0].name} are damaged: left out")
         return gyro

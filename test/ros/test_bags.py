@@ -544,15 +544,15 @@ class Mcap:
         self.indices.append(record(8, index))
         self.out.write(written)
 
-    def close(self, path: Path, count: int | None) -> None:
-        """count: messages, to write an index; None: without one."""
+    def close(self, path: Path, count: int | None, chunks: int | None = None) -> None:
+        """count: messages, to write an index; None: without one. chunks: how many it says there are."""
         start = 0
         self.out.write(record(0x0F, bytes(4)))
         if count is not None:
             start = self.out.tell()
-            numbers = struct.pack("<QHIIIIQQ", count, 1, 1, 0, 0, len(self.indices), 0, 0) + struct.pack(
-                "<IHQ", 10, 1, count
-            )
+            numbers = struct.pack(
+                "<QHIIIIQQ", count, 1, 1, 0, 0, len(self.indices) if chunks is None else chunks, 0, 0
+            ) + struct.pack("<IHQ", 10, 1, count)
             self.out.write(self.head + b"".join(self.indices) + record(0x0B, numbers))
         self.out.write(record(2, struct.pack("<QQI", start, 0, 0)) + b"\x89MCAP0\r\n")
         path.write_bytes(self.out.getvalue())
@@ -700,6 +700,18 @@ def test_an_index_that_points_outside_of_the_file(tmp_path: Path) -> None:
         copy.close(tmp_path / "a.mcap", 8)
         kept, damage = read_twice(tmp_path / "a.mcap")
         assert kept == written[:4] and "no chunk where the index says" in damage
+
+
+def test_an_index_that_lists_too_little_or_twice(tmp_path: Path) -> None:
+    written = images(8)
+    for listed in ([0], [0, 1, 1, 0]):
+        writer = Mcap()
+        writer.chunk(written[:4])
+        writer.chunk(written[4:])
+        count = len(writer.indices)
+        writer.indices = [writer.indices[i] for i in listed]
+        writer.close(tmp_path / "a.mcap", 8, chunks=count)
+        assert read_twice(tmp_path / "a.mcap")[0] == written
 
 
 def test_times_that_no_clock_has_are_damage(tmp_path: Path) -> None:
