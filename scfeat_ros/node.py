@@ -32,6 +32,7 @@ from scfeat.msg import Features, FrontendStatus, Matches, Tracks
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from scfeat_core.errors import ConfigError, ScfeatError
+from scfeat_core.memory import give_back_freed_memory
 
 from .diagnostics import CameraReport, NetworkReport, diagnostics_to_message, measure_memory
 from .endpoints import Endpoints
@@ -130,6 +131,7 @@ class FrontendNode(LifecycleNode):
         except Exception:
             self._release()
             raise
+        give_back_freed_memory()  # of the warm-up: the worker's thread has a heap of its own, 100 MB would lie here
         return super().on_configure(state)
 
     @_explained

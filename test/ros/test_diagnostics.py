@@ -282,3 +282,13 @@ def test_on_the_live_graph(ros: Any) -> None:
         counts.publish(status)
 
     ros.pump(send, lambda: sent in seen and status in seen)
+
+
+def test_the_engine_is_named_and_why_it_is_another_one() -> None:
+    network = replace(NETWORK, engine="onnx")
+    status = statuses(network=network)["network"]
+    assert status.level == DiagnosticStatus.OK and status.message == "lite on cuda:0 in bfloat16 by onnx"
+    assert values(status)["engine"] == "onnx"
+    note = "onnxruntime is not installed: pip install onnxruntime; eager is used instead"
+    status = statuses(network=replace(NETWORK, engine="eager", engine_note=note))["network"]
+    assert status.level == DiagnosticStatus.WARN and status.message == note

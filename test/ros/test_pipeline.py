@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: run `make setup`, o
 pytest.importorskip("scfeat.msg", reason="the scfeat messages are not built: run `make setup`")
 
 from live_graph import HEIGHT, WIDTH, calibration
+from rclpy.clock import Clock
 from scfeat.msg import Features, Matches, Tracks, TwoViewGeometry
 from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
 
 from scfeat_core.errors import ConfigError, DeviceError, ImageError, StaleImageError
 from scfeat_core.frontend import Frontend
@@ -25,6 +30,7 @@ from scfeat_ros.inputs import Frame
 from scfeat_ros.messages import stamp_from_nanoseconds
 from scfeat_ros.parameters import NodeParameters
 from scfeat_ros.pipeline import Pipeline, Unwanted
+from scfeat_ros.worker import Counts, Worker
 
 KINDS = {
     "features": Features,
@@ -206,6 +212,145 @@ def test_an_unexpected_error_shows_its_traceback_once(bench: Callable[..., Bench
     assert levels == ["warning", "error", "warning"], "one line for each number, one traceback for the place"
     assert setup.log.lines[1][1].startswith("Traceback") and "in fail" in setup.log.lines[1][1]
     assert setup.channel.last_error == "frame dropped: KeyError(2)"
+
+
+def dummy_extractor(points: int = 100) -> Any:
+    """Always the same features, which move by a pixel from image to image."""
+    import torch
+
+    from scfeat_core.types import Features as CoreFeatures
+
+    class Dummy:
+        device, precision, descriptor_space = torch.device("cpu"), "float32", "scfeat:dummy"
+        engine, engine_note = "none", ""
+
+        def __init__(self) -> None:
+            random = np.random.default_rng(0)
+            self.timings = {"network": 1.0}
+            self.images = 0
+            self._points = torch.from_numpy(random.uniform(0, 100, (points, 2)).astype(np.float32))
+            descriptors = torch.from_numpy(random.normal(size=(points, 16)).astype(np.float32))
+            self._fixed = (torch.linspace(1, 0, points), descriptors / descriptors.norm(dim=1, keepdim=True))
+
+        def update(self, **options: Any) -> None:
+            pass
+
+        def extract_batch(self, images: Any, *arguments: Any, **options: Any) -> list[CoreFeatures]:
+            self.images += 1
+            moved = self._points + torch.tensor([self.images % 50, 0.0])
+            return [CoreFeatures(moved, *self._fixed, (WIDTH, HEIGHT), self.descriptor_space) for _ in images]
+
+    return Dummy()
+
+
+class Sink:
+    """A publisher that keeps the bytes of what is published."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def get_subscription_count(self) -> int:
+        return 1
+
+    def publish(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+def silent(cameras: tuple[str, ...] = ("camera",), **settings: Any) -> tuple[Pipeline, dict[str, dict[str, Sink]]]:
+    """A pipeline without a graph, with the dummy in place of the network, and what it publishes for each camera."""
+    parameters = NodeParameters(cameras=cameras, **settings)
+    pipeline = Pipeline(parameters, Clock(), Log(), lambda config: Frontend(config, dummy_extractor()))
+    sinks = {camera: {name: Sink() for name in ("features", "matches", "tracks")} for camera in cameras}
+    for camera, channel in pipeline.channels.items():
+        channel.publishers = sinks[camera]
+    return pipeline, sinks
+
+
+def frames_of(cameras: tuple[str, ...], number: int, pixels: Image = image(0)) -> dict[str, Frame]:
+    message = copy(pixels)
+    message.header = Header(stamp=stamp_from_nanoseconds((number + 1) * 10**7), frame_id="optical")
+    return {camera: Frame(camera, message, time.perf_counter()) for camera in cameras}
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_two_threads_publish_what_one_does_and_in_order(ahead: bool) -> None:
+    """ahead: as on a device, where the front end's results of a frame are taken while the next one is submitted."""
+    cameras = ("left", "right")
+    pipeline, expected = silent(cameras)
+    for number in range(30):
+        assert not pipeline.process(frames_of(cameras, number))()
+    pipeline, found = silent(cameras)
+    pipeline._ahead, pipeline._session = ahead, "session"
+    worker: Worker[Frame] = Worker(pipeline.process, pipeline.failed)
+    worker.start()
+    for number in range(30):
+        frames = frames_of(cameras, number)
+        for camera in cameras:
+            worker.receive(camera)
+        while worker._slots:  # none shall be dropped
+            time.sleep(0.0005)
+        worker.submit(cameras, frames)
+    end = time.monotonic() + 20.0
+    while any(worker.counts(camera).waiting for camera in cameras) and time.monotonic() < end:
+        time.sleep(0.001)
+    assert worker.stop(10.0)
+    assert [worker.counts(camera) for camera in cameras] == [Counts(30, 30)] * 2
+    for camera in cameras:
+        for name, sink in expected[camera].items():
+            for message in (*sink.sent, *found[camera][name].sent):
+                if name == "tracks":
+                    message.session = ""
+            assert found[camera][name].sent == sink.sent, name
+        assert len(expected[camera]["matches"].sent) == 29 and len(expected[camera]["tracks"].sent) == 30
+
+
+def test_other_settings_wait_for_the_frames_before() -> None:
+    """They are published with the settings that they were processed with, whichever thread is faster."""
+    pipeline, sinks = silent()
+    sent = sinks["camera"]["features"].sent
+    finish = pipeline.process(frames_of(("camera",), 0))
+    pipeline.change(NodeParameters(descriptor_type="int8"))
+    later: list[Any] = []
+    other = threading.Thread(target=lambda: later.append(pipeline.process(frames_of(("camera",), 1))), daemon=True)
+    other.start()
+    time.sleep(0.05)
+    assert not later, "the settings changed under a frame that is not published"
+    assert finish() == {}
+    other.join(10.0)
+    assert later.pop()() == {}
+    assert [message.descriptor_type for message in sent] == [Features.FLOAT16, Features.INT8]
+
+
+def test_frames_leave_nothing_behind() -> None:
+    pipeline, sinks = silent()
+
+    def run(first: int, count: int) -> None:
+        for number in range(first, first + count):
+            assert not pipeline.process(frames_of(("camera",), number))()
+            for sink in sinks["camera"].values():
+                sink.sent.clear()
+
+    run(0, 50)
+    tracemalloc.start()
+    run(50, 50)
+    before = tracemalloc.get_traced_memory()[0]
+    run(100, 200)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 50_000, f"{grown} bytes after 200 frames; the features of one are {100 * (2 + 1 + 16) * 4}"
+
+
+def test_why_another_engine_runs_is_said_once() -> None:
+    pipeline, _ = silent(("left", "right"))
+    extractor = pipeline._frontend.extractor
+    assert not pipeline.process(frames_of(("left", "right"), 0))()
+    assert pipeline._logger.lines == []
+    extractor.engine_note = "onnx is not installed; eager is used instead"
+    for number in (1, 2):
+        assert not pipeline.process(frames_of(("left", "right"), number))()
+    assert pipeline._logger.lines == [("warning", extractor.engine_note)]
+    assert {channel.last_error for channel in pipeline.channels.values()} == {extractor.engine_note}
+    assert (pipeline.engine, pipeline.engine_note) == ("none", extractor.engine_note)
 
 
 def test_reasons_of_errors(bench: Callable[..., Bench]) -> None:
