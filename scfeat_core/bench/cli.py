@@ -35,6 +35,7 @@ examples:
   scfeat bench --quick                                      a first look, in a minute
   scfeat bench --size 640x480,1280x720 --weights lite,r50   r50 with random weights takes as long as a trained one
   scfeat bench --peer xfeat_peer:xfeat                      beside XFeat, see docs/performance.md
+  scfeat bench --count --weights lite,r50 --size 1280x720   for machines that are not at hand
   scfeat bench --growth                                     exponents: against pixels up to 4K, and points up to 8192
   scfeat bench --compare old/bench.json --fail-if "network>1.2" --fail-if "total>1.2" --relative"""
 
@@ -96,6 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--growth", action="store_true", help="growth against pixels and points instead, of the first variant"
     )
+    how.add_argument(
+        "--count", action="store_true", help="operations, bytes and memory of the network instead; measures nothing"
+    )
     out = parser.add_argument_group("results")
     out.add_argument(
         "-o",
@@ -125,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
     from scfeat_core.bench.tables import as_text
     from scfeat_core.report import check_folder, write
 
+    if args.count:
+        return _count(args)
     comparing.require_comparison(args.fail_if, args.compare is not None)
     checks = comparing.parse_checks(args.fail_if)
     old = None if args.compare is None else comparing.read_results(args.compare)
@@ -137,6 +143,15 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{args.out / PAGE}")
     failed = [] if old is None else _compared(old, results, args, checks)
     return EXIT_INTERRUPTED if results["interrupted"] else EXIT_FAILED if failed else 0
+
+
+def _count(args: argparse.Namespace) -> int:
+    from scfeat_core.bench import counting
+    from scfeat_core.bench.tables import aligned, markdown
+
+    rows = counting.rows(counting.count(settings_from(args)))
+    print(markdown(rows) if args.markdown else aligned(rows))
+    return 0
 
 
 def _measured(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,18 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scfeat_core.bench.floors import NetworkCost, Work, network_cost
+from scfeat_core.bench.counting import cost_of, counted_cost, is_random, network_weights
+from scfeat_core.bench.floors import NetworkCost, Work
 from scfeat_core.bench.images import decode, encode, walk
 from scfeat_core.bench.settings import Case, Variant
 from scfeat_core.bench.timing import Contender, Task
 from scfeat_core.errors import DeviceError
 from scfeat_core.extraction import Extractor, resolve_device
 from scfeat_core.frontend import Frontend, FrontendConfig
-from scfeat_core.network.inference import inference_network
-from scfeat_core.network.model import VARIANTS, SCFeat
-from scfeat_core.network.weights import shipped_weights
 from scfeat_core.preprocessing import NetworkInput, stack_images
 from scfeat_core.types import Features, FrameInput, FrameResult
 
@@ -70,21 +67,6 @@ def find_ros() -> Ros | None:
     except ImportError:
         return None
     return Ros(module.to_messages, module.serialise)
-
-
-def network_weights(name: str) -> str | SCFeat:
-    """Shipped weights, a path, ``random`` (lite), or a variant of the network with random weights: the same time, and
-    features that mean nothing."""
-    if name != "random" and is_random(name):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return SCFeat.create(name)
-    return name
-
-
-def is_random(name: str) -> bool:
-    """Whether the features mean nothing, so that what comes after them takes another time than it would."""
-    return name == "random" or (name in VARIANTS and name not in shipped_weights())
 
 
 def create_contender(
@@ -144,7 +126,7 @@ def _extractor(variant: Variant, case: Case, levels: int, **options: Any) -> Ext
 
 def check_memory(variant: Variant, case: Case, device: torch.device) -> None:
     """Raise DeviceError now where the tensors of the network cannot be held, instead of being killed later."""
-    needed, free = _cost(variant.weights, case, variant.precision).peak_bytes, free_memory(device)
+    needed, free = cost_of(variant, case).peak_bytes, free_memory(device)
     if free is not None and needed > _ENOUGH_MEMORY * free:
         raise DeviceError(
             f"{case.batch} image(s) of {case.size_text} need about {1e-9 * needed:.1f} GB for '{variant.weights}', and "
@@ -161,23 +143,6 @@ def free_memory(device: torch.device) -> float | None:
     except OSError:
         return None
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _cost(weights: str, case: Case, precision: str) -> NetworkCost:
-    return _counted(weights, (case.batch, 3, case.size[1], case.size[0]), precision)
-
-
-@lru_cache(maxsize=64)
-def _counted(weights: str, shape: tuple[int, ...], precision: str) -> NetworkCost:
-    """Of the network as inference runs it."""
-    return network_cost(_inference(weights), shape, "float32" if precision == "auto" else precision)
-
-
-@lru_cache(maxsize=4)
-def _inference(weights: str) -> nn.Module:
-    found = network_weights("lite" if weights == "random" else weights)
-    model = found if isinstance(found, SCFeat) else SCFeat.from_pretrained(found)
-    return inference_network(model).to("meta")
 
 
 # -- the stages one by one ---------------------------------------------------------------------------------------------
@@ -276,7 +241,7 @@ class Stages:
     def _costs(self) -> list[NetworkCost]:
         """Of each level."""
         weights, precision = self._variant.weights, self.extractor.precision
-        return [_counted(weights, tuple(level.image.shape), precision) for level in self._given]
+        return [counted_cost(weights, tuple(level.image.shape), precision) for level in self._given]
 
 
 def _batch(items: Sequence[Item], start: int, count: int) -> list[Item]:

@@ -17,7 +17,20 @@ import torch
 from torch import nn
 
 from scfeat_core import cli as scfeat
-from scfeat_core.bench import cli, comparing, floors, growth, images, machine, measuring, own, peers, tables, timing
+from scfeat_core.bench import (
+    cli,
+    comparing,
+    counting,
+    floors,
+    growth,
+    images,
+    machine,
+    measuring,
+    own,
+    peers,
+    tables,
+    timing,
+)
 from scfeat_core.bench.settings import Case, Settings, Variant
 from scfeat_core.errors import ConfigError, DataError, DeviceError, ScfeatError
 
@@ -148,10 +161,22 @@ def test_operations_and_bytes_of_a_convolution():
 
 
 def test_operations_grow_with_pixels_and_need_no_memory():
-    network = own._inference("lite")
+    network = counting.imagined_network("lite")
     small, large = (floors.network_cost(network, (1, 3, 480 * k, 640 * k)).work for k in (1, 16))
     assert large.flops / small.flops == pytest.approx(256, rel=0.02)
     assert large.bytes / small.bytes == pytest.approx(256, rel=0.1)
+
+
+def test_networks_are_counted_by_weights_and_size():
+    cases = (Case((640, 480)), Case((640, 480), batch=2))
+    variants = (Variant(), Variant(device="cuda"), Variant("r50", precision="float16"))
+    lite, two, r50, _ = counting.count(Settings(cases=cases, variants=variants))
+    assert lite.parameters == pytest.approx(0.82e6, rel=0.01)
+    assert lite.defined_flops == pytest.approx(2 * 2.8e9, rel=0.01)
+    assert two.cost.work.flops == 2 * lite.cost.work.flops and two.cost.peak_bytes < 2 * lite.cost.peak_bytes
+    assert r50.defined_flops == pytest.approx(488e9, rel=0.01) and r50.cost.work.flops > 0
+    table = counting.rows([lite, two])
+    assert len({len(row) for row in table}) == 1 and table[2][2] == "2 x 640x480"
 
 
 def test_a_floor_is_the_larger_of_two_times():
@@ -239,7 +264,7 @@ def test_floors_are_below_what_was_measured(results):
     for name in ("upload", "network", "select", "describe"):
         assert 0 < floored[name]["floor_ms"] < stages[name]["median_ms"]
         assert floored[name]["ratio"] == stages[name]["median_ms"] / floored[name]["floor_ms"]
-    network = floors.network_cost(own._inference("lite"), (1, 3, SIZE[1], SIZE[0])).work
+    network = floors.network_cost(counting.imagined_network("lite"), (1, 3, SIZE[1], SIZE[0])).work
     assert (floored["network"]["flops"], floored["network"]["bytes"]) == (network.flops, network.bytes)
 
 
@@ -267,13 +292,13 @@ def test_batches_and_variants_take_turns(settings):
 
 
 def test_a_network_without_trained_weights_is_measured_for_its_shape():
-    assert own.is_random("r18") and own.is_random("random") and not own.is_random("lite")
-    first, second = (own.network_weights("r18") for _ in range(2))
+    assert counting.is_random("r18") and counting.is_random("random") and not counting.is_random("lite")
+    first, second = (counting.network_weights("r18") for _ in range(2))
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)  # type: ignore[union-attr]
     assert all(torch.equal(*pair) for pair in pairs)
     assert (
-        own.network_weights("lite") == "lite"
-        and own.network_weights("some/file.safetensors") == "some/file.safetensors"
+        counting.network_weights("lite") == "lite"
+        and counting.network_weights("some/file.safetensors") == "some/file.safetensors"
     )
 
 

@@ -1,0 +1,125 @@
+"""Operations, bytes and memory of the network by weights and size, counted without running it: for any machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from scfeat_core.bench.floors import NetworkCost, network_cost
+from scfeat_core.bench.settings import Case, Settings, Variant
+from scfeat_core.network.inference import inference_network
+from scfeat_core.network.model import VARIANTS, SCFeat
+from scfeat_core.network.weights import shipped_weights
+
+
+def network_weights(name: str) -> str | SCFeat:
+    """Shipped weights, a path, ``random`` (lite), or a variant of the network with random weights: the same time, and
+    features that mean nothing."""
+    if name != "random" and is_random(name):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return SCFeat.create(name)
+    return name
+
+
+def is_random(name: str) -> bool:
+    """Whether the features mean nothing, so that what comes after them takes another time than it would."""
+    return name == "random" or (name in VARIANTS and name not in shipped_weights())
+
+
+def load_network(name: str) -> SCFeat:
+    """On the CPU. Raises WeightsError."""
+    found = network_weights("lite" if name == "random" else name)
+    return found if isinstance(found, SCFeat) else SCFeat.from_pretrained(found)
+
+
+def cost_of(variant: Variant, case: Case) -> NetworkCost:
+    """Of the network as inference runs it, on the whole batch. Raises WeightsError."""
+    return counted_cost(variant.weights, (case.batch, 3, case.size[1], case.size[0]), variant.precision)
+
+
+@lru_cache(maxsize=64)
+def counted_cost(weights: str, shape: tuple[int, ...], precision: str) -> NetworkCost:
+    """The same for images of a shape (B, 3, H, W)."""
+    return network_cost(imagined_network(weights), shape, "float32" if precision == "auto" else precision)
+
+
+@lru_cache(maxsize=4)
+def imagined_network(weights: str) -> nn.Module:
+    """As inference runs it, without content."""
+    return inference_network(load_network(weights)).to("meta")
+
+
+# -- a table -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Count:
+    """Of one pass over a batch. defined_flops: of the network as it was defined, before it was rewritten for
+    inference. parameters: of it."""
+
+    variant: Variant
+    case: Case
+    parameters: int
+    cost: NetworkCost
+    defined_flops: float
+
+
+def count(settings: Settings) -> list[Count]:
+    """For all weights, sizes, batches and precisions; budgets, devices and engines make no difference. Raises
+    WeightsError."""
+    keys = dict.fromkeys(
+        (variant.weights, variant.precision, case.size, case.batch)
+        for variant in settings.variants
+        for case in settings.cases
+    )
+    return [
+        _count(Variant(weights, precision=precision), Case(size, batch=batch))
+        for weights, precision, size, batch in keys
+    ]
+
+
+def _count(variant: Variant, case: Case) -> Count:
+    model = load_network(variant.weights).to("meta")
+    shape = (case.batch, 3, case.size[1], case.size[0])
+    defined = network_cost(model, shape).work.flops
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Count(variant, case, parameters, cost_of(variant, case), defined)
+
+
+def rows(counts: list[Count]) -> list[list[str]]:
+    """A head, and one row each."""
+    head = [
+        "weights",
+        "precision",
+        "images",
+        "M parameters",
+        "GFLOP",
+        "as published",
+        "MB moved",
+        "FLOP/byte",
+        "MB held",
+    ]
+    return [head, *(_row(each) for each in counts)]
+
+
+def _row(found: Count) -> list[str]:
+    work = found.cost.work
+    return [
+        found.variant.weights,
+        found.variant.precision,
+        f"{found.case.batch} x {found.case.size_text}",
+        f"{1e-6 * found.parameters:.2f}",
+        _giga(work.flops),
+        _giga(found.defined_flops),
+        f"{1e-6 * work.bytes:.0f}",
+        f"{work.flops / work.bytes:.0f}",
+        f"{1e-6 * found.cost.peak_bytes:.0f}",
+    ]
+
+
+def _giga(value: float) -> str:
+    return f"{1e-9 * value:.0f}" if value >= 1e11 else f"{1e-9 * value:.1f}"
