@@ -240,6 +240,9 @@ def _mismatch(value: Any, hint: Any, where: str, path: str) -> ConfigError:
     message = f"{_place(where, path)}: expected {_describe(hint)}, found {_found(value)}"
     if isinstance(value, str) and ("float" in _describe(hint) or "int" in _describe(hint)) and _is_number(value):
         message += f"; write it as a number: {float(value)!r} (YAML takes 1e-4 for text, 1.0e-4 for a number)"
+    names = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
+    if nearest := difflib.get_close_matches(str(value), names, n=1):
+        message += f"; did you mean {nearest[0]!r}?"
     return ConfigError(message)
 
 

@@ -19,6 +19,7 @@ from scfeat_core.config import Range, check_config, dump_config, load_config
 from scfeat_core.engines import EngineName, create_engine, engine_precisions
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.geometry import sample_map, scale_points
+from scfeat_core.memory import keep_freed_memory
 from scfeat_core.network.model import MIN_IMAGE_SIZE, SCFeat
 from scfeat_core.preprocessing import NetworkInput, SizeMode, equalise, network_input, stack_images, stack_masks
 from scfeat_core.selection import Refinement, Selected, ThresholdMode, best_of_levels, select_padded
@@ -98,6 +99,8 @@ class Extractor:
     ) -> None:
         self.options = load_config(ExtractionOptions, {"max_keypoints": max_keypoints, **options}, "Extractor")
         self.device = resolve_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model = _network(weights).eval()
         self.timings: dict[str, float] = {}
         precision = _resolve_precision(self.options.precision, self.device, self.options.engine)

@@ -11,6 +11,7 @@ from scfeat_core.bulk.jobs import Job
 from scfeat_core.bulk.outputs import H5Output, NpzOutput, Output, check_name
 from scfeat_core.bulk.pipeline import Settings
 from scfeat_core.config import Range
+from scfeat_core.engines import EngineName
 from scfeat_core.errors import ConfigError
 from scfeat_core.extraction import Precision
 from scfeat_core.preprocessing import SizeMode
@@ -83,6 +84,7 @@ class ExtractConfig:
     detector_config_query: DetectorConfig | None = None
     device: str = "auto"
     precision: Precision = "float32"
+    engine: EngineName = "eager"
     size_mode: SizeMode = "native"
     max_edge: Count = 0
 
@@ -125,6 +127,7 @@ def _job(config: ExtractConfig, files: list[ImageFile], detector: DetectorConfig
     options = {
         **detector.options(),
         "precision": config.precision,
+        "engine": config.engine,
         "size_mode": config.size_mode,
         "max_edge": config.max_edge,
     }

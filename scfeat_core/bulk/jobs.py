@@ -16,7 +16,7 @@ from scfeat_core.bulk.outputs import Output
 from scfeat_core.bulk.pipeline import Outcome, Settings, extract_images
 from scfeat_core.config import dump_config
 from scfeat_core.errors import DataError, ScfeatError
-from scfeat_core.extraction import Extractor
+from scfeat_core.extraction import ExtractionOptions, Extractor
 from scfeat_core.report import write
 
 _NAMED_AT_MOST = 5  # of the names in a message
@@ -102,7 +102,7 @@ def run_job(
 
 def _stand_in(settings: Settings) -> Extractor:
     """Tells what is made elsewhere, perhaps on a device that this machine does not have."""
-    options = {**settings.options, "precision": "float32"}
+    options = {**settings.options, "precision": "float32", "engine": "eager"}
     return replace(settings, device="cpu", options=options).create()
 
 
@@ -131,9 +131,10 @@ def check_record(path: Path, made: Mapping[str, Any], overwrite: bool) -> None:
 
 
 def _record(job: Job, extractor: Extractor) -> dict[str, Any]:
+    asked = {name: job.settings.options.get(name, getattr(ExtractionOptions, name)) for name in ("precision", "engine")}
     return {
         "descriptor_space": extractor.descriptor_space,
-        "options": {**dump_config(extractor.options), "precision": job.settings.options.get("precision", "float32")},
+        "options": {**dump_config(extractor.options), **asked},
         "use_sift": job.settings.use_sift,
         "half": job.output.half,
     }

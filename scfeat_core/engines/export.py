@@ -48,7 +48,7 @@ def to_onnx(network: nn.Module, shape: Shape) -> bytes:
     program = exported(network, shape)
     content = io.BytesIO()
     # Before torch 2.5 there is only the exporter that later versions have to be asked for.
-    older = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    older: Any = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -112,9 +112,9 @@ def create_engine(
     device = torch.device(device)
     _check(name, device, precision)
     eager = _eager(model, device, precision)
-    if name == "eager":
+    names = _installed(device, precision) if name == "auto" else [name] if name in _KINDS else []
+    if not names:
         return eager
-    names = _installed(device, precision) if name == "auto" else [name]
     made = eager if source is None else _eager(source, device, precision)
     plain = PlainNetwork(model if source is None else source).to(device)
     target = Target(made.network, plain, made.run, device, precision, _identity(plain.model))
@@ -145,12 +145,10 @@ def _check(name: str, device: torch.device, precision: str) -> None:
 
 
 def _installed(device: torch.device, precision: str) -> list[str]:
-    """For ``auto``. torch.compile is not among them on a CPU: it takes a minute, and is not faster there."""
-    return [
-        name
-        for name, kind in _KINDS.items()
-        if device.type in kind.devices and precision in engine_precisions(name, device) and not _missing(kind)
-    ]
+    """For ``auto``. torch.compile is not among them on a CPU: it takes minutes, and is not faster there."""
+    able = [name for name, kind in _KINDS.items() if device.type in kind.devices and not _missing(kind)]
+    able = [name for name in able if precision in engine_precisions(name, device)]
+    return [name for name in able if name != "compile" or device.type == "cuda"]
 
 
 def _missing(kind: _Kind) -> list[str]:

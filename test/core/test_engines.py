@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+from dataclasses import fields, replace
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scfeat_core.engines import ENGINES, compiled, create_engine, engine_precisions, parity
+from scfeat_core.engines.cache import Cache
+from scfeat_core.engines.checked import SIZES, Candidate, CheckedEngine
+from scfeat_core.engines.contract import EngineName, Maps, Target
+from scfeat_core.errors import ConfigError, DeviceError
+from scfeat_core.extraction import Extractor
+from scfeat_core.frontend import Frontend, FrontendConfig
+from scfeat_core.network.model import SCFeat
+
+CPU = torch.device("cpu")
+NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",), "tensorrt": ("onnx", "onnxruntime", "tensorrt")}
+LIBRARIES = ("onnx", "openvino")
+ON_CUDA = ("cuda_graph", "tensorrt", "onnx", "compile")
+
+
+def installed(name: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in NEEDS.get(name, ()))
+
+
+def need(name: str) -> None:
+    if not installed(name):
+        pytest.skip(f"{' and '.join(NEEDS[name])} are not installed: pip install 'scfeat-python[{name}]'")
+
+
+@pytest.fixture(scope="module")
+def model() -> SCFeat:
+    return SCFeat.from_pretrained("lite")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """One for all tests of the module, so that each size is made once."""
+    return Cache(tmp_path_factory.mktemp("engines"))
+
+
+def perturbed(model: SCFeat) -> SCFeat:
+    """Its descriptors and scores are another network's."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.2 * parameter.std(unbiased=False) * torch.randn(parameter.shape, generator=generator)
+    return other
+
+
+def given(*shape: int) -> Tensor:
+    return parity.parity_input((shape[0], 3, *shape[1:]), CPU)
+
+
+# -- the contract ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["eager", *LIBRARIES])
+def test_every_engine_gives_the_maps_of_eager(name, model, cache):
+    need(name)
+    engine = create_engine(name, model, cache=cache)
+    assert (engine.name, engine.precision, engine.note) == (name, "float32", "")
+    eager = create_engine("eager", model)
+    for size in ((1, 96, 128), (2, 75, 101), (1, 96, 128)):  # an odd size, a batch, and back
+        image = given(*size)
+        before = image.clone()
+        maps = engine.run(image)
+        assert (engine.name, engine.note) == (name, "")
+        assert maps[0].shape == (size[0], 1, *size[1:])
+        assert maps[1].shape == (size[0], model.descriptor_dim, -(-size[1] // 4), -(-size[2] // 4))
+        assert all(map_.dtype == torch.float32 and map_.device == CPU for map_ in maps)
+        assert torch.equal(image, before), "the image is only read"
+        agreement = parity.compare(maps, eager.run(image))
+        assert agreement.keypoints >= 0.99 and agreement.cosine > 0.999
+        torch.testing.assert_close(engine.run(image.contiguous())[0], maps[0], msg="another layout of the same image")
+
+
+@pytest.mark.parametrize("name", ["eager", *LIBRARIES])
+def test_results_are_the_callers_and_the_same_from_run_to_run(name, model, cache):
+    need(name)
+    engine = create_engine(name, model, cache=cache)
+    image = given(1, 96, 128)
+    first = engine.run(image)
+    kept = [map_.clone() for map_ in first]
+    engine.run(image.flip(3))
+    assert all(torch.equal(map_, copied) for map_, copied in zip(first, kept, strict=True))
+    for again in (engine, create_engine(name, model, cache=cache)):
+        assert all(torch.equal(map_, copied) for map_, copied in zip(again.run(image), kept, strict=True))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_engines_follow_the_number_of_threads_of_torch(name, model, cache):
+    need(name)
+    engine = create_engine(name, model, cache=cache)
+    threads = torch.get_num_threads()
+    image = given(1, 96, 128)
+    try:
+        torch.set_num_threads(1)
+        one = engine.run(image)
+        torch.set_num_threads(2)
+        two = engine.run(image)
+    finally:
+        torch.set_num_threads(threads)
+    assert parity.compare(two, one).keypoints == 1 and engine.note == ""
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_extractor_finds_the_same_points_by_every_engine(name, tmp_path, monkeypatch):
+    need(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image = parity.rendered_images(1, 96, 128)[0]
+    expected = Extractor(max_keypoints=200, levels=2)(image)
+    extractor = Extractor(max_keypoints=200, levels=2, engine=name)
+    found = extractor(image)
+    assert (extractor.engine, extractor.engine_note, extractor.precision) == (name, "", "float32")
+    distance = np.linalg.norm(found.keypoints[:, None] - expected.keypoints[None], axis=-1)
+    assert len(found) == len(expected) and (distance.min(1) < 0.1).mean() >= 0.99
+    assert len(list((tmp_path / "scfeat").glob("*.json"))) == 2, "one for each level"
+
+
+def test_auto_takes_what_is_installed_and_stays_with_it(model, cache, caplog):
+    if not any(map(installed, LIBRARIES)):
+        pytest.skip("neither ONNX Runtime nor OpenVINO is installed: pip install 'scfeat-python[onnx]'")
+    engine = create_engine("auto", model, cache=cache)
+    assert engine.name == "auto"
+    image = given(1, 96, 128)
+    with caplog.at_level(logging.INFO):
+        engine.run(image)
+    chosen = engine.name
+    assert chosen in ("eager", *filter(installed, LIBRARIES)) and engine.note == ""
+    assert f"auto takes {chosen}: eager" in caplog.text and caplog.text.count(" ms") > 1
+    engine.run(given(2, 75, 101))
+    assert engine.name == chosen
+
+
+def test_auto_without_anything_installed_is_eager(model):
+    if installed("openvino"):
+        pytest.skip("OpenVINO is installed, and computes in bfloat16")
+    engine = create_engine("auto", model, precision="bfloat16")  # which ONNX Runtime does not have
+    assert (engine.name, engine.note, engine.precision) == ("eager", "", "bfloat16")
+
+
+class Tiny(nn.Module):
+    """Maps of the right shapes from little that has to be compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(3, 1, 3, padding=1)
+        self.features = nn.Conv2d(3, 8, 4, stride=4)
+
+    def forward(self, image: Tensor) -> Maps:
+        return nn.functional.softplus(self.score(image)), self.features(image)
+
+
+def test_compile_gives_the_maps_of_the_network_from_a_file(tmp_path):
+    if not hasattr(torch._inductor, "aoti_compile_and_package"):
+        pytest.skip("torch before 2.6 packages no compiled networks")
+    network = Tiny().eval().requires_grad_(False)
+    target = Target(network, network, network, CPU, "float32", "tiny")
+    image = given(1, 64, 64)
+    maps = compiled.build(target, image, Cache(tmp_path))(image)
+    for map_, expected in zip(maps, network(image), strict=True):
+        torch.testing.assert_close(map_, expected, rtol=1e-4, atol=1e-5)
+    (entry,) = tmp_path.glob("*.pt2")
+    made = entry.stat().st_mtime_ns
+    again = compiled.build(target, image, Cache(tmp_path))(image)
+    assert entry.stat().st_mtime_ns == made and all(map(torch.equal, maps, again))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ON_CUDA)
+def test_engines_on_cuda(name, precision, model, cache):
+    need(name)
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = torch.device("cuda")
+    if precision not in engine_precisions(name, device):
+        pytest.skip(f"{name} does not compute in {precision}")
+    engine = create_engine(name, model, device, precision, cache=cache)
+    eager = create_engine("eager", model, device)
+    for size in ((1, 96, 128), (2, 75, 101), (1, 96, 128)):
+        image = given(*size).to(device)
+        first = engine.run(image)
+        assert (engine.name, engine.note) == (name, "")
+        kept = [map_.clone() for map_ in first]
+        engine.run(image.flip(3))
+        assert all(map(torch.equal, first, kept)), "results are the caller's"
+        own = parity.compare(create_engine("eager", model, device, precision).run(image), eager.run(image))
+        assert parity.suffices(parity.compare(first, eager.run(image)), own)
+
+
+# -- what cannot be had ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one(model):
+    with pytest.raises(ConfigError, match="found 'onx'; did you mean 'onnx'"):
+        create_engine("onx", model)
+    with pytest.raises(ConfigError, match="found 'quantum'; there are eager, cuda_graph"):
+        create_engine("quantum", model)
+    with pytest.raises(ConfigError, match="engine: expected one of 'eager'.*did you mean 'openvino'"):
+        Extractor(engine="openvin")
+
+
+def test_a_device_or_precision_that_an_engine_does_not_have_is_refused(model):
+    with pytest.raises(
+        DeviceError, match="'cuda_graph' runs on cuda, found device 'cpu'; on this one there are eager, co"
+    ):
+        create_engine("cuda_graph", model)
+    with pytest.raises(DeviceError, match="'openvino' runs on cpu, found device 'cuda'"):
+        create_engine("openvino", model, "cuda")
+    with pytest.raises(ConfigError, match="engine 'onnx' on cpu: expected precision float32, found 'bfloat16'"):
+        create_engine("onnx", model, precision="bfloat16")
+    with pytest.raises(DeviceError, match="'tensorrt' runs on cuda"):
+        Extractor(engine="tensorrt")
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(name, model, monkeypatch):
+    own = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package in NEEDS[name] else own(package))
+    with pytest.raises(ConfigError, match=rf"engine '{name}' needs .*pip install 'scfeat-python\[{name}\]'"):
+        create_engine(name, model)
+
+
+def test_an_engine_stays_what_it_is():
+    frontend = Frontend(FrontendConfig())
+    with pytest.raises(ConfigError, match="engine cannot change"):
+        frontend.update(replace(frontend.config, engine="auto"))
+    with pytest.raises(ConfigError, match="engine cannot change from 'eager' to 'auto'"):
+        frontend.extractor.update(engine="auto")
+    assert frontend.extractor.engine == "eager"
+
+
+def test_the_node_offers_the_same_engines():
+    from scfeat_ros.parameters import NodeParameters, rows
+
+    (row,) = (row for row in rows() if row.name == "engine")
+    assert row.choices == ENGINES == get_args(EngineName) and not row.dynamic
+    assert NodeParameters().engine == FrontendConfig().engine == "eager"
+    assert "engine" in {field.name for field in fields(FrontendConfig)}
+
+
+# -- engines that are wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_deviating_engine_is_replaced_by_eager_and_says_so(name, model, cache, caplog):
+    need(name)
+    image = given(1, 96, 128)
+    with caplog.at_level(logging.WARNING):
+        engine = create_engine(name, model, source=perturbed(model), cache=cache)
+        maps = engine.run(image)
+    assert engine.name == "eager"
+    assert engine.note.startswith(f"{name} deviates from float32 torch on 1 image(s) of 128x96: ")
+    assert engine.note.endswith("eager is used instead") and engine.note in caplog.text
+    assert all(map(torch.equal, maps, create_engine("eager", model).run(image)))
+
+
+def checked(build, model: SCFeat, asked: str = "own", precision: str = "float32") -> CheckedEngine:
+    """The public contract around an engine of the test's own."""
+    eager, reference = create_engine("eager", model, precision=precision), create_engine("eager", model)
+    target = Target(nn.Identity(), nn.Identity(), eager.run, CPU, precision, "own")
+    return CheckedEngine(asked, [Candidate("own", build)], target, eager.run, reference.run, Cache(None), "exact")
+
+
+def test_auto_leaves_what_deviates(model, caplog):
+    broken = create_engine("eager", perturbed(model))
+    engine = checked(lambda target, image, cache: broken.run, model, "auto")
+    with caplog.at_level(logging.INFO):
+        maps = engine.run(given(1, 96, 128))
+    assert (engine.name, engine.note) == ("eager", "")
+    assert "auto leaves own deviates from float32 torch" in caplog.text and "auto takes eager" in caplog.text
+    assert all(map(torch.equal, maps, create_engine("eager", model).run(given(1, 96, 128))))
+
+
+def test_an_engine_that_cannot_be_made_or_fails_is_replaced_by_eager(model):
+    image = given(1, 96, 128)
+    expected = create_engine("eager", model).run(image)
+
+    def refuses(target, image, cache):
+        raise RuntimeError("no kernel for\nthis operation")
+
+    engine = checked(refuses, model)
+    assert all(map(torch.equal, engine.run(image), expected))
+    assert engine.name == "eager"
+    assert engine.note == (
+        "own could not be made for 1 image(s) of 128x96: RuntimeError: no kernel for this operation; "
+        "eager is used instead"
+    )
+
+    runs = []
+
+    def breaks(target, image, cache):
+        def run(image):
+            runs.append(image)
+            if len(runs) == 3:
+                raise RuntimeError("device lost")
+            return target.run(image)
+
+        return run
+
+    engine = checked(breaks, model)
+    engine.run(image)
+    assert (engine.name, engine.note) == ("own", "")
+    assert all(map(torch.equal, engine.run(image), expected))
+    assert engine.name == "eager" and engine.note == "own failed: RuntimeError: device lost; eager is used instead"
+    engine.run(image)
+    assert len(runs) == 3, "it is not tried again"
+
+
+def test_each_size_is_made_and_compared_once_and_the_last_ones_are_kept(model):
+    made = []
+
+    def build(target, image, cache):
+        made.append(tuple(image.shape[2:]))
+        return target.run
+
+    engine = checked(build, model)
+    sizes = [(32, 32 + index) for index in range(SIZES + 1)]
+    for size in [*sizes, sizes[-1], sizes[1]]:
+        engine.run(given(1, *size))
+    assert made == sizes and engine.name == "own"
+    engine.run(given(1, *sizes[0]))
+    assert made == [*sizes, sizes[0]], "the one that was not used for longest had been given up"
+
+
+def test_below_float32_an_engine_may_be_as_far_off_as_torch_in_the_same_precision(model):
+    image = given(1, 96, 128)
+    engine = checked(lambda target, image, cache: target.run, model, precision="bfloat16")
+    own = parity.compare(engine.run(image), create_engine("eager", model).run(image))
+    assert (engine.name, engine.note) == ("own", "")
+    assert own.keypoints < 1, "bfloat16 is not float32"
+    worse = replace(own, keypoints=1 - 2 * (1 - own.keypoints))
+    assert parity.suffices(own, own) and not (own.keypoints < 0.99 and parity.suffices(worse, own))
+
+
+def test_parity_sees_shifts_other_descriptors_and_what_is_not_finite(model):
+    maps = create_engine("eager", model).run(given(2, 96, 128))
+    assert parity.compare(maps, maps) == parity.Parity(1.0, pytest.approx(1), pytest.approx(1))
+    scores, features = maps
+    moved = torch.nn.functional.interpolate(torch.nn.functional.pad(scores, (1, 0, 0, 0))[..., :-1], scores.shape[2:])
+    assert parity.compare((moved, features), maps).keypoints < 0.1
+    one = features.clone()
+    one[1] = one[1].roll(1, 0)
+    found = parity.compare((scores, one), maps)
+    assert found.keypoints == 1 and found.cosine < 0.9, "the worst of the images counts"
+    assert parity.compare((scores, features / 0), maps) == parity.Parity(0, 0, 0)
+    assert parity.compare((scores[:1], features[:1]), maps) == parity.Parity(0, 0, 0)
+    assert not parity.suffices(found) and parity.suffices(parity.compare(maps, maps))
+
+
+def test_the_image_of_the_comparison_has_corners_enough(model):
+    pictures = parity.rendered_images(2, 120, 160)
+    assert pictures.shape == (2, 120, 160, 3) and pictures.dtype == np.uint8 and (pictures[0] != pictures[1]).any()
+    features = Extractor(model, levels=1)(parity.rendered_images(1, 240, 320)[0])
+    assert len(features) > 500 and np.median(features.scores) > 2 * features.scores.min()
+
+
+def test_legacy_alignment_is_compared_as_it_is_sampled(cache):
+    need("onnx")
+    config = SCFeat.create("lite").config
+    backbone, detector = replace(config.backbone, alignment="legacy"), replace(config.detector, alignment="legacy")
+    torch.manual_seed(0)
+    legacy = SCFeat(replace(config, backbone=backbone, detector=detector)).eval()
+    engine = create_engine("onnx", legacy, cache=cache)
+    engine.run(given(1, 96, 128))
+    assert (engine.name, engine.note) == ("onnx", "")
