@@ -27,7 +27,8 @@ total      from the callback to the end of the last publish
 overhead   total without the network (the network alone: see benchmarks of the extractor)
 node       total without the whole front end: what the node itself adds
 
-CPU is the processor time of the process for each processed frame; unlike the rest it means the same on a busy machine.
+CPU is the processor time of the process for each processed frame, and of each of its threads; unlike the rest it means
+the same on a busy machine. "others" are those of the middleware and of torch.
 Rates are of the camera, images a second; 0 is as fast as the receiver takes them (inside only: with graph and bare it
 is as fast as the camera can). Where several values are given, all combinations are run, in turn, --rounds times.
 """
@@ -85,15 +86,25 @@ class Case:
 class Record:
     """What a process writes down.
 
-    frames: milliseconds by stage. seconds, cpu: of the measured time, and its processor time. taken: images that
-    arrived. memory: resident_memory() in the end.
+    frames: milliseconds by stage. seconds: of the measured time. cpu: processor time in it, seconds, by thread. taken:
+    images that arrived. memory: resident_memory() in the end.
     """
 
     frames: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
-    cpu: float = 0.0
+    cpu: dict[str, float] = field(default_factory=dict)
     taken: int = 0
     memory: dict[str, float] = field(default_factory=dict)
+
+
+def thread_times() -> dict[str, float]:
+    """Processor time of the threads of this process, seconds: those of Python by name, "others", and "all"."""
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    spent = {"all": time.process_time(), "others": 0.0}
+    for folder in Path("/proc/self/task").iterdir():
+        name = names.get(int(folder.name), "others")
+        spent[name] = spent.get(name, 0.0) + 1e-9 * int((folder / "schedstat").read_text().split()[0])
+    return spent
 
 
 def resident_memory() -> dict[str, float]:
@@ -213,7 +224,7 @@ class Notes:
     def __init__(self) -> None:
         self.record = Record()
         self._build = self._write = 0.0
-        self._since = (time.perf_counter(), time.process_time())
+        self._since = (time.perf_counter(), thread_times())
 
     def watch(self, pipeline: Any) -> None:
         """pipeline: the module. Notes what it hands to its functions."""
@@ -234,11 +245,11 @@ class Notes:
     def begin(self) -> None:
         """What was noted so far was the warm-up."""
         self.record = Record()
-        self._since = (time.perf_counter(), time.process_time())
+        self._since = (time.perf_counter(), thread_times())
 
     def end(self, taken: int) -> Record:
         self.record.seconds = time.perf_counter() - self._since[0]
-        self.record.cpu = time.process_time() - self._since[1]
+        self.record.cpu = {name: spent - self._since[1].get(name, 0.0) for name, spent in thread_times().items()}
         self.record.taken = taken
         self.record.memory = resident_memory()
         return self.record
@@ -593,7 +604,10 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "processed_hz": round(statistics.median(len(r.frames) / r.seconds for r in records), 1),
         "received_hz": round(statistics.median(r.taken / r.seconds for r in records), 1),
-        "cpu_ms_per_frame": round(statistics.median(1e3 * r.cpu / max(len(r.frames), 1) for r in records), 3),
+        "cpu_ms_per_frame": {
+            name: round(statistics.median(1e3 * r.cpu[name] / max(len(r.frames), 1) for r in records), 3)
+            for name in records[0].cpu
+        },
         "frames": len(frames),
         "memory_mb": records[-1].memory,
         "ms": found,
@@ -604,7 +618,8 @@ def table(case: Case, found: Mapping[str, Any]) -> str:
     head = (
         f"{case.way}, {case.cameras} x {case.encoding} at {case.rate:g} Hz, {case.topics}, {case.executor}: "
         f"{found['processed_hz']} Hz processed of {found['received_hz']}, "
-        f"{found['cpu_ms_per_frame']} ms CPU a frame, {found['memory_mb']['rss']:.0f} MB"
+        f"{found['memory_mb']['rss']:.0f} MB\n  CPU, ms a frame: "
+        + ", ".join(f"{name} {value:.2f}" for name, value in found["cpu_ms_per_frame"].items())
     )
     rows = (f"  {name:10} {value['median']:9.3f} {value['p95']:9.3f}" for name, value in found["ms"].items())
     return "\n".join([head, f"  {'ms':10} {'median':>9} {'p95':>9}", *rows])

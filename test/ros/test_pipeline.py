@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from copy import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +267,11 @@ def silent(cameras: tuple[str, ...] = ("camera",), **settings: Any) -> tuple[Pip
     return pipeline, sinks
 
 
-def frames_of(cameras: tuple[str, ...], number: int, pixels: Image = image(0)) -> dict[str, Frame]:
-    message = copy(pixels)
+textured = cache(image)
+
+
+def frames_of(cameras: tuple[str, ...], number: int) -> dict[str, Frame]:
+    message = copy(textured(0))
     message.header = Header(stamp=stamp_from_nanoseconds((number + 1) * 10**7), frame_id="optical")
     return {camera: Frame(camera, message, time.perf_counter()) for camera in cameras}
 
