@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scfeat_core.training.throughput import matmul_rate
 
 Way = Literal["copy", "to_device", "from_device"]
-_REPEATS = 5
+_REPEATS = 3
 _PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm")
 
 
@@ -79,7 +79,7 @@ def floor(work: Work, rates: Rates) -> dict[str, Any]:
 
 
 def measure_rates(device: torch.device, precision: str) -> Rates:
-    """The best of some repetitions, about a second in all."""
+    """The best of some repetitions, half a second in all."""
     flops = max(matmul_rate(device, precision) for _ in range(_REPEATS))
     copy = copy_rate(device)
     if device.type != "cuda":
