@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import io
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,22 +46,16 @@ def to_onnx(network: nn.Module, shape: Shape) -> bytes:
 
     From the exported program rather than from the module: there all sizes are constants, and so they are in the file.
     """
-    program = exported(network, shape)
-    content = io.BytesIO()
-    # Before torch 2.5 there is only the exporter that later versions have to be asked for.
-    older: Any = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    with torch.no_grad(), warnings.catch_warnings():
+    program = _Evaluated(_with_affine_norms(exported(network, shape).module()))
+    image = torch.zeros(shape, device=next(network.parameters()).device)
+    options: dict[str, Any] = {"input_names": [INPUT], "output_names": list(OUTPUTS), "opset_version": OPSET}
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:  # before torch 2.5 there was no other exporter
+        options["dynamo"] = False
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Evaluated(_with_affine_norms(program.module())),
-            (torch.zeros(shape, device=next(network.parameters()).device),),
-            content,
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            opset_version=OPSET,
-            **older,
-        )
-    return content.getvalue()
+        path = Path(folder) / "network.onnx"
+        torch.onnx.export(program, (image,), str(path), **options)
+        return path.read_bytes()
 
 
 class _Evaluated(nn.Module):
