@@ -414,15 +414,15 @@ def _run(stop: threading.Event) -> int:
     return int(node.failed)
 
 
-def make_executor() -> Any:
-    """Kilted's executor of events where there is one: it costs an image 0.05 ms, the one that builds a set of all
-    endpoints to wait for each time 1 ms.
+def make_executor(context: Any = None) -> Any:
+    """Kilted's executor of events where there is one: the other one makes a set of all endpoints to wait for each time,
+    which is half of the processor time that an image costs in the executor's thread (benchmarks/node.py).
     """
     try:
         from rclpy.experimental import EventsExecutor
     except ImportError:  # Humble, Jazzy
-        return SingleThreadedExecutor()
-    return EventsExecutor()
+        return SingleThreadedExecutor(context=context)
+    return EventsExecutor(context=context)
 
 
 def shut_down(node: FrontendNode) -> None:
