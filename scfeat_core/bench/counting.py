@@ -92,17 +92,7 @@ def _count(variant: Variant, case: Case) -> Count:
 
 def rows(counts: list[Count]) -> list[list[str]]:
     """A head, and one row each."""
-    head = [
-        "weights",
-        "precision",
-        "images",
-        "M parameters",
-        "GFLOP",
-        "as published",
-        "MB moved",
-        "FLOP/byte",
-        "MB held",
-    ]
+    head = ["weights", "precision", "images", "M parameters", "GFLOP", "MB moved", "FLOP/byte", "MB held"]
     return [head, *(_row(each) for each in counts)]
 
 
