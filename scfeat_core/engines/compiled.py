@@ -37,7 +37,7 @@ def _package(target: Target, shape: Shape) -> bytes:
     image = torch.zeros(shape, device=target.device).contiguous(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(_InPrecision(target.plain, target.device, target.precision), (image,))
+        program = torch.export.export(_InPrecision(target.network, target.device, target.precision), (image,))
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "network.pt2"))
         return Path(path).read_bytes()
 

@@ -45,13 +45,11 @@ class Engine(Protocol):
 class Target:
     """What engines are made from.
 
-    network, plain: image to :data:`Maps`, on the device; as eager runs it, and in operations that every compiler knows.
-    run: the same by torch, in the precision. identity: another word for other weights, another architecture, or another
-    version of the code of either.
+    network: image to :data:`Maps`, on the device. run: the same by torch, in the precision. identity: another word for
+    other weights, another architecture, or another version of the code of either.
     """
 
     network: nn.Module
-    plain: nn.Module
     run: Runner
     device: torch.device
     precision: str

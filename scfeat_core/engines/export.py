@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import tempfile
@@ -14,24 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from scfeat_core.engines.contract import Maps, Shape
-from scfeat_core.network.model import SCFeat
-from scfeat_core.network.rewriting import fold_batch_norms
 
 OPSET = 17
 INPUT, OUTPUTS = "image", ("score_map", "descriptor_map")
-
-
-class PlainNetwork(nn.Module):
-    """The network without what eager does for speed, some of which ONNX cannot say."""
-
-    def __init__(self, model: SCFeat) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        fold_batch_norms(self.model)
-
-    def forward(self, image: Tensor) -> Maps:
-        output = self.model(image)
-        return output.score_map, self.model.descriptor_map(output)
 
 
 def exported(network: nn.Module, shape: Shape) -> Any:

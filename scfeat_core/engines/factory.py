@@ -17,7 +17,6 @@ from scfeat_core.engines.cache import Cache, cache_folder
 from scfeat_core.engines.checked import Build, Candidate, CheckedEngine
 from scfeat_core.engines.contract import ENGINES, Engine, Target
 from scfeat_core.engines.eager import EagerEngine
-from scfeat_core.engines.export import PlainNetwork
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.network.inference import inference_network
 from scfeat_core.network.model import SCFeat
@@ -116,8 +115,7 @@ def create_engine(
     if not names:
         return eager
     made = eager if source is None else _eager(source, device, precision)
-    plain = PlainNetwork(model if source is None else source).to(device)
-    target = Target(made.network, plain, made.run, device, precision, _identity(plain.model))
+    target = Target(made.network, made.run, device, precision, _identity(model if source is None else source))
     candidates = [Candidate(each, _KINDS[each].load()) for each in names]
     reference = EagerEngine(eager.network, device)
     alignment = model.config.backbone.alignment

@@ -49,7 +49,7 @@ def build_tensorrt(target: Target, image: Tensor, cache: Cache) -> Runner:
 def onnx_file(target: Target, shape: Shape, cache: Cache) -> bytes:
     """The network for one size, float32; the same on all devices."""
     return cache.get(
-        f"onnx-{target.identity}-{_size(shape)}.onnx", versions("torch"), lambda: to_onnx(target.plain, shape)
+        f"onnx-{target.identity}-{_size(shape)}.onnx", versions("torch"), lambda: to_onnx(target.network, shape)
     )
 
 

@@ -164,7 +164,7 @@ def test_compile_gives_the_maps_of_the_network_from_a_file(tmp_path):
     if not hasattr(torch._inductor, "aoti_compile_and_package"):
         pytest.skip("torch before 2.6 packages no compiled networks")
     network = Tiny().eval().requires_grad_(False)
-    target = Target(network, network, network, CPU, "float32", "tiny")
+    target = Target(network, network, CPU, "float32", "tiny")
     image = given(1, 64, 64)
     maps = compiled.build(target, image, Cache(tmp_path))(image)
     for map_, expected in zip(maps, network(image), strict=True):
@@ -267,7 +267,7 @@ def test_a_deviating_engine_is_replaced_by_eager_and_says_so(name, model, cache,
 def checked(build, model: SCFeat, asked: str = "own", precision: str = "float32") -> CheckedEngine:
     """The public contract around an engine of the test's own."""
     eager, reference = create_engine("eager", model, precision=precision), create_engine("eager", model)
-    target = Target(nn.Identity(), nn.Identity(), eager.run, CPU, precision, "own")
+    target = Target(nn.Identity(), eager.run, CPU, precision, "own")
     return CheckedEngine(asked, [Candidate("own", build)], target, eager.run, reference.run, Cache(None), "exact")
 
 
