@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +24,7 @@ from scfeat_core.memory import keep_freed_memory
 from scfeat_core.network.model import MIN_IMAGE_SIZE, SCFeat
 from scfeat_core.preprocessing import NetworkInput, SizeMode, equalise, network_input, stack_images, stack_masks
 from scfeat_core.selection import Refinement, Selected, ThresholdMode, best_of_levels, select_padded
+from scfeat_core.transfer import Download
 from scfeat_core.types import Array, Features
 
 # A keypoint of a smaller level is located less well, and its score counts less by this factor, a level. On held-back
@@ -75,9 +77,42 @@ class Points(NamedTuple):
     scores: (B, K), -inf where an image has no more points. descriptors: (B, K, D).
     """
 
-    keypoints: Tensor
-    scores: Tensor
-    descriptors: Tensor
+    keypoints: Array
+    scores: Array
+    descriptors: Array
+
+
+class PaddedFeatures(NamedTuple):
+    """Features of a batch on the device, filled up to one number. score_maps: one for each image, or None."""
+
+    points: Points
+    score_maps: Sequence[Tensor | None]
+    image_size: tuple[int, int]
+    descriptor_space: str
+
+    def of_each(self) -> list[PaddedFeatures]:
+        """Those of each image alone."""
+        return [
+            self._replace(points=Points(*(values[i : i + 1] for values in self.points)), score_maps=[score_map])
+            for i, score_map in enumerate(self.score_maps)
+        ]
+
+    def on_device(self) -> list[Features]:
+        """Those of each image; waits until it is known how many there are."""
+        return self.split(self.points, (self.points.scores > -torch.inf).sum(1).tolist())
+
+    def on_host(self) -> list[Features]:
+        """Those of each image as numpy arrays; waits for one copy, and for those of score maps."""
+        points = Points(*Download(self.points).arrays())
+        return [features.numpy() for features in self.split(points, (points.scores > -np.inf).sum(1).tolist())]
+
+    def split(self, points: Points, counts: Sequence[int]) -> list[Features]:
+        """points: those of the batch, as they are or as numpy arrays."""
+        rows = zip(zip(*points, strict=True), self.score_maps, counts, strict=True)
+        return [
+            Features(kp[:n], scores[:n], descriptors[:n], self.image_size, self.descriptor_space, score_map)
+            for (kp, scores, descriptors), score_map, n in rows
+        ]
 
 
 class Extractor:
@@ -161,7 +196,6 @@ class Extractor:
         """
         return self.extract_batch([image], None if mask is None else [mask], to_numpy=to_numpy)[0]
 
-    @torch.inference_mode()
     def extract_batch(
         self,
         images: Sequence[Array] | Array,
@@ -178,6 +212,20 @@ class Extractor:
         image, as a view of those of the batch. Raises ImageError, DeviceError, and ConfigError for budgets that do not
         fit.
         """
+        padded = self.extract_padded(images, masks, max_keypoints, score_maps=score_maps)
+        with self._timed("select"):
+            return padded.on_host() if to_numpy else padded.on_device()
+
+    @torch.inference_mode()
+    def extract_padded(
+        self,
+        images: Sequence[Array] | Array,
+        masks: Sequence[Array | None] | Array | None = None,
+        max_keypoints: Sequence[int] | None = None,
+        *,
+        score_maps: bool | Sequence[bool] = False,
+    ) -> PaddedFeatures:
+        """:meth:`extract_batch` without waiting for the device: how many points there are is not known yet."""
         self.timings = {}
         with self._timed("preprocess"):
             stacked = stack_images(images)
@@ -195,11 +243,7 @@ class Extractor:
                 given[0].without_padding(scores).float() if keep else None
                 for scores, keep in zip(maps[0][0][:, 0], wanted, strict=True)
             ]
-            results = [
-                Features(*own, (width, height), self.descriptor_space, score_map)
-                for own, score_map in zip(_split(points), scored, strict=True)
-            ]
-            return [result.numpy() for result in results] if to_numpy else results
+            return PaddedFeatures(points, scored, (width, height), self.descriptor_space)
 
     @torch.inference_mode()
     def describe(self, image: Array, keypoints: Array) -> Array:
@@ -296,13 +340,7 @@ class Extractor:
         yield
         if self.options.synchronise and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.timings[stage] = 1e3 * (time.perf_counter() - start)
-
-
-def _split(points: Points) -> list[Points]:
-    """The points of each image, (N, ...); waits for the device."""
-    counts = (points.scores > -torch.inf).sum(1).tolist()
-    return [Points(*(values[:count] for values in own)) for *own, count in zip(*points, counts, strict=True)]
+        self.timings[stage] = self.timings.get(stage, 0.0) + 1e3 * (time.perf_counter() - start)
 
 
 def _edges(width: int, height: int, max_edge: int, levels: int) -> list[int]:

@@ -21,11 +21,12 @@ from scfeat_core.columns import Columns, Table, to_columns
 from scfeat_core.config import Range, check_config, load_config
 from scfeat_core.engines import EngineName
 from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, StaleImageError
-from scfeat_core.extraction import Extractor, Precision
+from scfeat_core.extraction import Extractor, PaddedFeatures, Points, Precision
 from scfeat_core.geometry import check_camera, undistort_points
 from scfeat_core.inertial import check_rotation
 from scfeat_core.quality import assess, has_contrast, reduce
 from scfeat_core.tracking import Links, Motion, TrackManager, TracksState, View, predict, turn
+from scfeat_core.transfer import Download
 from scfeat_core.two_view import MINIMUM_MATCHES, ModelChoice, verify
 from scfeat_core.types import (
     Array,
@@ -115,7 +116,9 @@ class FrontendConfig:
 class _Frame:
     """The last frame of a camera. on_device: features as torch tensors, for matching; features: as numpy arrays.
 
-    rays: (N, 2) of the keypoints, undistorted, where somebody needs them. motion: how points came here.
+    rays: (N, 2) of the keypoints, undistorted, where somebody needs them. motion: how points came here. ahead: what was
+    submitted to the device of it, None for nothing. matched: what was submitted of the frame before, and the matches
+    with that.
     """
 
     sequence: int
@@ -125,14 +128,51 @@ class _Frame:
     calibration: Camera | None
     rays: np.ndarray | None
     motion: Motion | None = None
+    ahead: Points | None = None
+    matched: tuple[Points, Matches] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """An image on a device, with nothing waited for. padded: of it alone.
+
+    before: the points of the frame before, if it was matched with those. download: of the points of all of its batch,
+    among which it has this place, and of the partners of those that were matched: its own are the array ``partners``,
+    and the one after that their similarities.
+    """
+
+    padded: PaddedFeatures
+    before: Points | None
+    download: Download
+    place: int
+    partners: int
+
+    def arrive(self) -> tuple[Features, Features, tuple[Points, Matches] | None]:
+        """The features on the device and on the host, and the matches with ``before``; waits for the download."""
+        arrays = self.download.arrays()
+        points = Points(*(array[self.place : self.place + 1] for array in arrays[:3]))
+        counts = [int((points.scores > -np.inf).sum())]
+        (on_device,), (on_host,) = (self.padded.split(each, counts) for each in (self.padded.points, points))
+        if self.before is None:
+            return on_device, on_host.numpy(), None
+        partners, similarity = arrays[self.partners : self.partners + 2]
+        indices0 = np.flatnonzero(partners >= 0)
+        matches = Matches(indices0, partners[indices0].astype(np.int64), similarity[indices0])
+        return on_device, on_host.numpy(), (self.before, matches)
 
 
 @dataclass(frozen=True, eq=False)
 class _Extracted:
-    """features: on the device. timings: the share of this image."""
+    """features: on the device, or on their way. timings: the share of this image."""
 
-    features: Features
+    features: Features | _Ahead
     timings: dict[str, float]
+
+    def arrive(self) -> tuple[Features, Features, tuple[Points, Matches] | None]:
+        """See :meth:`_Ahead.arrive`."""
+        if isinstance(self.features, _Ahead):
+            return self.features.arrive()
+        return self.features, self.features.numpy(), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +285,12 @@ class Frontend:
         self._tracks: dict[str, TrackManager] = {}
         self._counts: dict[str, int] = {}
         self._on_their_way: list[Submitted] = []  # one thread appends, another one removes
+        # On a device everything is submitted at once, matches with the frame submitted before included, and comes back
+        # in one download. What is only known with the results, windows and stereo pairs, is matched in a stream of its
+        # own, or it would wait for the network of the next frame.
+        self._ahead = isinstance(self.extractor, Extractor) and self.extractor.device.type == "cuda"
+        self._submitted: dict[str, Points] = {}
+        self._stream = torch.cuda.Stream(self.extractor.device) if self.extractor.device.type == "cuda" else None
 
     def warm_up(self, size: tuple[int, int] = (640, 480), batch: int = 1) -> None:
         """Run the network once on ``batch`` images of (width, height), so that the first frame does not pay for it."""
@@ -295,7 +341,7 @@ class Frontend:
         device = self.extractor.device
         self._counts = {each.camera: each.count for each in states}
         self._previous = {each.camera: frame for each in states if (frame := _restored(each, device)) is not None}
-        self._tracks = {each.camera: TrackManager(each.tracks, device) for each in states if each.tracks is not None}
+        self._tracks = {each.camera: TrackManager(each.tracks) for each in states if each.tracks is not None}
 
     def _state(self, camera: str) -> _CameraState:
         count, frame, tracks = self._counts.get(camera, 0), self._previous.get(camera), self._tracks.get(camera)
@@ -311,6 +357,7 @@ class Frontend:
         device = self.extractor.device
         self._previous.clear()
         self._tracks.clear()
+        self._submitted.clear()
         del self.extractor
         gc.collect()  # what is in a cycle would keep its tensors
         if device.type == "cuda":
@@ -383,7 +430,8 @@ class Frontend:
     def result(self, submitted: Submitted) -> list[FrameResult | Exception]:
         """The second half of :meth:`process_batch`: matches, geometry and tracks, once the network is done."""
         try:
-            return [self._attempt(*each) for each in zip(submitted.inputs, submitted.found, strict=True)]
+            with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+                return [self._attempt(*each) for each in zip(submitted.inputs, submitted.found, strict=True)]
         finally:
             self._on_their_way.remove(submitted)
 
@@ -435,18 +483,40 @@ class Frontend:
 
     def _extract(self, group: list[FrameInput]) -> list[_Extracted | Exception]:
         """Features of images of one size; one by one where that fails for all at once, to tell which one it is."""
+        batch = (
+            [given.image for given in group],
+            [given.mask for given in group] if any(given.mask is not None for given in group) else None,
+            [self.config.budgets.get(given.camera, self.config.max_keypoints) for given in group],
+        )
+        score_maps = [given.score_map for given in group]
+        found: Sequence[Features | _Ahead]
         try:
-            found = self.extractor.extract_batch(
-                [given.image for given in group],
-                [given.mask for given in group] if any(given.mask is not None for given in group) else None,
-                [self.config.budgets.get(given.camera, self.config.max_keypoints) for given in group],
-                score_maps=[given.score_map for given in group],
-                to_numpy=False,
-            )
+            if self._ahead and isinstance(self.extractor, Extractor):
+                found = self._match_ahead(group, self.extractor.extract_padded(*batch, score_maps=score_maps))
+            else:
+                found = self.extractor.extract_batch(*batch, score_maps=score_maps, to_numpy=False)
         except Exception as error:
             return [error] if len(group) == 1 else [self._extract([given])[0] for given in group]
         timings = {stage: time_ms / len(group) for stage, time_ms in self.extractor.timings.items()}
         return [_Extracted(features, dict(timings)) for features in found]
+
+    @torch.inference_mode()
+    def _match_ahead(self, group: list[FrameInput], padded: PaddedFeatures) -> list[_Ahead]:
+        """Match each image with the one of its camera that was submitted before, and begin the download of it all."""
+        tensors: list[torch.Tensor] = list(padded.points)
+        matched: list[tuple[PaddedFeatures, Points | None, int]] = []
+        for given, own in zip(group, padded.of_each(), strict=True):
+            before = self._submitted.get(given.camera) if self._matches_all_over(given) else None
+            matched.append((own, before, len(tensors)))
+            if before is not None:
+                tensors += _match_padded(before, own.points, self.config.min_cosine)
+            self._submitted[given.camera] = own.points
+        download = Download(tensors)
+        return [_Ahead(own, before, download, place, at) for place, (own, before, at) in enumerate(matched)]
+
+    def _matches_all_over(self, given: FrameInput) -> bool:
+        """Whether this can be matched before the motion of the frame before is known."""
+        return (given.match or given.track) and self.config.search_radius == 0 and given.rotation is None
 
     def _attempt(self, given: FrameInput, extracted: _Extracted | Exception) -> FrameResult | Exception:
         if isinstance(extracted, Exception):
@@ -462,8 +532,10 @@ class Frontend:
         timings = extracted.timings
         with _timed(timings, "select"):
             gray = reduce(given.image)
-            on_device = extracted.features if has_contrast(gray) else _no_features(extracted.features)
-            features = on_device.numpy()  # waits for the device, where there is one
+            on_device, features, matched = extracted.arrive()
+            ahead = extracted.features.padded.points if isinstance(extracted.features, _Ahead) else None
+            if not has_contrast(gray):
+                on_device, features, ahead, matched = _no_features(on_device), _no_features(features), None, None
         _check_size(given.calibration, features.image_size)
         quality = None
         if given.assess:
@@ -471,7 +543,7 @@ class Frontend:
                 quality = assess(gray)
         previous, reset_reason = self._predecessor(given.camera, given.stamp, features)
         sequence = self._counts.get(given.camera, 0)
-        frame = _frame(sequence, given, on_device, features)
+        frame = replace(_frame(sequence, given, on_device, features), ahead=ahead, matched=matched)
         found = None
         if previous is not None and (given.match or given.track):
             found, frame = self._match(previous, frame, given.rotation, timings)
@@ -534,6 +606,8 @@ class Frontend:
         return matching.window(torch.from_numpy(expected).to(positions.device), positions, longer * radius)
 
     def _matches(self, frame0: _Frame, frame1: _Frame, gate: matching.Gate | None) -> Matches:
+        if gate is None and frame1.matched is not None and frame1.matched[0] is frame0.ahead:
+            return frame1.matched[1]
         return matching.match(frame0.on_device, frame1.on_device, min_cosine=self.config.min_cosine, gate=gate).numpy()
 
     def _verified(self, frame0: _Frame, frame1: _Frame, matches: Matches, timings: dict[str, float]) -> _Correspondence:
@@ -601,7 +675,7 @@ class Frontend:
         manager = self._tracks.setdefault(given.camera, TrackManager())
         with _timed(timings, "track"):
             return manager.update(
-                View(frame.sequence, frame.stamp, frame.features, frame.on_device.descriptors, frame.rays),
+                View(frame.sequence, frame.stamp, frame.features, _beside(frame), frame.rays),
                 None if found is None or previous is None else _links(found, previous.sequence),
                 max_gap=self.config.max_track_gap,
                 min_cosine=self.config.reidentify_cosine,
@@ -645,6 +719,20 @@ def _restored(state: _CameraState, device: torch.device) -> _Frame | None:
 def _no_features(features: Features) -> Features:
     names = ("keypoints", "scores", "descriptors")
     return replace(features, **{name: getattr(features, name)[:0] for name in names})
+
+
+def _match_padded(before: Points, points: Points, min_cosine: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Partners and similarities for each point (1, K) of ``before``."""
+    (valid0,), (valid1,) = before.scores > -torch.inf, points.scores > -torch.inf
+    if len(valid0) == 0 or len(valid1) == 0:
+        return torch.full_like(valid0, -1, dtype=torch.int32), before.scores[0]
+    return matching.match_padded(before.descriptors[0], valid0, points.descriptors[0], valid1, min_cosine=min_cosine)
+
+
+def _beside(frame: _Frame) -> torch.Tensor:
+    """The descriptors on the host, where few are compared at a time, and nothing is to be waited for."""
+    descriptors = frame.on_device.descriptors
+    return descriptors if descriptors.device.type == "cpu" else torch.from_numpy(frame.features.descriptors)
 
 
 def _matched_rays(frame0: _Frame, frame1: _Frame, matches: Matches) -> tuple[np.ndarray, np.ndarray] | None:

@@ -183,17 +183,35 @@ def _mutual_nearest(d0: Tensor, d1: Tensor, min_cosine: float, max_ratio: float 
         empty = d0.new_zeros(0, dtype=torch.int64)
         return Matches(empty, empty, d0.new_zeros(0))
     found = _nearest(d0, d1, max_ratio is not None, gate)
-    index0 = torch.arange(len(d0), device=d0.device)
-    good = (found.similarity == found.best0[found.index1]) & (found.similarity >= min_cosine)
-    good &= found.similarity > -torch.inf  # the gate leaves some without a neighbour
-    first = torch.full_like(found.best0, len(d0), dtype=torch.int64)
-    first.scatter_reduce_(0, found.index1[good], index0[good], "amin")
-    good &= first[found.index1] == index0
+    good = _mutual(found, min_cosine)
     if max_ratio is not None:
         distance = _distance(found.similarity)
         good &= distance <= max_ratio * _distance(found.second1)
         good &= distance <= max_ratio * _distance(found.second0[found.index1])
-    return Matches(index0[good], found.index1[good], found.similarity[good])
+    return Matches(good.nonzero()[:, 0], found.index1[good], found.similarity[good])
+
+
+def match_padded(
+    descriptors0: Tensor, valid0: Tensor, descriptors1: Tensor, valid1: Tensor, *, min_cosine: float = -1.0
+) -> tuple[Tensor, Tensor]:
+    """What ``match_descriptors`` finds among the valid rows, in shapes that do not depend on it: waits for no device.
+
+    descriptors0: (N0, D), descriptors1: (N1, D), N1 > 0, of which valid0 (N0,) and valid1 (N1,) bool are points.
+    Returns the partner of each row of view 0, (N0,) int32, -1 without one, and their similarity, (N0,) float32.
+    """
+    found = _nearest(descriptors0, descriptors1, False, lambda rows: valid0[rows, None] & valid1)
+    return torch.where(_mutual(found, min_cosine), found.index1, -1).int(), found.similarity
+
+
+def _mutual(found: _Nearest, min_cosine: float) -> Tensor:
+    """Which rows of view 0 have their partner, (N0,) bool; of those with the same one the first."""
+    number = len(found.index1)
+    index0 = torch.arange(number, device=found.index1.device)
+    good = (found.similarity == found.best0[found.index1]) & (found.similarity >= min_cosine)
+    good &= found.similarity > -torch.inf  # the gate leaves some without a neighbour
+    first = torch.full_like(found.best0, number, dtype=torch.int64)
+    first.scatter_reduce_(0, found.index1, torch.where(good, index0, number), "amin")
+    return good & (first[found.index1] == index0)
 
 
 class _Nearest(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from scfeat_core import matching
 from scfeat_core.columns import to_columns
 from scfeat_core.errors import CalibrationError, ConfigError, DataError, FeatureError, ImageError, StaleImageError
 from scfeat_core.evaluation.method_extractor import MethodExtractor
@@ -348,6 +349,56 @@ def test_submitting_ahead_gives_what_one_after_the_other_gives(frontend):
         for result, alone in zip(one, together, strict=True):
             assert_equal_results(result, alone)
             assert np.array_equal(result.tracks.ids, alone.tracks.ids)
+
+
+def test_matches_that_are_made_ahead_are_the_same(monkeypatch):
+    """What a GPU does, on the CPU: everything is submitted at once, with the matches to the frame submitted before.
+
+    Also where that is not the frame before in the end, as it was late, too small, or without contrast; with windows;
+    where matches were not asked for; and where nothing is found at all.
+    """
+    plain, ahead = create_frontend(), create_frontend()
+    ahead._ahead = True
+    gray = np.full(SIZE[::-1], 127, np.uint8)
+    hidden = np.zeros(SIZE[::-1], np.uint8)
+    inputs = [FrameInput(view(4 * i), i * SECOND // 30, "left", calibration=CAMERA) for i in range(10)]
+    inputs[2] = replace(inputs[2], stamp=0)
+    inputs[3] = replace(inputs[3], image=gray)
+    inputs[5] = replace(inputs[5], match=False, track=False)
+    inputs[6] = replace(inputs[6], rotation=exponential(np.array([[0, 0.02, 0]]))[0])
+    inputs[8] = replace(inputs[8], mask=hidden)
+    right = [FrameInput(view(4 * i, seed=2), i * SECOND // 30, "right", score_map=True) for i in range(10)]
+    expected = [plain.process_batch(list(pair)) for pair in zip(inputs, right, strict=True)]
+    made: list[int] = []
+    match = matching.match
+    monkeypatch.setattr(matching, "match", lambda *args, **settings: made.append(step) or match(*args, **settings))
+    for step, pair in enumerate(zip(inputs, right, strict=True)):
+        for result, alone in zip(ahead.process_batch(list(pair)), expected[step], strict=True):
+            assert type(result) is type(alone)
+            if isinstance(alone, FrameResult):
+                assert_equal_results(result, alone)
+                assert (result.tracks is None) == (alone.tracks is None)
+                assert alone.tracks is None or np.array_equal(result.tracks.ids, alone.tracks.ids)
+                assert (result.features.score_map is None) == (alone.features.score_map is None)
+    # The frame without contrast, the one after it, and the one that turned.
+    assert sorted(set(made)) == [3, 4, 6]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_frame_waits_once_for_the_device():
+    """Nothing on the way of an image waits for a GPU but for the event of the one download."""
+    frontend, other = create_frontend(device="cuda"), create_frontend()
+    for i in range(3):
+        frontend.process(view(4 * i), i, calibration=CAMERA)
+        other.process(view(4 * i), i, calibration=CAMERA)
+    torch.cuda.set_sync_debug_mode("error")  # events are not counted
+    try:
+        result = frontend.process(view(12), 3, calibration=CAMERA)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = other.process(view(12), 3, calibration=CAMERA)
+    assert abs(len(result.pair.matches) - len(expected.pair.matches)) < 0.2 * len(expected.pair.matches)
+    assert (result.tracks.ages > 1).sum() > 30
 
 
 def test_an_image_is_late_for_what_was_before_it_not_for_what_is_on_its_way(frontend):

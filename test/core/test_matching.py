@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from scfeat_core import matching
 from scfeat_core.errors import FeatureError
-from scfeat_core.matching import match, match_descriptors, match_nearby, window
+from scfeat_core.matching import match, match_descriptors, match_nearby, match_padded, window
 from scfeat_core.types import Features
 
 
@@ -194,3 +194,29 @@ def test_blocks_that_stay_in_the_cache_change_no_match(monkeypatch, counts: tupl
     whole = match_descriptors(d0, d1)
     assert pairs_of(found) == pairs_of(whole) and len(found) > 0
     torch.testing.assert_close(found.scores, whole.scores, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1 << 24, 700])
+@pytest.mark.parametrize("min_cosine", [-1.0, 0.5])
+def test_filled_up_rows_match_nothing(monkeypatch, block: int, min_cosine: float) -> None:
+    monkeypatch.setattr(matching, "_MAX_SIMILARITIES", block)
+    d0, d1 = unit_rows(90), unit_rows(70, seed=1)
+    d1[:40] = F.normalize(d0[20:60] + 0.15 * unit_rows(40, seed=2) * 32**0.5, dim=1)
+    d1[::9] = d1[0].clone()  # ties
+    valid0, valid1 = torch.arange(90) < 75, torch.arange(70) < 33
+    partners, similarity = match_padded(d0, valid0, d1, valid1, min_cosine=min_cosine)
+    expected = match_descriptors(d0[:75], d1[:33], min_cosine=min_cosine)
+    assert partners.dtype == torch.int32 and similarity.dtype == torch.float32
+    found = torch.nonzero(partners >= 0)[:, 0]
+    assert torch.equal(found, expected.indices0) and torch.equal(partners[found].long(), expected.indices1)
+    torch.testing.assert_close(similarity[found], expected.scores)
+    nothing, _ = match_padded(d0, valid0, d1, torch.zeros(70, dtype=torch.bool), min_cosine=min_cosine)
+    assert (nothing == -1).all()
+
+
+def test_no_shape_depends_on_the_descriptors() -> None:
+    """Tensors without values have no shapes that depend on them: nothing here can wait for a device."""
+    d0, d1 = (torch.empty(count, 32, device="meta") for count in (5000, 4000))  # more than are held at once
+    valid0, valid1 = (torch.empty(len(each), dtype=torch.bool, device="meta") for each in (d0, d1))
+    partners, similarity = match_padded(d0, valid0, d1, valid1)
+    assert partners.shape == similarity.shape == (5000,)
