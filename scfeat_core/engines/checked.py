@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -81,7 +82,10 @@ class CheckedEngine:
     def _prepare(self, image: Tensor) -> Runner:
         if not self._candidates:
             return self._eager
-        made = {each: runner for each in self._candidates if (runner := self._checked(each, image)) is not None}
+        expected = _Expected(tuple(image.shape), image.device, self._reference, self._eager, self.precision)
+        made = {
+            each: runner for each in self._candidates if (runner := self._checked(each, image, expected)) is not None
+        }
         if self._asked == "auto":
             return self._choose(made, image)
         for candidate, runner in made.items():
@@ -89,22 +93,16 @@ class CheckedEngine:
             return runner
         return self._eager
 
-    def _checked(self, candidate: Candidate, image: Tensor) -> Runner | None:
+    def _checked(self, candidate: Candidate, image: Tensor, expected: _Expected) -> Runner | None:
         """The candidate for the size of this image; None where it fails or deviates."""
         size = f"{image.shape[0]} image(s) of {image.shape[3]}x{image.shape[2]}"
         try:
             runner = candidate.build(self._target, image, self._cache)
-            given = parity.parity_input(tuple(image.shape), image.device)
-            found, expected = runner(given), self._reference(given)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
+            result = parity.compare(runner(expected.given), expected.maps, self._alignment)
+            own = parity.compare(expected.own, expected.maps, self._alignment)
+        except Exception as error:  # of a library that builds programs for a device; memory that is not enough, too
             self._refuse(f"{candidate.name} could not be made for {size}: {_one_line(error)}")
             return None
-        result = parity.compare(found, expected, self._alignment)
-        own = parity.LIMITS
-        if self.precision != "float32":
-            own = parity.compare(self._eager(given), expected, self._alignment)
         if not parity.suffices(result, own):
             self._refuse(f"{candidate.name} deviates from float32 torch on {size}: {result}")
             return None
@@ -132,6 +130,26 @@ class CheckedEngine:
         self._candidates = ()
         self._runners.clear()
         log.warning("%s", self.note)
+
+
+class _Expected:
+    """What a size is compared on, computed when it is first asked for. own: of eager in the precision of the engine."""
+
+    def __init__(self, shape: Shape, device: torch.device, reference: Runner, eager: Runner, precision: str) -> None:
+        self._shape, self._device = shape, device
+        self._reference, self._eager, self._precision = reference, eager, precision
+
+    @cached_property
+    def given(self) -> Tensor:
+        return parity.parity_input(self._shape, self._device)
+
+    @cached_property
+    def maps(self) -> Maps:
+        return self._reference(self.given)
+
+    @cached_property
+    def own(self) -> Maps:
+        return self.maps if self._precision == "float32" else self._eager(self.given)
 
 
 def _times(runners: dict[str, Runner], image: Tensor) -> dict[str, float]:

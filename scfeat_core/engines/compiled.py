@@ -18,6 +18,8 @@ def build(target: Target, image: Tensor, cache: Cache) -> Runner:
 
     Needs torch 2.6 and, on a CPU, a C++ compiler.
     """
+    if not hasattr(torch._inductor, "aoti_compile_and_package"):
+        raise RuntimeError(f"expected torch 2.6 or later, found {torch.__version__}")
     shape = tuple(image.shape)
     name = f"compile-{target.identity}-{shape[0]}x{shape[2]}x{shape[3]}-{target.precision}-{target.device.type}.pt2"
     content = cache.get(name, _facts(target.device), lambda: _package(target, shape))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from scfeat_core.selection import select_keypoints
 
 POINTS = 1024  # of each image, the best ones of the reference
 NEAR = 0.1  # pixels
+TILE = (640, 480)  # width and height of what is rendered
 SLACK = 1.5  # of the deviation that torch itself has in a precision below float32, where that is beyond the limits
 
 
@@ -79,10 +79,14 @@ def _compare_one(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], alignm
 # -- the image that is compared on -------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=2)
 def rendered_images(batch: int, height: int, width: int) -> np.ndarray:
-    """(B, H, W, 3) uint8 RGB: shelves of books and posters, each image another one; the same at every call."""
-    return np.stack([_picture(np.random.default_rng((7, index)), height, width) for index in range(batch)])
+    """(B, H, W, 3) uint8 RGB: shelves of books and posters, each image another one; the same at every call.
+
+    Beyond 640x480 they are mirrored at their edges.
+    """
+    inner = min(height, TILE[1]), min(width, TILE[0])
+    pictures = np.stack([_picture(np.random.default_rng((7, index)), *inner) for index in range(batch)])
+    return np.pad(pictures, ((0, 0), (0, height - inner[0]), (0, width - inner[1]), (0, 0)), mode="symmetric")
 
 
 def _picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
