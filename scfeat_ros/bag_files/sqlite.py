@@ -80,11 +80,9 @@ class SqliteFile:
 
         The order is asked for without the data, as SQLite would sort all of it where there is no index of times.
         """
-        chosen = f"topic_id IN ({','.join('?' * len(wanted))})"
+        chosen = f"topic_id IN ({','.join('?' * len(wanted))})" + (" AND timestamp >= ?" if since else "")
         order = f"SELECT timestamp, id, topic_id FROM messages WHERE {chosen} ORDER BY timestamp, id"
-        for time, number, topic in self._execute(order, sorted(wanted)):
-            if isinstance(time, int) and time < since:
-                continue
+        for time, number, topic in self._execute(order, [*sorted(wanted), *([since] if since else [])]):
             (data,) = self._execute("SELECT data FROM messages WHERE id = ?", [number]).fetchone() or (None,)
             done.add(number)
             if isinstance(time, int) and isinstance(data, bytes):

@@ -44,10 +44,12 @@ def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], No
     if job.ground_truth == NO_TRUTH:
         return FoundTruth()
     body = _body_camera(job)
+    found = [_read(name, bag, body) for name in _names(job, bag)]
+    first = next(_stamps(bag, images), None) if found else None
     problems = []
-    for truth in [_read(name, bag, body) for name in _names(job, bag)]:
+    for truth in sorted(found, key=lambda truth: _is_of_another_clock(truth, first)):
         try:
-            return FoundTruth(_fitting(truth, job, bag, images, warn))
+            return FoundTruth(_fitting(truth, first, job, bag, images, warn))
         except DataError as error:
             problems.append(error)
     if problems and job.ground_truth is not None:
@@ -57,12 +59,18 @@ def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], No
     return FoundTruth(problem=" ".join(map(str, problems)))
 
 
-def _fitting(truth: GroundTruth, job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], None]) -> GroundTruth:
+def _is_of_another_clock(truth: GroundTruth, first: int | None) -> bool:
+    """Whether one of poses and images counts from 0, and the other does not. first: stamp of the first image."""
+    return first is not None and bool((truth.stamps[0] < _FROM_ZERO) != (first < _FROM_ZERO))
+
+
+def _fitting(
+    truth: GroundTruth, first: int | None, job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], None]
+) -> GroundTruth:
     """The poses by the clock of the images. Raises DataError where they are those of another recording."""
-    first = next(_stamps(bag, images), None)
-    if first is None or len(truth.stamps) == 0:
+    if first is None:
         return truth
-    if (truth.stamps[0] < _FROM_ZERO) != (first < _FROM_ZERO):
+    if _is_of_another_clock(truth, first):
         moved = _moved(truth, list(_stamps(bag, images)))
         warn(
             f"ground truth of {truth.source} has another clock than the images ({1e-9 * truth.stamps[0]:.1f} s and "

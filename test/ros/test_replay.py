@@ -518,6 +518,20 @@ def test_ground_truth_of_a_part_is_used(tmp_path: Path) -> None:
         replay(path, tmp_path / "other", ground_truth=given, stop=1.0)
 
 
+@pytest.mark.parametrize("name", ["kitti_seq1", "hololens_office"])
+def test_ground_truth_of_the_same_clock_comes_first(shared_data: Path, tmp_path: Path, name: str) -> None:
+    """The file beside these bags counts from 0, the topic in them does not."""
+    source = Source(job(shared_data / "bag" / name, tmp_path))
+    assert source.truth is not None and source.truth.source.startswith("/ground_truth/pose") and not source.warnings
+    given = str(shared_data / "bag" / name / "groundtruth.txt")
+    named = Source(job(shared_data / "bag" / name, tmp_path, ground_truth=given))
+    assert named.truth is not None and "another clock" in named.warnings[0]
+    np.testing.assert_allclose(named.truth.stamps, source.truth.stamps, atol=1_000_000)
+    other = {"kitti_seq1": "hololens_office", "hololens_office": "kitti_seq1"}[name]
+    with pytest.raises(DataError, match="lasts as long as the images"):
+        Source(job(shared_data / "bag" / other, tmp_path, ground_truth=given))
+
+
 def test_why_there_is_no_relative_error(tmp_path: Path) -> None:
     path = bag(tmp_path / "bag", images(12), [(0, info(START))])
     given = poses_file(tmp_path / "poses.txt", [(START + i * STEP) / 1e9 for i in range(12)])
