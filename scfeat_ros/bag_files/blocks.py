@@ -17,7 +17,7 @@ from .compression import CorruptError
 
 Item = TypeVar("Item")
 
-# Bytes of a chunk or a message, packed or not: what claims more is damaged, and is not read. Linux reads no more at once.
+# Bytes of a chunk or a message, packed or not: what claims more is damaged, and is not read, nor does Linux at once.
 LARGEST = (1 << 31) - (1 << 12)
 _SHOWN = 50  # pieces of damage that are told one by one
 _PENDING = 1 << 30  # bytes of messages that wait for earlier ones: an index that lies must not fill the memory
