@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 Activation = Literal["none", "relu", "relu6"]
 # Names and parameters of torch.ops.mkldnn, the operators that torch.compile makes of the same.
@@ -86,7 +87,10 @@ def convolution(
 ) -> FusedConv2d:
     """A convolution with these weights (O, I, kernel rows, kernel columns)."""
     out, channels, rows, columns = weight.shape
-    conv = nn.Conv2d(channels, out, (rows, columns), stride, padding, bias=bias is not None)
+    # Weights of its own would be drawn from the global random numbers.
+    conv = skip_init(
+        nn.Conv2d, channels, out, (rows, columns), stride, padding, bias=bias is not None, dtype=weight.dtype
+    )
     conv.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone())

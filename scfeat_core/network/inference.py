@@ -16,6 +16,7 @@ from scfeat_core.network.layers import ConvNormELU, upsample
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.rewriting import (
     EPS,
+    UpsampledConv2d,
     block_kernel,
     centre_channels,
     fast_bridge,
@@ -47,8 +48,7 @@ class InferenceNetwork(nn.Module):
         fuse_convolutions(model)
         self.descriptor_source = model.config.descriptor_source
         self.backbone = InferenceBackbone(model.backbone)
-        narrow = model.config.detector.merge_channels <= NARROW
-        self.detector = NarrowDetector(model.detector) if narrow else model.detector
+        self.detector = _rewritten(model.detector)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         image = image.contiguous(memory_format=torch.channels_last)
@@ -57,12 +57,24 @@ class InferenceNetwork(nn.Module):
         return score_map, desc_map if self.descriptor_source == "desc_map" else local_map
 
 
+def _rewritten(detector: DetectionNet) -> nn.Module:
+    if detector.config.merge_channels <= NARROW:
+        return NarrowDetector(detector)
+    return WideDetector(detector) if detector.config.alignment == "exact" else detector
+
+
 class InferenceBackbone(nn.Module):
     """What F2RBackbone computes."""
 
     def __init__(self, backbone: F2RBackbone) -> None:
         super().__init__()
         self.backbone = backbone
+        config = backbone.config
+        self.exact = config.alignment == "exact"
+        self.raised = nn.ModuleDict()
+        if self.exact and config.fusion_order == "up_conv":
+            factors = {"upconv3": 2, "upconv2": 2, "side2": 2, "side3": 4}
+            self.raised.update({name: RaisedConv(getattr(backbone, name), factor) for name, factor in factors.items()})
         for block in backbone.modules():
             if isinstance(block, ConvNormELU):
                 block.conv = FusedConv2d(block.conv)  # type: ignore[assignment]
@@ -73,22 +85,29 @@ class InferenceBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """desc_map, local_map (B, D, h, w) and stem_map (B, S, h, w)."""
-        own = self.backbone
-        stem, c1, c2, c3 = own.encoder(image)
-        x2 = self._decode(c3, c2, own.upconv3, own.iconv3)
-        x1 = self._decode(x2, c1, own.upconv2, own.iconv2)
+        stem, c1, c2, c3 = self.backbone.encoder(image)
+        x2 = self._decode("3", c3, c2)
+        x1 = self._decode("2", x2, c1)
         desc_map = self._fuse(x1, x2, c3)
-        return desc_map, fast_bridge(own.bridge, desc_map), stem
+        return desc_map, fast_bridge(self.backbone.bridge, desc_map), stem
 
-    def _decode(self, deep: Tensor, skip: Tensor, up: ConvNormELU, merge: ConvNormELU) -> Tensor:
-        config = self.backbone.config
-        if config.alignment == "legacy" or config.fusion_order == "up_conv":
+    def _decode(self, level: str, deep: Tensor, skip: Tensor) -> Tensor:
+        up, merge = getattr(self.backbone, f"upconv{level}"), getattr(self.backbone, f"iconv{level}")
+        if self.raised:
+            raised = self.raised[f"upconv{level}"](deep, _size(skip))
+        elif self.exact:
+            raised = fast_upsample(up(deep), 2, _size(skip), "exact")
+        else:
             return self.backbone._decode(deep, skip, up, merge)
-        return merge(torch.cat((fast_upsample(up(deep), 2, _size(skip), "exact"), skip), 1))
+        return merge(torch.cat((raised, skip), 1))
 
     def _fuse(self, x1: Tensor, x2: Tensor, c3: Tensor) -> Tensor:
         own = self.backbone
-        if own.config.alignment == "legacy" or own.config.fusion_order == "up_conv":
+        if self.raised:
+            fused = self.fusion1(own.side1(x1))
+            fused = self.fusion2.add_to(fused, self.raised["side2"](x2, _size(x1)))
+            return self.fusion3.add_to(fused, self.raised["side3"](c3, _size(x1)))
+        if not self.exact:
             return own._fuse(x1, x2, c3)
         # Exact upsampling by 4 is upsampling by 2 twice, and the sum is cheaper at the coarser stride.
         deep = fast_upsample(self.fusion3(own.side3(c3)), 2, _size(x2), "exact")
@@ -96,8 +115,24 @@ class InferenceBackbone(nn.Module):
         return self.fusion1(own.side1(x1)).add_(fast_upsample(deep, 2, _size(x1), "exact"))
 
 
-class NarrowDetector(nn.Module):
-    """The detector where its maps have few channels: convolutions make several pixels of many channels at once.
+class RaisedConv(nn.Module):
+    """ConvNormELU of the ``exact`` upsampling of a map."""
+
+    def __init__(self, block: ConvNormELU, factor: int) -> None:
+        super().__init__()
+        self.block = block
+        self.factor = factor
+        self.upsampled = UpsampledConv2d(block.conv, factor) if block.conv.kernel_size == (3, 3) else None
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """x: (B, I, h, w). size: (H, W) of the upsampled map."""
+        if self.upsampled is None or not fuses(x):
+            return self.block(fast_upsample(x, self.factor, size, "exact"))
+        return F.elu_(self.block.norm(self.upsampled(x, size)))
+
+
+class RewrittenDetector(nn.Module):
+    """What the detectors below have in common.
 
     For eager float32 on a CPU; anything else is given to the plain detector, as graphs hold no writing into views.
     """
@@ -106,20 +141,12 @@ class NarrowDetector(nn.Module):
         super().__init__()
         self.plain = detector
         self.config = detector.config
-        self.channels = detector.config.merge_channels
         self.slope = float(detector.activation.weight.detach())
         self.conv_feature = convolution(detector.conv_feature.weight, padding=1)
-        self.conv_image = convolution(block_kernel(detector.conv_image.weight, (1, 2)), stride=(1, 2), padding=1)
-        deep, shallow = detector.conv_merge.weight.detach().split(
-            (self.config.feature_channels, self.config.image_channels), 1
-        )
-        self.conv_deep = convolution(deep, padding=1)
-        self.deep_blocks = convolution(block_kernel(deep, (2, 2)), stride=2, padding=1)
-        self.deep_phases = convolution(phase_kernel(deep, 2))
-        self.shallow_blocks = convolution(block_kernel(shallow, (2, 2)), stride=2, padding=1)
         self.score_kernel = nn.Parameter(detector.conv_score.weight.detach()[0, :, 0, 0].clone())
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        """See DetectionNet."""
         if not fuses(image):
             return self.plain(features, image)
         if not self.config.use_peakiness:
@@ -131,19 +158,75 @@ class NarrowDetector(nn.Module):
         return score.mul_(peak_image).mul_(fast_upsample(peak_feature, 4, _size(image), self.config.alignment))
 
     def _scores(self, features: Tensor, image: Tensor) -> Tensor:
-        height, width = size = _size(image)
-        merged, scale = self._merge(self._deep(features, size), self._shallow(image), size)
-        # A PReLU commutes with a positive factor, which is cheaper to apply to the weights of the last layer.
-        logits = merged.flatten(1, 4) @ (self.score_kernel * scale)[..., None]
-        logits = logits.view(merged.shape[:5]).transpose(2, 3).flatten(3).flatten(1, 2)[:, :height, :width]
+        logits = self._logits(features, image)
         logits = logits - logits.mean((1, 2), keepdim=True)
         variance = (logits * logits).mean((1, 2), keepdim=True)
         return F.softplus(logits.mul_(torch.rsqrt(variance + EPS)))[:, None]
 
-    def _deep(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """What the feature branch gives to the merged map: (B, 4 C, ceil(H / 2), ceil(W / 2)), see ``_merge``."""
+    def _logits(self, features: Tensor, image: Tensor) -> Tensor:
+        """(B, H, W), before the last norm and without the bias, which that takes away."""
+        raise NotImplementedError
+
+    def _feature_branch(self, features: Tensor) -> Tensor:
+        """(B, A, h, w), activated."""
         deep = _channels_innermost(self.conv_feature(features))
-        deep = self._activated(deep, deep.shape[1] * deep.shape[2]).permute(0, 3, 1, 2)
+        return self._activated(deep, deep.shape[1] * deep.shape[2]).permute(0, 3, 1, 2)
+
+    def _activated(self, maps: Tensor, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
+        """Instance norm and PReLU, in place; maps: (B, h, w, C). count, outside: see ``centre_channels``."""
+        normalise_channels(_rows(maps), maps.shape[-1], count, outside)
+        return F.leaky_relu_(maps, self.slope)
+
+    def _scored(self, merged: Tensor, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
+        """The last two layers: merged (B, ..., C) before its norm, to logits (B, ...)."""
+        scale = centre_channels(_rows(merged), merged.shape[-1], count, outside)
+        # A PReLU commutes with a positive factor, which is cheaper to apply to the weights of the last layer.
+        F.leaky_relu_(merged, self.slope)
+        return (merged.flatten(1, -2) @ (self.score_kernel * scale)[..., None]).view(merged.shape[:-1])
+
+
+class WideDetector(RewrittenDetector):
+    """The detector without upsampling its many feature channels to the size of the image, and without joining them."""
+
+    def __init__(self, detector: DetectionNet) -> None:
+        super().__init__(detector)
+        deep, shallow = _merge_kernels(detector)
+        self.conv_image = convolution(detector.conv_image.weight, padding=1)
+        self.conv_deep = UpsampledConv2d(convolution(deep).conv, 4)
+        self.conv_shallow = convolution(shallow, padding=1)
+
+    def _logits(self, features: Tensor, image: Tensor) -> Tensor:
+        height, width = _size(image)
+        merged = self.conv_deep(self._feature_branch(features), _size(image))
+        shallow = _channels_innermost(self.conv_image(image.contiguous(memory_format=torch.channels_last)))
+        shallow = self._activated(shallow, height * width).permute(0, 3, 1, 2)
+        return self._scored(_channels_innermost(self.conv_shallow.add_to(merged, shallow)), height * width)
+
+
+class NarrowDetector(RewrittenDetector):
+    """The detector where its maps have few channels: convolutions make several pixels of many channels at once."""
+
+    def __init__(self, detector: DetectionNet) -> None:
+        super().__init__(detector)
+        self.conv_image = convolution(block_kernel(detector.conv_image.weight, (1, 2)), stride=(1, 2), padding=1)
+        deep, shallow = _merge_kernels(detector)
+        self.conv_deep = convolution(deep, padding=1)
+        self.deep_blocks = convolution(block_kernel(deep, (2, 2)), stride=2, padding=1)
+        self.deep_phases = convolution(phase_kernel(deep, 2))
+        self.shallow_blocks = convolution(block_kernel(shallow, (2, 2)), stride=2, padding=1)
+
+    def _logits(self, features: Tensor, image: Tensor) -> Tensor:
+        height, width = size = _size(image)
+        merged = self.shallow_blocks.add_to(self._deep(features, size), self._shallow(image))
+        # Pixel (2 y + j, 2 x + i) is at [y, x, j, i].
+        blocks = _blocks(_channels_innermost(merged))
+        outside = [blocks[:, -1:, :, 1]] * (height % 2) + [blocks[:, :, -1:, :, 1]] * (width % 2)
+        logits = self._scored(blocks, height * width, outside)
+        return logits.transpose(2, 3).flatten(3).flatten(1, 2)[:, :height, :width]
+
+    def _deep(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the feature branch gives to the merged map: (B, 4 C, ceil(H / 2), ceil(W / 2))."""
+        deep = self._feature_branch(features)
         if self.config.alignment != "exact":
             deep = F.pad(upsample(deep, 4, size, self.config.alignment), (0, size[1] % 2, 0, size[0] % 2))
             return self.deep_blocks(deep)
@@ -162,26 +245,10 @@ class NarrowDetector(nn.Module):
         outside = [pixels[:, -1:]] * (height % 2) + [pixels[:, :, -1:]] * (width % 2)
         return self._activated(pixels, height * width, outside).permute(0, 3, 1, 2)
 
-    def _merge(self, deep: Tensor, shallow: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Both branches together, activated: pixel (2 y + j, 2 x + i) is at [y, x, j, i].
-
-        Returns (B, ceil(H / 2), ceil(W / 2), 2, 2, C), and the factor (B, C) that this is still to be multiplied by.
-        """
-        height, width = size
-        merged = _blocks(_channels_innermost(self.shallow_blocks.add_to(deep, shallow)))
-        outside = [merged[:, -1:, :, 1]] * (height % 2) + [merged[:, :, -1:, :, 1]] * (width % 2)
-        scale = centre_channels(_rows(merged), merged.shape[-1], height * width, outside)
-        return F.leaky_relu_(merged, self.slope), scale
-
-    def _activated(self, maps: Tensor, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
-        """Instance norm and PReLU, in place; maps: (B, h, w, C). count, outside: see ``centre_channels``."""
-        normalise_channels(_rows(maps), maps.shape[-1], count, outside)
-        return F.leaky_relu_(maps, self.slope)
-
     def _set_border(self, merged: Tensor, deep: Tensor, size: tuple[int, int]) -> None:
         """Set the rows and columns where the convolution sees the zeros around the upsampled map.
 
-        merged: see ``_merge``. deep: (B, A, ceil(H / 2), ceil(W / 2)).
+        merged: see ``_logits``. deep: (B, A, ceil(H / 2), ceil(W / 2)).
         """
         (height, width), (h, w) = size, deep.shape[-2:]
         top = self._convolved(deep[:, :, :2], (3, width))[:, :, 0]
@@ -195,6 +262,13 @@ class NarrowDetector(nn.Module):
 
     def _convolved(self, deep: Tensor, size: tuple[int, int]) -> Tensor:
         return self.conv_deep(fast_upsample(deep, 2, size, "exact"))
+
+
+def _merge_kernels(detector: DetectionNet) -> tuple[Tensor, Tensor]:
+    """The parts of the merging kernel for the feature and the image branch."""
+    widths = (detector.config.feature_channels, detector.config.image_channels)
+    deep, shallow = detector.conv_merge.weight.detach().split(widths, 1)
+    return deep, shallow
 
 
 def _pairs(line: Tensor, count: int) -> Tensor:

@@ -11,10 +11,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scfeat_core.network.coupling_bridge import CouplingBridge
 from scfeat_core.network.detector import PeakNorm
-from scfeat_core.network.fused import fuses
+from scfeat_core.network.fused import convolution, fuses
 from scfeat_core.network.layers import Alignment, upsample
 
 EPS = 1e-5  # of all instance norms
+CHANNELS_AT_ONCE = 16  # of a large convolution: what they need stays in the cache
 
 
 def fold_batch_norms(module: nn.Module) -> None:
@@ -139,3 +140,52 @@ def fast_bridge(bridge: CouplingBridge, x: Tensor) -> Tensor:
     scale = centre_channels(whole, channels, rows.shape[1] * rows.shape[2])
     whole.mul_((scale * b).repeat(1, rows.shape[2])[:, None])
     return position.add_(whole.view(rows.shape)).permute(0, 3, 1, 2)
+
+
+class UpsampledConv2d(nn.Module):
+    """A 3x3 convolution of the ``exact`` upsampling of a map, without most of its products.
+
+    An upsampled map holds no more than the coarse one, so each of the nine taps of the kernel is applied to the coarse
+    map, as a convolution of 1x1 with 1 / factor^2 of the products, and their results are interpolated and added: a
+    convolution of 9 to factor^2 maps, the same for every channel. Rows and columns along the border, where the kernel
+    sees zeros beyond the map, are computed as they are defined.
+    """
+
+    mixing: Tensor
+
+    def __init__(self, conv: nn.Conv2d, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        weight = conv.weight.detach()
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+        taps = weight.permute(0, 2, 3, 1).flatten(1, 2)[..., None, None]  # (O, 9, I, 1, 1)
+        self.taps = nn.ModuleList(convolution(some.flatten(0, 1)) for some in taps.split(CHANNELS_AT_ONCE))
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach())
+        mixing = interpolation(factor)
+        mixing = torch.einsum("pkm,qln->pqklmn", mixing, mixing).reshape(factor * factor, 9, 3, 3)
+        self.register_buffer("mixing", mixing.to(conv.weight.dtype), persistent=False)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """x: (B, I, h, w). size: (H, W) of the upsampled map. Returns (B, O, H, W), channels last."""
+        batch, _, h, w = x.shape
+        f = self.factor
+        parts = x.new_empty(batch, h, f, w, f, self.weight.shape[0])
+        for conv, part in zip(self.taps, parts.split(CHANNELS_AT_ONCE, 5), strict=True):
+            tapped = conv(x).contiguous().view(-1, 9, h, w)
+            mixed = F.conv2d(F.pad(tapped, (1, 1, 1, 1), mode="replicate"), self.mixing)
+            part.copy_(mixed.view(batch, -1, f, f, h, w).permute(0, 4, 2, 5, 3, 1))
+        fine = parts.view(batch, h * f, w * f, -1)[:, : size[0], : size[1]].permute(0, 3, 1, 2)
+        self._set_border(fine, x, size)
+        return fine if self.bias is None else fine.add_(self.bias[:, None, None])
+
+    def _set_border(self, fine: Tensor, x: Tensor, size: tuple[int, int]) -> None:
+        last = (size[0] - self.factor * (x.shape[2] - 2), size[1] - self.factor * (x.shape[3] - 2))
+        fine[:, :, 0] = self._defined(x[:, :, :2], (2, size[1]))[:, :, 0]
+        fine[:, :, -1] = self._defined(x[:, :, -2:], (last[0], size[1]), rows=2)[:, :, -1]
+        fine[..., 0] = self._defined(x[..., :2], (size[0], 2))[..., 0]
+        fine[..., -1] = self._defined(x[..., -2:], (size[0], last[1]), columns=2)[..., -1]
+
+    def _defined(self, x: Tensor, size: tuple[int, int], rows: int = 0, columns: int = 0) -> Tensor:
+        """The convolution of the upsampled map; of its last ``rows`` and ``columns``, where 0 is all."""
+        fine = fast_upsample(x, self.factor, size, "exact")[:, :, -rows:, -columns:]
+        return F.conv2d(fine, self.weight, padding=1)

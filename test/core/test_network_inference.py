@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scfeat_core.network.detector import DetectionNet
 from scfeat_core.network.fused import FusedConv2d, convolution, fuse_convolutions, fuses
-from scfeat_core.network.inference import NarrowDetector, inference_network
+from scfeat_core.network.inference import NarrowDetector, WideDetector, inference_network
 from scfeat_core.network.layers import upsample
 from scfeat_core.network.model import VARIANTS, ModelConfig, SCFeat
-from scfeat_core.network.rewriting import block_kernel, fast_upsample, fold_batch_norms, phase_kernel
+from scfeat_core.network.rewriting import UpsampledConv2d, block_kernel, fast_upsample, fold_batch_norms, phase_kernel
 
 LITE = VARIANTS["lite"]
 SMALL = replace(  # the published blueprint, small: convolutions of 3x3 after upsampling
@@ -22,6 +23,7 @@ SMALL = replace(  # the published blueprint, small: convolutions of 3x3 after up
     backbone=replace(LITE.backbone, up_kernel=3, side_kernel=3, fusion_order="up_conv"),
     descriptor_source="desc_map",
 )
+WIDE = replace(SMALL, detector=replace(SMALL.detector, feature_channels=24, image_channels=8, merge_channels=20))
 
 
 def trained(model: SCFeat) -> SCFeat:
@@ -75,7 +77,7 @@ def test_maps_are_those_of_the_network_that_is_trained(variant: str | ModelConfi
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (34, 61), (50, 51), (63, 64), (119, 161), (120, 160)])
-@pytest.mark.parametrize("config", [LITE, SMALL], ids=["lite", "small"])
+@pytest.mark.parametrize("config", [LITE, SMALL, WIDE], ids=["lite", "small", "wide"])
 def test_images_of_any_size(config: ModelConfig, size: tuple[int, int]) -> None:
     assert_same_maps(random_model(config), torch.randn(2, 3, *size))
 
@@ -85,6 +87,8 @@ def test_images_of_any_size(config: ModelConfig, size: tuple[int, int]) -> None:
     [
         legacy(LITE),
         legacy(SMALL),
+        legacy(WIDE),
+        replace(WIDE, detector=replace(WIDE.detector, use_peakiness=False, peak_norm="max")),
         with_detector(peak_norm="max"),
         with_detector(use_peakiness=False),
         with_detector(feature_channels=12, image_channels=4, merge_channels=6),
@@ -231,6 +235,25 @@ def test_fused_convolution(conv: nn.Conv2d, activation: str) -> None:
         torch.testing.assert_close(fused.add_to(total.clone(), x), total + expected, atol=1e-5, rtol=1e-5)
 
 
-def test_narrow_detectors_are_rewritten_and_wide_ones_are_not() -> None:
-    assert isinstance(inference_network(random_model("lite")).detector, NarrowDetector)
-    assert not isinstance(inference_network(random_model("r18")).detector, NarrowDetector)
+@pytest.mark.parametrize(
+    ("config", "kind"), [(LITE, NarrowDetector), (WIDE, WideDetector), (legacy(WIDE), DetectionNet)]
+)
+def test_which_detectors_are_rewritten(config: ModelConfig, kind: type[nn.Module]) -> None:
+    assert type(inference_network(random_model(config)).detector) is kind
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("size", [(24, 32), (23, 31), (22, 29), (21, 30)])
+def test_convolution_of_an_upsampled_map(factor: int, size: tuple[int, int]) -> None:
+    conv = nn.Conv2d(5, 20, 3, padding=1)
+    x = torch.randn(2, 5, -(-size[0] // factor), -(-size[1] // factor))
+    with torch.inference_mode():
+        expected = conv(upsample(x, factor, size, "exact"))
+        torch.testing.assert_close(UpsampledConv2d(conv, factor)(x, size), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_making_the_network_draws_no_random_numbers() -> None:
+    model = random_model(SMALL)
+    state = torch.random.get_rng_state()
+    inference_network(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
