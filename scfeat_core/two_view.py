@@ -52,7 +52,7 @@ def verify(
 ) -> TwoViewGeometry:
     """Fit a model to matched points robustly with OpenCV's USAC and tell who agrees.
 
-    MAGSAC++ (Barath et al., CVPR 2020) for fundamental and homography, Graph-Cut RANSAC for essential.
+    MAGSAC++ (Barath et al., CVPR 2020) for fundamental and homography, LO-RANSAC for essential.
 
     keypoints0, keypoints1: (M, 2) pixels, parallel. threshold: pixels, of the Sampson distance for fundamental and
     essential, of the transfer error in view 1 for homography. cameras: of view 0 and view 1; needed for essential,
@@ -236,13 +236,14 @@ def _fundamental(points0: np.ndarray, points1: np.ndarray, settings: _Settings) 
 
 
 def _essential(points0: np.ndarray, points1: np.ndarray, settings: _Settings) -> tuple[np.ndarray, np.ndarray]:
-    # OpenCV does not polish the essential matrix after MAGSAC: 3 to 10 times the error. Points in the scale of pixels
-    # rather than rays, since USAC has constants in it that are not free of scale.
+    # OpenCV does not polish the essential matrix after MAGSAC: 3 to 10 times the error. USAC_ACCURATE gives the same as
+    # the default, to the bit, and takes a quarter longer. Points in the scale of pixels rather than rays, since USAC has
+    # constants in it that are not free of scale.
     return cv2.findEssentialMat(
         points0,
         points1,
         np.diag([settings.focal_length, settings.focal_length, 1.0]),
-        cv2.USAC_ACCURATE,
+        cv2.USAC_DEFAULT,
         settings.confidence,
         settings.threshold,
         settings.max_iterations,
