@@ -154,7 +154,7 @@ def _contenders(
 
 
 def _own(case: Case, settings: Settings, images: Sequence[np.ndarray], errors: dict[str, str]) -> Iterator[Contender]:
-    ros = own.find_ros()
+    ros, _ = own.find_ros()
     failed: list[Exception] = []
     for variant in settings.variants:
         try:
@@ -217,6 +217,9 @@ def _order(stage: str) -> int:
 
 
 def _warnings(measured: Mapping[str, Any], settings: Settings) -> Iterator[str]:
+    _, reason_without_ros = own.find_ros()
+    if measured.get("cases") and reason_without_ros:
+        yield f"messages are not measured: {reason_without_ros}"
     for case in measured.get("cases", []):
         if case["rounds"] < ROUNDS:
             yield f"{case['name']}: {case['rounds']} rounds; medians of fewer than {ROUNDS} say little"

@@ -60,13 +60,13 @@ class Ros:
     serialise: Serialise
 
 
-def find_ros() -> Ros | None:
-    """None where rclpy or the messages of scfeat are not installed."""
+def find_ros() -> tuple[Ros | None, str]:
+    """None, and why, where rclpy or the messages of scfeat are not installed."""
     try:
         module = import_module("scfeat_ros.bench_stages")  # by name, as the core knows nothing of ROS
-    except ImportError:
-        return None
-    return Ros(module.to_messages, module.serialise)
+    except ImportError as error:
+        return None, str(error).splitlines()[0]
+    return Ros(module.to_messages, module.serialise), ""
 
 
 def create_contender(

@@ -10,11 +10,10 @@ import numpy as np
 
 from scfeat_core.bench.measuring import COMPARED
 from scfeat_core.bench.own import STAGES
-from scfeat_core.bench.tables import contender_rows, growth_rows, rate_rows, stage_rows, summary, work_rows
+from scfeat_core.bench.tables import WHOLE, contender_rows, growth_rows, rate_rows, stage_rows, summary, work_rows
 from scfeat_core.charts import COLOURS, Chart, Line, chart
 from scfeat_core.report import document, facts_list
 
-_INNER = ("extract", "total")  # made of the others
 _LEGEND = (
     "Medians, and 5 to 95 % of the rounds. Floor: the larger of what the arithmetic takes at the rate of a large "
     "matrix product, and what the bytes take at the rate of a copy. A tilde marks what is noisy."
@@ -67,9 +66,9 @@ def _over_rounds(case: Mapping[str, Any]) -> str:
 
 def _stages(contender: Mapping[str, Any]) -> list[str]:
     stages = contender["stages"]
-    medians = [None if name in _INNER else figures["median_ms"] for name, figures in stages.items()]
+    medians = [None if name in WHOLE else figures["median_ms"] for name, figures in stages.items()]
     floors = [(figures.get("floor") or {}).get("floor_ms") for figures in stages.values()]
-    table = _table(stage_rows(contender), _bars(medians, floors))
+    table = _table(stage_rows(contender), [*_bars(medians, floors), ""])
     return [f"<h3>{html.escape(contender['name'])}</h3>", table, f'<p class="about">{_LEGEND}</p>']
 
 
