@@ -47,10 +47,9 @@ def build_tensorrt(target: Target, image: Tensor, cache: Cache) -> Runner:
 
 
 def onnx_file(target: Target, shape: Shape, cache: Cache) -> bytes:
-    """The network for one size, float32; the same on all devices."""
-    return cache.get(
-        f"onnx-{target.identity}-{_size(shape)}.onnx", versions("torch"), lambda: to_onnx(target.network, shape)
-    )
+    """The network for one size, float32; the same on all devices of a kind."""
+    name = f"onnx-{target.identity}-{_size(shape)}-{target.device.type}.onnx"
+    return cache.get(name, versions("torch"), lambda: to_onnx(target.network, torch.zeros(shape, device=target.device)))
 
 
 def _size(shape: Shape) -> str:
