@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -91,6 +92,41 @@ def _total(timings: dict[str, float], *stages: str) -> float:
     """Sum of the stages that ran; NaN where none did."""
     ran = [timings[stage] for stage in stages if stage in timings]
     return sum(ran) if ran else math.nan
+
+
+class CoreLog(logging.Handler):
+    """What scfeat_core says with ``logging`` (engines that are made, which takes minutes), in the log of a node.
+
+    logger: of rclpy. From ``start`` on, until ``stop``; both may be called again. The level of the core's logger is
+    INFO meanwhile.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__(logging.INFO)
+        self._to = logger
+        self._from = logging.getLogger("scfeat_core")
+        self._level: int | None = None  # before
+
+    def start(self) -> None:
+        if self._level is None:
+            self._level = self._from.level
+            self._from.setLevel(logging.INFO)
+            self._from.addHandler(self)
+
+    def stop(self) -> None:
+        if self._level is not None:
+            self._from.removeHandler(self)
+            self._from.setLevel(self._level)
+            self._level = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.ERROR:  # rclpy takes one level for each line of code
+            self._to.error(text)
+        elif record.levelno >= logging.WARNING:
+            self._to.warning(text)
+        else:
+            self._to.info(text)
 
 
 class Repeats:

@@ -37,7 +37,7 @@ from scfeat_core.memory import give_back_freed_memory
 from .diagnostics import CameraReport, NetworkReport, diagnostics_to_message, measure_memory
 from .endpoints import Endpoints
 from .fastdds import use_profile
-from .health import Repeats, status_to_message
+from .health import CoreLog, Repeats, status_to_message
 from .inputs import Frame, Intake, MaskRules, stamp_of
 from .parameters import NodeParameters, declare, unused_overrides, watch
 from .processes import handle_signals
@@ -113,6 +113,7 @@ class FrontendNode(LifecycleNode):
         self._jumps: Any = None
         self._arrivals: dict[str, float] = {}  # when the last image of each camera came, time.perf_counter()
         self._reported: deque[tuple[float, dict[str, Counts]]] = deque(maxlen=DIAGNOSTICS_WINDOW)  # when, and with what
+        self._core_log = CoreLog(self.get_logger())
         self._repeats = Repeats()  # of the executor's thread; that of the pipeline belongs to the worker's
 
     @_explained
@@ -120,6 +121,7 @@ class FrontendNode(LifecycleNode):
         from .pipeline import Pipeline  # imports torch: seconds in which the process should already end cleanly
 
         start = time.perf_counter()
+        self._core_log.start()
         own = () if self._make_frontend is None else (self._make_frontend,)
         self._pipeline = Pipeline(self.settings, self.get_clock(), self.get_logger(), *own)
         pipeline = self._pipeline
@@ -267,6 +269,7 @@ class FrontendNode(LifecycleNode):
         if hasattr(self, "_pipeline"):
             self._pipeline.close()
             del self._pipeline
+        self._core_log.stop()
 
     def _change(self, settings: NodeParameters) -> None:
         """Other dynamic parameters: the pipeline takes them up between two frames."""

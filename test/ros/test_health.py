@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from scfeat.msg import FrontendStatus
 from std_msgs.msg import Header
 
-from scfeat_ros.health import Repeats, frame_health, status_to_message
+from scfeat_ros.health import CoreLog, Repeats, frame_health, status_to_message
 from scfeat_ros.messages import nanoseconds, stamp_from_nanoseconds
 from scfeat_ros.worker import Counts
 
@@ -123,3 +124,32 @@ def test_lines_with_changing_numbers_do_not_pile_up() -> None:
     repeats = Repeats()
     assert all(repeats.line(f"found {number} bytes") for number in range(1000))
     assert len(repeats._lines) <= 100
+
+
+class Log:
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def __getattr__(self, level: str) -> object:
+        return lambda text: self.lines.append((level, text))
+
+
+def test_what_the_core_logs_is_in_the_log_of_the_node_while_it_is_configured() -> None:
+    core, log = logging.getLogger("scfeat_core"), Log()
+    before = (core.level, list(core.handlers))
+    forward = CoreLog(log)
+    logging.getLogger("scfeat_core.engines.cache").info("before")
+    for _ in range(2):
+        forward.start()
+        forward.start()
+        logging.getLogger("scfeat_core.engines.cache").info("%s is made", "onnx")
+        logging.getLogger("scfeat_core.engines").warning("slow")
+        core.error("bad")
+        core.debug("detail")
+        forward.stop()
+        forward.stop()
+    core.info("after")
+    assert log.lines == [("info", "onnx is made"), ("warning", "slow"), ("error", "bad")] * 2
+    assert (core.level, core.handlers) == before
