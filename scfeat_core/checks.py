@@ -36,17 +36,23 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A check of one run. value: the figure that was found. error: why there is no verdict; empty where there is."""
+    """A check of one run. value: the figure that was found. error: why there is no verdict; empty where there is.
+
+    reason: why it failed without a figure, as where what is measured never came about.
+    """
 
     check: Check
     failed: bool = False
     value: float | None = None
     error: str = ""
+    reason: str = ""
 
     @property
     def found(self) -> str:
         """Expected and found in one line."""
-        return self.error or f"expected {self.check.expectation}, found {self.value:.6g}"
+        if self.error:
+            return self.error
+        return f"expected {self.check.expectation}, found {self.reason or format(self.value, '.6g')}"
 
 
 def parse(text: str) -> Check:

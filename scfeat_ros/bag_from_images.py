@@ -50,6 +50,9 @@ Topics: /cam0/image_raw/compressed, /cam0/camera_info (tum: /camera/rgb/...), /g
 in frame map), /imu0. PNG and JPEG files are carried as they are; others are stored as PNG, without loss. Headers and
 times of recording are the stamps of the files, to the nanosecond. Depth maps are 32FC1, metres (REP 118).
 
+Exit status: 0 a bag with an image for each stamp, 1 a bag without those images that are missing, damaged or of another
+size (which ones is said), 2 no bag.
+
 examples:
   scfeat bag-from-images rgbd_dataset_freiburg1_xyz --out fr1_xyz
   scfeat bag-from-images MH_01_easy --out mh01 --cameras cam0 --storage sqlite3

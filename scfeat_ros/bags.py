@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from scfeat_core.errors import DataError
+from scfeat_core.errors import DataError, ScfeatError
 
 from .bag_files.blocks import END, LARGEST, BagFile, Damage, Loss, Record, merged, normalised_type
 from .bag_files.compression import ZSTD_MAGIC, CorruptError, decompress, decompress_file
@@ -41,6 +41,8 @@ _READERS: dict[str, type[McapFile] | type[SqliteFile] | type[Ros1File]] = {
     ".active": Ros1File,  # NAME.bag.active: the recorder was killed
 }
 _PACKED = ".zstd"
+_DEPTH = re.compile(r"(?:^|[/_])(?:depth|disparity)", re.IGNORECASE)
+_DEPTH_ENCODINGS = ("32FC1", "16UC1")  # REP 118
 _LOOK = 8  # images whose frame is compared before a topic is chosen
 
 
@@ -199,7 +201,8 @@ class Bag:
         return sorted(found, key=lambda topic: (-topic.count, topic.name))
 
     def choose_image_topic(self, name: str | None = None) -> tuple[Topic, str]:
-        """The image topic to use, and a line that says why; the one with most messages where no name is given.
+        """The image topic to use, and a line that says why; where no name is given the one with most messages, and
+        depth maps only where there is nothing else.
 
         A name may be that of the image without ``/compressed``. Raises DataError, with the topics that there are; also
         where the topic is of another type, or of two, and where its first images are of several cameras.
@@ -227,8 +230,20 @@ class Bag:
             raise DataError(f"{self._no_images(None)}; {self._listing()}")
         if len(images) == 1:
             return images[0], f"{images[0].name}, the only image topic"
+        images = sorted(images, key=self._shows_depth)  # stable: the most messages first among equals
         others = ", ".join(f"{topic.name} ({topic.count})" for topic in images[1:])
         return images[0], f"{images[0].name} ({images[0].count} messages); there are also {others}: choose with --topic"
+
+    def _shows_depth(self, topic: Topic) -> bool:
+        """By its name (REP 118 and what depth drivers use), else by the encoding of its first image."""
+        if _DEPTH.search(topic.name):
+            return True
+        try:
+            first = next(iter(self.messages([topic])), None)
+            image = None if first is None else self.deserialize(first)
+        except ScfeatError:
+            return False
+        return str(getattr(image, "encoding", getattr(image, "format", ""))).startswith(_DEPTH_ENCODINGS)
 
     def camera_info_topic(self, image: Topic, name: str | None = None) -> Topic | None:
         """The sensor_msgs/CameraInfo beside an image topic, or the only one in the bag; or the one of this name.

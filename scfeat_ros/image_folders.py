@@ -344,6 +344,11 @@ def _in_order(pictures: Sequence[Picture], file: Path, notes: list[str]) -> list
     if back:
         notes.append(f"{file.name}: stamps go back {back} times, sorted")
     once = {picture.stamp: picture for picture in reversed(pictures)}
+    if 2 * len(once) <= len(pictures):
+        raise DataError(
+            f"expected a stamp of its own for each image in {file}, found {len(once)} stamps for {len(pictures)} "
+            "images: are they seconds where nanoseconds are expected, or rounded?"
+        )
     if len(once) < len(pictures):
         notes.append(f"{file.name}: {len(pictures) - len(once)} images with the stamp of another, left out")
     return [once[stamp] for stamp in sorted(once)]

@@ -195,6 +195,8 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 def _row(name: str, values: Sequence[Number]) -> Row:
     numbers = [float(value) if isinstance(value, (int, float)) else None for value in values]
+    if name == "initialisations":
+        numbers = [number or None for number in numbers]  # 0: it never began, which is not better than once
     first = numbers[0]
     ratios = [None if not first or number is None else number / first for number in numbers]
     return Row(name, values, _best(name, numbers), ratios)

@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -42,6 +42,7 @@ COLUMNS = (
     ),
     *("lost", "ate_m", "rpe_m", "rpe_deg", "ms_total", "fps", "processed_hz", "latency_ms", "latency_p95_ms"),
 )
+_OF_TRAJECTORY = ("ate_m", "rpe_m", "rpe_deg")
 _KNOWN = {*SUMMARY_NAMES, *LIVE_NAMES}
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 _NONE = "–"
@@ -180,14 +181,18 @@ def _verdicts(run: Run, checks: Collection[Check]) -> list[Verdict]:
             Verdict(check, error=f"expected figures to check '{check}', found none: the replay failed")
             for check in checks
         ]
-    reasons = run.summary.get("missing", {})
-    verdicts = [judge(check, run.summary) for check in checks]
-    return [
-        replace(verdict, error=f"{verdict.error} ({reasons[verdict.check.metric]})")
-        if verdict.error and verdict.check.metric in reasons
-        else verdict
-        for verdict in verdicts
-    ]
+    return [_explained(judge(check, run.summary), run.summary) for check in checks]
+
+
+def _explained(verdict: Verdict, summary: Mapping[str, Any]) -> Verdict:
+    """With the reason why there is no figure; where the odometry never began, it has failed."""
+    check = verdict.check
+    reason = summary.get("missing", {}).get(check.metric)
+    if not verdict.error or reason is None:
+        return verdict
+    if check.metric in _OF_TRAJECTORY and summary.get("initialisations") == 0:
+        return Verdict(check, failed=True, reason=f"none: {reason}")
+    return Verdict(check, error=f"expected a value of {check.metric} to check '{check}', found none: {reason}")
 
 
 def _complaints(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) -> list[str]:
@@ -312,7 +317,13 @@ def _run_json(run: Run, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "seconds": round(run.seconds, 3),
         "summary": None if run.summary is None else {key: _finite(value) for key, value in run.summary.items()},
         "checks": [
-            {"check": str(verdict.check), "failed": verdict.failed, "value": verdict.value, "error": verdict.error}
+            {
+                "check": str(verdict.check),
+                "failed": verdict.failed,
+                "value": verdict.value,
+                "reason": verdict.reason,
+                "error": verdict.error,
+            }
             for verdict in verdicts
         ],
     }

@@ -55,6 +55,16 @@ class TestTable:
         found = {row.name: row for row in rows(runs)}
         assert found["epipolar_truth_px"].best == 1 and found["off_truth"].best is None
 
+    def test_an_odometry_that_never_began_is_not_the_best(self, write: Write) -> None:
+        folders = [write(name) for name in ("never", "once", "twice")]
+        for folder, count in zip(folders, (0, 1, 2), strict=True):
+            file = folder / "metrics.json"
+            content = json.loads(file.read_text())
+            content["summary"]["initialisations"] = count
+            file.write_text(json.dumps(content))
+        row = next(row for row in rows(read_runs(folders)) if row.name == "initialisations")
+        assert row.best == 1 and row.cells() == ["0", "1", "2"]
+
     def test_what_one_does_not_know_is_a_dash(self, write: Write) -> None:
         runs = read_runs([write("a", calibrated=False, off=1.0), write("b", off=1.0)])
         row = next(row for row in rows(runs) if row.name == "epipolar_truth_px")

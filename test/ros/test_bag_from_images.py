@@ -151,6 +151,7 @@ def test_depth_of_tum_in_metres(tmp_path: Path) -> None:
     assert convert(tmp_path / "set", tmp_path / "bag", "--depth") == 0
     with open_bag(tmp_path / "bag") as bag:
         depth = read(bag, "/camera/depth_registered/image")
+        assert bag.choose_image_topic()[0].name == "/camera/rgb/image_raw/compressed", "features are of the colours"
     assert stamps(depth) == [START + i * STEP + STEP // 2 for i in range(4)]
     assert depth[0].encoding == "32FC1" and depth[0].step == 64 * 4 and len(depth[0].data) == 64 * 48 * 4
     metres = [np.frombuffer(bytes(message.data), np.float32) for message in depth]
@@ -351,6 +352,15 @@ def test_no_image_at_all_leaves_no_bag(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged or no picture"):
         make_bag(sequence, tmp_path / "bag")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "set"]
+
+
+def test_stamps_in_seconds_where_nanoseconds_are_expected(tmp_path: Path) -> None:
+    euroc(tmp_path / "set")
+    file = tmp_path / "set" / "mav0" / "cam0" / "data.csv"
+    rows = [line.split(",") for line in file.read_text().splitlines()[1:]]
+    file.write_text("\n".join(f"{int(stamp) // 10**9},{name}" for stamp, name in rows))
+    with pytest.raises(DataError, match="found 1 stamps for 4 images: are they seconds"):
+        read_folder(tmp_path / "set")
 
 
 def test_lists_out_of_order_are_sorted_and_said(tmp_path: Path) -> None:

@@ -99,6 +99,24 @@ def test_messages_come_back_as_they_were_written(tmp_path: Path, storage: str, c
     assert [header_stamp(m.data) for m in read] == [START + i * STEP for i in range(12)]
 
 
+def test_depth_maps_are_chosen_only_where_there_is_nothing_else(tmp_path: Path) -> None:
+    """They are told by their name, or by their encoding."""
+    shades = image(START)
+    depth = STORE.deserialize_cdr(shades, IMAGE)
+    depth.encoding, depth.width, depth.step = "16UC1", 16, 32
+    depth_map = bytes(STORE.serialize_cdr(depth, IMAGE))
+    topics = {"/a/range": depth_map, "/aligned_depth/image": shades, "/z/infra": shades}
+    for name in ("all", "depth"):
+        chosen = {topic: data for topic, data in topics.items() if name == "all" or topic != "/z/infra"}
+        messages = [BagMessage(topic, START, data) for topic, data in chosen.items()]
+        write_bag(tmp_path / name, dict.fromkeys(chosen, IMAGE), messages)
+    with open_bag(tmp_path / "all") as bag:
+        topic, why = bag.choose_image_topic()
+        assert topic.name == "/z/infra" and "/a/range (1)" in why and "--topic" in why
+    with open_bag(tmp_path / "depth") as bag:
+        assert bag.choose_image_topic()[0].name == "/a/range"
+
+
 def test_several_topics_come_in_the_order_of_recording(tmp_path: Path) -> None:
     written = tiny_bag(tmp_path / "bag", "sqlite3")
     with open_bag(tmp_path / "bag") as bag:

@@ -112,6 +112,16 @@ def test_exit_status() -> None:
     assert conclusion([POOR, Run("late", None, "not started", interrupted=True)], *check)[0] == 130
 
 
+def test_an_odometry_that_never_began_fails_what_is_asked_of_its_path() -> None:
+    reason = "expected three frames, found none"
+    lost = Run("hall", {**SUMMARY, "initialisations": 0, "missing": {"ate_m": reason}})
+    status, text = conclusion([lost], "--fail-if", "ate_m>1")
+    assert status == 1 and f"FAILED: expected ate_m <= 1, found none: {reason}" in text and "--ground-truth" not in text
+    began = Run("hall", {**SUMMARY, "initialisations": 1, "missing": {"ate_m": reason}})
+    status, text = conclusion([began], "--fail-if", "ate_m>1")
+    assert status == 2 and f"found none: {reason}" in text and "--ground-truth" not in text
+
+
 def test_figures_of_live_replays_can_be_checked() -> None:
     live = Run("hall", {"frames": 100, "latency_p95_ms": 80.0, "dropped_before_node": 0})
     words = ("--fail-if", "latency_p95_ms>50", "--fail-if", "dropped_before_node>0")
@@ -175,7 +185,7 @@ def test_json(tmp_path: Path) -> None:
     assert good["bag"] == "hall" and good["folder"] == "out/hall" and good["seconds"] == 12.25
     assert good["summary"] == {**SUMMARY, "epipolar_px": None}
     assert good["checks"][0]["error"] and poor["checks"] == [
-        {"check": "ate_m>1", "failed": True, "value": 1.5, "error": ""}
+        {"check": "ate_m>1", "failed": True, "value": 1.5, "reason": "", "error": ""}
     ]
     assert dead["summary"] is None and dead["error"] == DEAD.error
 
