@@ -191,9 +191,11 @@ def _compared(old: dict[str, Any], new: dict[str, Any], args: argparse.Namespace
     found = comparing.changes(old, new, args.relative)
     rows = comparing.change_rows(found)
     print(f"\n{markdown(rows) if args.markdown else aligned(rows)}")
-    for difference in comparing.other_machine(old, new):
-        print(f"warning: not the same machine: {difference}", file=sys.stderr)
-    failed = comparing.failures(checks, found)
+    missing = comparing.gone(old, new)
+    told = [f"not the same machine: {each}" for each in comparing.other_machine(old, new)]
+    for warning in (*told, *comparing.other_engines(old, new), *missing):
+        print(f"warning: {warning}", file=sys.stderr)
+    failed = comparing.failures(checks, found, missing)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return failed

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scfeat_core.bench.measuring import COMPARED, SCHEMA
-from scfeat_core.bench.tables import NOTHING, milliseconds
+from scfeat_core.bench.tables import milliseconds
 from scfeat_core.checks import OPERATORS, Check, check_names, parse
 from scfeat_core.errors import ConfigError, DataError
 
@@ -29,6 +29,19 @@ class Change:
     old: float
     new: float
     ratio: float
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A stage that was measured before, and is not now. why: the error of its contender."""
+
+    case: str
+    contender: str
+    stage: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.case}: {self.contender}: {self.stage}: measured before, and not now: {self.why}"
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -84,6 +97,10 @@ def _scale(case: str, found: Sequence[Change]) -> float:
     return float(np.exp(np.mean(np.log(ratios))))
 
 
+def _is_own(contender: str) -> bool:
+    return contender.startswith("scfeat ")
+
+
 def _is_reference(change: Change) -> bool:
     return change.contender.startswith("opencv ") and change.stage == COMPARED
 
@@ -92,6 +109,44 @@ def other_machine(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between the machines, so that absolute times are not comparable."""
     pairs = ((name, old["machine"].get(name), new["machine"].get(name)) for name in _SAME)
     return [f"{name}: {before} before, {now} now" for name, before, now in pairs if before != now]
+
+
+def gone(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Gone]:
+    """Stages of scfeat that the old results have and the new ones lack, in cases that both have."""
+    names = {case["name"] for case in new.get("cases", [])}
+    left = dict(_medians(new))
+    return [
+        Gone(*key, _error(new, key))
+        for key, _ in _medians(old)
+        if key[0] in names and _is_own(key[1]) and key not in left
+    ]
+
+
+def _error(results: Mapping[str, Any], key: tuple[str, str, str]) -> str:
+    found = (
+        contender["error"]
+        for case in results["cases"]
+        for contender in case["contenders"]
+        if (case["name"], contender["name"]) == key[:2]
+    )
+    return next(found, "") or "it was not asked for, or the measurement was interrupted"
+
+
+def other_engines(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Contenders of one name that ran on another engine, or in another precision."""
+    before, now = dict(_engines(old)), dict(_engines(new))
+    return [
+        f"{': '.join(key)}: ran as {' '.join(before[key])} before, as {' '.join(now[key])} now"
+        for key in now
+        if key in before and before[key] != now[key]
+    ]
+
+
+def _engines(results: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    for case in results.get("cases", []):
+        for contender in case["contenders"]:
+            if "engine" in contender:
+                yield (case["name"], contender["name"]), (contender["engine"], contender["precision"])
 
 
 def change_rows(found: Sequence[Change]) -> list[list[str]]:
@@ -114,22 +169,25 @@ def parse_checks(texts: Sequence[str]) -> list[Check]:
     return [parse(text) for text in texts]
 
 
-def failures(checks: Sequence[Check], found: Sequence[Change]) -> list[str]:
-    """One line for each stage that a condition holds for, but OpenCV's. Raises ConfigError for an unknown stage."""
+def failures(checks: Sequence[Check], found: Sequence[Change], missing: Sequence[Gone] = ()) -> list[str]:
+    """One line for each stage that a condition holds for, but OpenCV's, and for each that a condition is on and that is
+    missing. Raises ConfigError for an unknown stage."""
     own = [each for each in found if not _is_reference(each)]
-    check_names(checks, {each.stage for each in own})
-    return [
-        f"{_name(each)}: {each.ratio:.3g} times what it was ({milliseconds(each.old)} ms, now {milliseconds(each.new)} "
-        f"ms), and '{check}' fails"
-        for check in checks
-        for each in own
-        if each.stage == check.metric and OPERATORS[check.operator](each.ratio, check.limit)
-    ]
+    check_names(checks, {each.stage for each in own} | {each.stage for each in missing})
+    return [line for check in checks for line in _failures(check, own, missing)]
+
+
+def _failures(check: Check, own: Sequence[Change], missing: Sequence[Gone]) -> Iterator[str]:
+    for each in own:
+        if each.stage == check.metric and OPERATORS[check.operator](each.ratio, check.limit):
+            times = f"{milliseconds(each.old)} ms, now {milliseconds(each.new)} ms"
+            yield f"{_name(each)}: {each.ratio:.3g} times what it was ({times}), and '{check}' fails"
+    yield from (str(each) for each in missing if each.stage == check.metric)
 
 
 def require_comparison(checks: Sequence[str], compared: bool) -> None:
     """Raise ConfigError for conditions with nothing to compare to."""
     if checks and not compared:
         raise ConfigError(
-            f"expected --compare OLD.json with --fail-if, found none: {NOTHING.join(checks)} is a ratio to it"
+            f"expected --compare OLD.json with --fail-if, found none: {', '.join(checks)} is a ratio to it"
         )

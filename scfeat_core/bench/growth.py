@@ -11,7 +11,7 @@ import torch
 
 from scfeat_core.bench import own, peers
 from scfeat_core.bench.images import load_images
-from scfeat_core.bench.measuring import Meter, Progress, set_threads
+from scfeat_core.bench.measuring import Meter, Progress, threads_of
 from scfeat_core.bench.settings import Case, Settings
 from scfeat_core.bench.timing import Contender, Samples, Task, measure, reason, summarise
 from scfeat_core.errors import ScfeatError
@@ -46,21 +46,30 @@ def run(
     All sizes and all numbers of points take turns in each round. What cannot be run, for want of memory or otherwise,
     is left out with a warning.
     """
-    set_threads(settings.threads)
     meter, skipped = Meter(), dict[str, str]()
     places: list[Place] = []
     samples = Samples(interrupted=True)
-    try:
-        places += _along_pixels(settings, sizes, skipped)
-        places += _along_points(settings, points, points_size or POINTS_SIZE, skipped)
-        contenders = [place.contender for place in places]
-        samples = measure(contenders, settings.rounds, settings.warm_up, seconds=settings.seconds, progress=progress)
-    except KeyboardInterrupt:
-        samples.interrupted = True
-    meter.interrupted = samples.interrupted
-    results = meter.results(settings, {"growth": _curves(places, samples)})
+    with threads_of(settings.threads):
+        try:
+            places += _along_pixels(settings, sizes, skipped)
+            places += _along_points(settings, points, points_size or POINTS_SIZE, skipped)
+            contenders = [each.contender for each in places]
+            samples = measure(
+                contenders, settings.rounds, settings.warm_up, seconds=settings.seconds, progress=progress
+            )
+        except KeyboardInterrupt:
+            samples.interrupted = True
+        meter.interrupted = samples.interrupted
+        results = meter.results(settings, {"growth": _curves(places, samples)})
     failed = [f"{name}: left out: {why}" for name, why in {**skipped, **samples.errors}.items()]
-    return {**results, "warnings": [*results["warnings"], *failed]}
+    return {**results, "warnings": [*results["warnings"], *failed, *_notes(places)]}
+
+
+def _notes(places: Sequence[Place]) -> Iterator[str]:
+    """Why another engine ran than was asked for."""
+    for place in places:
+        if note := place.contender.found().get("note"):
+            yield f"{place.contender.name}: {note}"
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -76,12 +85,11 @@ def _along_pixels(settings: Settings, sizes: Sequence[tuple[int, int]], skipped:
                 _renamed(peers.create_opencv(name, case, images), case.size_text), f"opencv {name}", "pixels", pixels
             )
         try:
-            task = own.extraction_task(variant, case, images)
+            made = own.extraction_contender(variant, case, images)
         except (ScfeatError, RuntimeError, MemoryError) as error:
             skipped[f"{variant} at {case.size_text}"] = reason(error)
         else:
-            contender = Contender(f"{variant} {case.size_text}", "scfeat", [task])
-            yield Place(contender, str(variant), "pixels", pixels)
+            yield Place(_renamed(made, case.size_text), str(variant), "pixels", pixels)
 
 
 def _along_points(

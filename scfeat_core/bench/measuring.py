@@ -8,6 +8,7 @@ from.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,11 +32,17 @@ COMPARED = "extract"  # the stage that all contenders have
 Progress = Callable[[], object]
 
 
-def set_threads(threads: int) -> None:
-    """Of torch and of OpenCV alike; 0 gives OpenCV as many as torch has."""
-    if threads > 0:
-        torch.set_num_threads(threads)
-    cv2.setNumThreads(torch.get_num_threads())
+@contextlib.contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    """torch and OpenCV with this number of threads, 0 for that of torch, until the end."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        torch.set_num_threads(count or before[0])
+        cv2.setNumThreads(count or before[0])
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def run(settings: Settings, progress: Progress = lambda: None) -> dict[str, Any]:
@@ -45,13 +52,13 @@ def run(settings: Settings, progress: Progress = lambda: None) -> dict[str, Any]
     """
     for name in settings.peers:
         peers.load_peer(name)
-    set_threads(settings.threads)
     meter = Meter()
     cases: list[dict[str, Any]] = []
-    for case in settings.cases:
-        if not meter.interrupted:
-            cases.append(_run_case(case, settings, meter, progress))
-    return meter.results(settings, {"cases": cases})
+    with threads_of(settings.threads):
+        for case in settings.cases:
+            if not meter.interrupted:
+                cases.append(_run_case(case, settings, meter, progress))
+        return meter.results(settings, {"cases": cases})
 
 
 class Meter:
@@ -218,6 +225,8 @@ def _order(stage: str) -> int:
 
 def _warnings(measured: Mapping[str, Any], settings: Settings) -> Iterator[str]:
     _, reason_without_ros = own.find_ros()
+    if settings.peers and torch.cuda.is_available() and all(each.device == "cpu" for each in settings.variants):
+        yield "peers may have used the GPU, and scfeat did not: CUDA_VISIBLE_DEVICES= keeps all of them on the CPU"
     if measured.get("cases") and reason_without_ros:
         yield f"messages are not measured: {reason_without_ros}"
     for case in measured.get("cases", []):

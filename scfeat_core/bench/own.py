@@ -85,18 +85,13 @@ def create_contender(
     }
 
     def found() -> dict[str, Any]:
-        return {
-            "points": whole.points,
-            "precision": extractor.precision,
-            "engine": extractor.engine,
-            "note": extractor.engine_note,
-        }
+        return {"points": whole.points, **_told(extractor)}
 
     return Contender(str(variant), "scfeat", [*stages.tasks(), Task("total", whole.run)], facts, found)
 
 
-def extraction_task(variant: Variant, case: Case, images: Sequence[np.ndarray]) -> Task:
-    """``extract`` with its parts ``network`` and ``select`` from one pass over one image. Raises as
+def extraction_contender(variant: Variant, case: Case, images: Sequence[np.ndarray]) -> Contender:
+    """``extract`` alone, with its parts ``network`` and ``select`` from one pass over one image. Raises as
     :func:`create_contender` does."""
     check_memory(variant, case, resolve_device(variant.device))
     extractor, turns = _extractor(variant, case, 1, synchronise=True), walk(len(images))
@@ -105,7 +100,12 @@ def extraction_task(variant: Variant, case: Case, images: Sequence[np.ndarray]) 
         extractor(images[next(turns)])
         return {stage: extractor.timings[stage] for stage in ("network", "select")}
 
-    return Task("extract", extract)
+    return Contender(str(variant), "scfeat", [Task("extract", extract)], found=lambda: _told(extractor))
+
+
+def _told(extractor: Extractor) -> dict[str, Any]:
+    """What is known of an engine only after it has run."""
+    return {"precision": extractor.precision, "engine": extractor.engine, "note": extractor.engine_note}
 
 
 def create_stages(variant: Variant, case: Case, images: Sequence[np.ndarray], levels: int = 1) -> Stages:

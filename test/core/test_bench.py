@@ -461,6 +461,30 @@ def test_conditions_hold_for_any_case_of_ours(results):
         comparing.failures(comparing.parse_checks(["netwrk>1"]), found)
 
 
+def test_what_no_longer_runs_fails_where_a_condition_is_on_it(results):
+    broken = scaled(results)
+    broken["cases"][0]["contenders"][0] |= {"stages": {}, "error": "out of memory"}
+    (network,) = (each for each in comparing.gone(results, broken) if each.stage == "network")
+    found = comparing.changes(results, broken)
+    (line,) = comparing.failures(comparing.parse_checks(["network>9"]), found, comparing.gone(results, broken))
+    assert line == str(network) and "out of memory" in line
+    assert comparing.gone(broken, results) == [] == comparing.gone(results, results)
+
+
+def test_another_engine_under_the_same_name_is_said(results):
+    other = scaled(results)
+    other["cases"][0]["contenders"][0]["engine"] = "onnx"
+    (line,) = comparing.other_engines(other, results)
+    assert "onnx float32 before, as eager float32 now" in line and comparing.other_engines(results, results) == []
+
+
+def test_threads_are_as_before_afterwards(settings):
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    with measuring.threads_of(3):
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
+    assert (torch.get_num_threads(), cv2.getNumThreads()) == before
+
+
 def test_what_cannot_be_compared_is_refused(results, tmp_path):
     other = json.loads(json.dumps(results))
     other["cases"][0]["name"] = "another"
