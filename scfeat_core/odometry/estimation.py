@@ -133,7 +133,7 @@ class _Path:
         first = int(start.frames[0])
         rotation, translation = self.rotations[first].copy(), self.translations[first].copy()
         between = range(first, int(start.frames[-1]) + 1)
-        for current in between:  # what is left of the map before does not fit
+        for current in between if self.maps else ():  # what is left of the map before does not fit
             self.known[self.observed.of(current)[0]] = False
             self.since[self.observed.of(current)[0]] = first
         for current, turn, shift in zip(start.frames, start.rotations, start.translations, strict=True):

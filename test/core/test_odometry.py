@@ -78,6 +78,20 @@ def test_all_tracks_lost_in_the_middle_begin_another_map(make_recording: Make) -
     assert found.initialisations == 2
 
 
+def test_frames_before_the_first_map_are_placed_by_its_points(make_recording: Make) -> None:
+    """The first five see too little for a map to begin with them."""
+    recording = make_recording(30, outliers=0.0)
+    names = ("ids", "ages", "indices", "keypoints", "flags")
+    frames = list(recording.frames)
+    for i in range(5):
+        tracks = frames[i].tracks
+        assert tracks is not None
+        frames[i] = replace(frames[i], tracks=replace(tracks, **{name: getattr(tracks, name)[:30] for name in names}))
+    found = estimate(frames, recording.camera)
+    assert found.status == ("points",) * 30
+    assert error(found, recording) < 0.005, "of 1.5 m"
+
+
 def test_unknown_rays_and_dropped_frames_are_left_out(make_recording: Make) -> None:
     recording = make_recording(40, outliers=0.0, dropped={7: "decode", 20: "stale"})
     frames = []
