@@ -6,6 +6,7 @@ A sub-command is a module with ``add_arguments(parser)`` and ``run(args) -> int`
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns its exit status, 2 on an error that scfeat can name, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in words if not word.startswith("-")), "")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("scfeat_core.engines").setLevel(logging.INFO)  # making one may take minutes
     try:
         return _run(name, words)
     except ScfeatError as error:
