@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -228,8 +229,14 @@ def normalise(images: Tensor) -> Tensor:
         images = torch.cat((images,) * 3, 3)
     batch, height, width, _ = images.shape
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).repeat(width)
-    std = torch.tensor(IMAGENET_STD, device=images.device).repeat(width)
+    scale, shift = _row_constants(width, unit, images.device)
     rows = images.reshape(batch, height, width * 3).to(torch.float32, copy=True)
-    rows = rows.mul_(1 / (unit * std)).sub_(mean / std)
-    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+    return rows.mul_(scale).sub_(shift).view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=32)
+def _row_constants(width: int, unit: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a row (width * 3) is multiplied by and then lessened by. Kept, as a copy to a device makes the host wait."""
+    with torch.inference_mode(False):
+        mean, std = torch.tensor(IMAGENET_MEAN).repeat(width), torch.tensor(IMAGENET_STD).repeat(width)
+        return (1 / (unit * std)).to(device), (mean / std).to(device)
