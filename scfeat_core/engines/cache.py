@@ -29,8 +29,8 @@ def cache_folder() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
         return Path(base) / "scfeat"
-    home = Path("~").expanduser()
-    return None if str(home) == "~" else home / ".cache" / "scfeat"
+    home = os.path.expanduser("~")  # noqa: PTH111 (that of pathlib raises)
+    return None if home == "~" else Path(home) / ".cache" / "scfeat"
 
 
 class Cache:
@@ -72,8 +72,10 @@ class Cache:
 
     def _lock(self, name: str) -> IO[str]:
         """Until it is closed."""
-        self._folder().mkdir(parents=True, exist_ok=True)
-        file = (self._folder() / f"{name}.lock").open("w")
+        if self.folder is None:
+            raise OSError("there is no folder to keep it in: neither XDG_CACHE_HOME nor HOME is set")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (self._checked_folder() / f"{name}.lock").open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -81,18 +83,25 @@ class Cache:
             fcntl.flock(file, fcntl.LOCK_EX)
         return file
 
-    def _folder(self) -> Path:
+    def _checked_folder(self) -> Path:
+        """Raises OSError where somebody else may have put into it what is run here."""
         if self.folder is None:
-            raise OSError("there is no folder to keep it in: neither XDG_CACHE_HOME nor HOME is set")
+            raise FileNotFoundError
+        status = self.folder.stat()
+        if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
+            raise PermissionError(f"{self.folder} belongs to, or can be written by, somebody else: chmod 700")
         return self.folder
 
     def _read(self, name: str, facts: Facts) -> tuple[bytes | None, str]:
         """The entry, or None and why there is none to use."""
-        if self.folder is None or not (self.folder / name).is_file():
-            return None, "there is none yet"
         try:
-            content = (self.folder / name).read_bytes()
-            record = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            content = (self._checked_folder() / name).read_bytes()
+        except FileNotFoundError:
+            return None, "there is none yet"
+        except OSError as error:
+            return None, f"what is there cannot be read ({error})"
+        try:
+            record = json.loads((self._checked_folder() / f"{name}.json").read_text(encoding="utf-8"))
             found, digest = record["facts"], record["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return None, f"the one that is there has no readable record ({error!r})"
@@ -104,8 +113,8 @@ class Cache:
         """Returns why it could not be written, or nothing."""
         record = {"facts": facts, "sha256": hashlib.sha256(content).hexdigest(), "seconds": round(seconds, 3)}
         try:
-            _replace(self._folder() / name, content)
-            _replace(self._folder() / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+            _replace(self._checked_folder() / name, content)
+            _replace(self._checked_folder() / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
         except OSError as error:
             return str(error)
         return ""

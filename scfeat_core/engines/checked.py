@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from scfeat_core.network.layers import Alignment
 
 log = logging.getLogger(__name__)
 
-SIZES = 8  # kept at once: those of a pyramid, of a few cameras
+SIZES = 16  # those of a pyramid, of a few cameras; making one takes longer than eager takes for hundreds of images
 ROUNDS = 9  # of a measurement; its median counts
 GAIN = 0.95  # of the time of eager that ``auto`` wants another engine to stay below: less is within the noise
 
@@ -34,7 +33,7 @@ class Candidate:
 
 
 class CheckedEngine:
-    """Made for each size when its first image comes; eager for good from the first size that fails.
+    """Made for each of the first sizes when their first image comes; eager for good from the first that fails.
 
     candidates: one, or for ``auto`` those that the first size chooses from, made from ``target``. eager: what takes
     over, in the precision of the engine. reference: the same in float32.
@@ -60,29 +59,36 @@ class CheckedEngine:
         self._reference = reference
         self._cache = cache
         self._alignment = alignment
-        self._runners: OrderedDict[tuple[Shape, int], Runner] = OrderedDict()
+        self._runners: dict[tuple[Shape, int], Runner] = {}
 
     @torch.inference_mode()
     def run(self, image: Tensor) -> Maps:
         """image: (B, 3, H, W) float32, normalised. The first of a size waits until the engine is made and compared."""
-        key = (tuple(image.shape), torch.get_num_threads())
-        if key not in self._runners:
-            self._runners[key] = self._prepare(image)
-            if len(self._runners) > SIZES:
-                self._runners.popitem(last=False)
-        self._runners.move_to_end(key)
         try:
-            return self._runners[key](image)
+            return self._runner(image)(image)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # of a library that runs the network: an image later it would fail again
             self._fall_back(f"{self.name} failed: {_one_line(error)}")
             return self._eager(image)
 
-    def _prepare(self, image: Tensor) -> Runner:
+    def _runner(self, image: Tensor) -> Runner:
+        key = (tuple(image.shape), torch.get_num_threads())
         if not self._candidates:
             return self._eager
+        if key not in self._runners and len(self._runners) >= SIZES:
+            if not self.note:
+                self.note = f"{self.name} is made for {SIZES} sizes and batches at most; eager runs the others"
+                log.warning("%s", self.note)
+            return self._eager
+        if key not in self._runners:
+            self._runners[key] = self._prepare(image)
+        return self._runners[key]
+
+    def _prepare(self, image: Tensor) -> Runner:
         expected = _Expected(tuple(image.shape), image.device, self._reference, self._eager, self.precision)
+        if self.precision != "float32" and not self._has_precision(expected):
+            return self._eager
         made = {
             each: runner for each in self._candidates if (runner := self._checked(each, image, expected)) is not None
         }
@@ -90,12 +96,26 @@ class CheckedEngine:
             return self._choose(made, image)
         for candidate, runner in made.items():
             self.name = candidate.name
+            if candidate.name == "eager":  # the same for all sizes
+                self._candidates = ()
             return runner
         return self._eager
+
+    def _has_precision(self, expected: _Expected) -> bool:
+        """Whether eager gives features in the precision; it goes on in float32 where it does not."""
+        own = parity.compare(expected.own, expected.maps, self._alignment)
+        log.info("eager in %s against float32: %s", self.precision, own)
+        if parity.usable(own):
+            return True
+        reason = f"{self._asked} in {self.precision} deviates from float32 on images of this size: {own}"
+        self._eager, self.precision = self._reference, "float32"
+        self._fall_back(reason)
+        return False
 
     def _checked(self, candidate: Candidate, image: Tensor, expected: _Expected) -> Runner | None:
         """The candidate for the size of this image; None where it fails or deviates."""
         size = f"{image.shape[0]} image(s) of {image.shape[3]}x{image.shape[2]}"
+        log.info("%s is made for %s; images wait meanwhile", candidate.name, size)
         try:
             runner = candidate.build(self._target, image, self._cache)
             result = parity.compare(runner(expected.given), expected.maps, self._alignment)
@@ -126,7 +146,7 @@ class CheckedEngine:
             self._fall_back(reason)
 
     def _fall_back(self, reason: str) -> None:
-        self.name, self.note = "eager", f"{reason}; eager is used instead"
+        self.name, self.note = "eager", f"{reason}; eager in {self.precision} is used instead"
         self._candidates = ()
         self._runners.clear()
         log.warning("%s", self.note)

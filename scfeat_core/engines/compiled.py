@@ -21,7 +21,7 @@ def build(target: Target, image: Tensor, cache: Cache) -> Runner:
     if not hasattr(torch._inductor, "aoti_compile_and_package"):
         raise RuntimeError(f"expected torch 2.6 or later, found {torch.__version__}")
     shape = tuple(image.shape)
-    name = f"compile-{target.identity}-{shape[0]}x{shape[2]}x{shape[3]}-{target.precision}-{target.device.type}.pt2"
+    name = f"compile-{target.identity}-{shape[0]}x{shape[2]}x{shape[3]}-{target.precision}-{_place(target.device)}.pt2"
     content = cache.get(name, _facts(target.device), lambda: _package(target, shape))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pt2"
@@ -58,6 +58,11 @@ class _InPrecision(nn.Module):
             return self.network(image)
         with torch.autocast(self._kind, self._dtype):
             return self.network(image)
+
+
+def _place(device: torch.device) -> str:
+    """On a CPU with the number of threads, which the code has in it."""
+    return device.type if device.type == "cuda" else f"{device.type}{torch.get_num_threads()}"
 
 
 def _facts(device: torch.device) -> Facts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +25,26 @@ class EagerEngine:
 
     @torch.inference_mode()
     def run(self, image: Tensor) -> Maps:
-        # Without TensorFloat-32, which torch takes for float32 in convolutions unless it is told not to.
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         half = self._dtype != torch.float32
-        with exact, torch.autocast(self._device.type, self._dtype, enabled=half):
+        with _exact(self._device), torch.autocast(self._device.type, self._dtype, enabled=half):
             score_map, descriptor_map = self.network(image)
         return score_map, descriptor_map
+
+
+def with_weights_in(network: nn.Module, precision: str) -> nn.Module:
+    """A copy with the weights of the backbone's convolutions in the precision: autocast would convert them with every
+    image. The detector, which is small, does some of its arithmetic in float32.
+    """
+    network = copy.deepcopy(network)
+    for module in network.get_submodule("backbone").modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(getattr(torch, precision))
+    return network
+
+
+def _exact(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Without TensorFloat-32, which torch takes for float32 in convolutions unless it is told not to."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)

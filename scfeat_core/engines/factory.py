@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from scfeat_core import network
+from scfeat_core import network as architecture
 from scfeat_core.config import dump_config
 from scfeat_core.engines.cache import Cache, cache_folder
 from scfeat_core.engines.checked import Build, Candidate, CheckedEngine
-from scfeat_core.engines.contract import ENGINES, Engine, Target
-from scfeat_core.engines.eager import EagerEngine
+from scfeat_core.engines.contract import ENGINES, Engine, Runner, Target
+from scfeat_core.engines.eager import EagerEngine, with_weights_in
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.network.inference import inference_network
 from scfeat_core.network.model import SCFeat
@@ -110,22 +111,43 @@ def create_engine(
     """
     device = torch.device(device)
     _check(name, device, precision)
-    eager = _eager(model, device, precision)
+    network = _network(model, device)
+    reference = EagerEngine(network, device)
+    eager = _in_precision(reference, device, precision)
     names = _installed(device, precision) if name == "auto" else [name] if name in _KINDS else []
-    if not names:
-        return eager
-    made = eager if source is None else _eager(source, device, precision)
-    target = Target(made.network, made.run, device, precision, _identity(model if source is None else source))
-    candidates = [Candidate(each, _KINDS[each].load()) for each in names]
-    reference = EagerEngine(eager.network, device)
+    if not names and precision == "float32":
+        return reference
+    if source is not None:
+        network = _network(source, device)
+    run = eager.run if source is None else _in_precision(EagerEngine(network, device), device, precision).run
+    target = Target(network, run, device, precision, _identity(model if source is None else source))
+    candidates = [Candidate(each, _KINDS[each].load()) for each in names] or [Candidate("eager", _as_it_is)]
     alignment = model.config.backbone.alignment
-    return CheckedEngine(name, candidates, target, eager.run, reference.run, cache or Cache(cache_folder()), alignment)
+    return CheckedEngine(
+        name if names else "eager",
+        candidates,
+        target,
+        eager.run,
+        reference.run,
+        cache or Cache(cache_folder()),
+        alignment,
+    )
 
 
-def _eager(model: SCFeat, device: torch.device, precision: str) -> EagerEngine:
+def _network(model: SCFeat, device: torch.device) -> nn.Module:
     # The convolutions are twice as fast on a CPU with the channels innermost, and no slower on a GPU.
-    network = inference_network(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return EagerEngine(network, device, precision)
+    return inference_network(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _in_precision(reference: EagerEngine, device: torch.device, precision: str) -> EagerEngine:
+    if precision == "float32":
+        return reference
+    return EagerEngine(with_weights_in(reference.network, precision), device, precision)
+
+
+def _as_it_is(target: Target, image: Tensor, cache: Cache) -> Runner:
+    """Eager below float32, which is compared with float32, too."""
+    return target.run
 
 
 def _check(name: str, device: torch.device, precision: str) -> None:
@@ -162,7 +184,7 @@ def _unknown(name: str) -> str:
 def _identity(model: SCFeat) -> str:
     """16 hexadecimal digits of the weights, the configuration, and the code that makes a network of them."""
     digest = hashlib.sha256(repr(dump_config(model.config)).encode())
-    for folder in (Path(network.__file__).parent, Path(__file__).parent):
+    for folder in (Path(architecture.__file__).parent, Path(__file__).parent):
         for path in sorted(folder.glob("*.py")):
             digest.update(path.read_bytes())
     for key, tensor in sorted(model.state_dict().items()):

@@ -17,6 +17,7 @@ from scfeat_core.selection import select_keypoints
 POINTS = 1024  # of each image, the best ones of the reference
 NEAR = 0.1  # pixels
 TILE = (640, 480)  # width and height of what is rendered
+_MEASURES = ("keypoints", "cosine", "median")
 SLACK = 1.5  # of the deviation that torch itself has in a precision below float32, where that is beyond the limits
 
 
@@ -41,15 +42,22 @@ class Parity:
 LIMITS = Parity(keypoints=0.99, cosine=0.999, median=0.999)
 
 
+FLOORS = Parity(keypoints=0.5, cosine=0.99, median=0.999)
+
+
+def usable(found: Parity) -> bool:
+    """Whether a precision gives features at all: not below FLOORS, as it is where numbers overflow."""
+    return all(getattr(found, name) >= getattr(FLOORS, name) for name in _MEASURES)
+
+
 def suffices(found: Parity, own: Parity = LIMITS) -> bool:
     """Whether an engine may be used. own: of eager in the precision of the engine.
 
     Where eager itself is beyond the limits, since few bits decide where a maximum is, an engine in the same precision
-    may be SLACK times as far off as it.
+    may be SLACK times as far off as it, but not below FLOORS.
     """
-    return all(
-        getattr(found, name) >= min(getattr(LIMITS, name), 1 - SLACK * (1 - getattr(own, name)))
-        for name in ("keypoints", "cosine", "median")
+    return usable(found) and all(
+        getattr(found, name) >= min(getattr(LIMITS, name), 1 - SLACK * (1 - getattr(own, name))) for name in _MEASURES
     )
 
 
@@ -61,7 +69,7 @@ def compare(found: Maps, expected: Maps, alignment: Alignment = "exact") -> Pari
         return Parity(0.0, 0.0, 0.0)
     images = zip(*(map_.float().split(1) for map_ in (*found, *expected)), strict=True)
     results = [_compare_one(image[:2], image[2:], alignment) for image in images]
-    return Parity(*(min(getattr(each, name) for each in results) for name in ("keypoints", "cosine", "median")))
+    return Parity(*(min(getattr(each, name) for each in results) for name in _MEASURES))
 
 
 def _compare_one(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], alignment: Alignment) -> Parity:

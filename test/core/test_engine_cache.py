@@ -144,6 +144,43 @@ def test_an_entry_in_a_folder_that_cannot_be_written_is_used(tmp_path, caplog):
     assert Cache(tmp_path).get("plan", FACTS, make) == b"plan" and make.calls == 0
 
 
+def test_a_folder_that_others_may_write_is_not_used(tmp_path, caplog):
+    """What comes out of it is run."""
+    folder = tmp_path / "scfeat"
+    Cache(folder).get("plan", FACTS, Maker())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    make = Maker(b"own")
+    assert Cache(folder).get("plan", FACTS, make) == b"own" and make.calls == 1
+    assert "plan is not kept" in caplog.text and "somebody else: chmod 700" in caplog.text
+    assert (folder / "plan").read_bytes() == b"plan"
+
+
+def test_an_entry_that_cannot_be_read_is_made_again(tmp_path, caplog):
+    (tmp_path / "plan").mkdir()
+    make = Maker()
+    assert Cache(tmp_path).get("plan", FACTS, make) == b"plan" and make.calls == 1
+    assert "plan is made: what is there cannot be read (" in caplog.text and "plan is not kept" in caplog.text
+
+
+def test_somebody_without_a_home_has_no_cache(tmp_path, repository):
+    """As in a container that runs as a user whom nobody knows there."""
+    script = (
+        "import os; from scfeat_core.engines.cache import cache_folder\n"
+        "os.getuid() or os.setuid(54321)\nprint(cache_folder())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=repository,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout in ("None\n", f"{Path.home() / '.cache' / 'scfeat'}\n")  # the latter where tests have no root
+
+
 def test_the_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "scfeat"

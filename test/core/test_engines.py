@@ -18,6 +18,7 @@ from scfeat_core.engines.contract import EngineName, Maps, Target
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.extraction import Extractor
 from scfeat_core.frontend import Frontend, FrontendConfig
+from scfeat_core.network.inference import inference_network
 from scfeat_core.network.model import SCFeat
 
 CPU = torch.device("cpu")
@@ -260,7 +261,7 @@ def test_a_deviating_engine_is_replaced_by_eager_and_says_so(name, model, cache,
         maps = engine.run(image)
     assert engine.name == "eager"
     assert engine.note.startswith(f"{name} deviates from float32 torch on 1 image(s) of 128x96: ")
-    assert engine.note.endswith("eager is used instead") and engine.note in caplog.text
+    assert engine.note.endswith("; eager in float32 is used instead") and engine.note in caplog.text
     assert all(map(torch.equal, maps, create_engine("eager", model).run(image)))
 
 
@@ -293,7 +294,7 @@ def test_an_engine_that_cannot_be_made_or_fails_is_replaced_by_eager(model):
     assert engine.name == "eager"
     assert engine.note == (
         "own could not be made for 1 image(s) of 128x96: RuntimeError: no kernel for this operation; "
-        "eager is used instead"
+        "eager in float32 is used instead"
     )
 
     runs = []
@@ -311,12 +312,15 @@ def test_an_engine_that_cannot_be_made_or_fails_is_replaced_by_eager(model):
     engine.run(image)
     assert (engine.name, engine.note) == ("own", "")
     assert all(map(torch.equal, engine.run(image), expected))
-    assert engine.name == "eager" and engine.note == "own failed: RuntimeError: device lost; eager is used instead"
+    assert (
+        engine.name == "eager"
+        and engine.note == "own failed: RuntimeError: device lost; eager in float32 is used instead"
+    )
     engine.run(image)
     assert len(runs) == 3, "it is not tried again"
 
 
-def test_each_size_is_made_and_compared_once_and_the_last_ones_are_kept(model):
+def test_each_size_is_made_and_compared_once_and_beyond_the_first_ones_eager_runs(model):
     made = []
 
     def build(target, image, cache):
@@ -324,12 +328,13 @@ def test_each_size_is_made_and_compared_once_and_the_last_ones_are_kept(model):
         return target.run
 
     engine = checked(build, model)
-    sizes = [(32, 32 + index) for index in range(SIZES + 1)]
-    for size in [*sizes, sizes[-1], sizes[1]]:
+    sizes = [(32, 32 + index) for index in range(SIZES)]
+    for size in [*sizes, sizes[-1], sizes[0]]:
         engine.run(given(1, *size))
-    assert made == sizes and engine.name == "own"
-    engine.run(given(1, *sizes[0]))
-    assert made == [*sizes, sizes[0]], "the one that was not used for longest had been given up"
+    assert made == sizes and (engine.name, engine.note) == ("own", "")
+    image = given(2, 32, 32)
+    assert all(map(torch.equal, engine.run(image), create_engine("eager", model).run(image)))
+    assert made == sizes and engine.note == f"own is made for {SIZES} sizes and batches at most; eager runs the others"
 
 
 def test_below_float32_an_engine_may_be_as_far_off_as_torch_in_the_same_precision(model):
@@ -340,6 +345,37 @@ def test_below_float32_an_engine_may_be_as_far_off_as_torch_in_the_same_precisio
     assert own.keypoints < 1, "bfloat16 is not float32"
     worse = replace(own, keypoints=1 - 2 * (1 - own.keypoints))
     assert parity.suffices(own, own) and not (own.keypoints < 0.99 and parity.suffices(worse, own))
+
+
+def test_a_precision_in_which_numbers_overflow_is_replaced_by_float32(model, caplog):
+    image = given(1, 96, 128)
+    eager = create_engine("eager", model, precision="bfloat16")
+    with caplog.at_level(logging.INFO):
+        eager.run(image)
+    assert (eager.name, eager.precision, eager.note) == ("eager", "bfloat16", "")
+    assert "eager in bfloat16 against float32: " in caplog.text
+
+    exact = create_engine("eager", model)
+
+    def overflows(given):
+        scores, features = exact.run(given)
+        return scores / 0, features
+
+    target = Target(nn.Identity(), overflows, CPU, "bfloat16", "own")
+    candidate = Candidate("own", lambda target, image, cache: target.run)
+    engine = CheckedEngine("own", [candidate], target, overflows, exact.run, Cache(None), "exact")
+    assert all(map(torch.equal, engine.run(image), exact.run(image)))
+    assert (engine.name, engine.precision) == ("eager", "float32")
+    assert engine.note.startswith("own in bfloat16 deviates from float32 on images of this size: 0.0 %")
+
+
+def test_weights_are_converted_once_and_maps_stay_the_same(model):
+    image = given(1, 96, 128)
+    network = inference_network(model).to(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = network(image)
+    found = create_engine("eager", model, precision="bfloat16").run(image)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_parity_sees_shifts_other_descriptors_and_what_is_not_finite(model):
@@ -355,6 +391,10 @@ def test_parity_sees_shifts_other_descriptors_and_what_is_not_finite(model):
     assert parity.compare((scores, features / 0), maps) == parity.Parity(0, 0, 0)
     assert parity.compare((scores[:1], features[:1]), maps) == parity.Parity(0, 0, 0)
     assert not parity.suffices(found) and parity.suffices(parity.compare(maps, maps))
+    nothing = parity.Parity(0, 0, 0)
+    assert not parity.suffices(nothing, nothing) and not parity.usable(nothing)
+    poor = parity.Parity(0.33, 0.9999, 0.9999)
+    assert not parity.suffices(replace(poor, keypoints=0.0), poor) and not parity.suffices(poor, poor)
 
 
 def test_the_image_of_the_comparison_has_corners_enough(model):
