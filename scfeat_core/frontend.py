@@ -415,7 +415,8 @@ class Frontend:
 
         Writes nothing that a camera remembers, so one thread may submit the next frames while another one takes the
         :meth:`result` of those before. Each is taken once, in the order of the submits; update, reset, snapshot,
-        restore and close only while none is on its way, and match_stereo in the thread that takes the results.
+        restore and close only while none is on its way, and match_stereo in the thread that takes the results. An image
+        that is late for one on its way goes to the network with the others, whose last digits may then differ.
         """
         found: dict[int, _Extracted | Exception] = {}
         for index, given in enumerate(inputs):
@@ -430,7 +431,7 @@ class Frontend:
     def result(self, submitted: Submitted) -> list[FrameResult | Exception]:
         """The second half of :meth:`process_batch`: matches, geometry and tracks, once the network is done."""
         try:
-            with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            with self._own_stream():
                 return [self._attempt(*each) for each in zip(submitted.inputs, submitted.found, strict=True)]
         finally:
             self._on_their_way.remove(submitted)
@@ -447,11 +448,15 @@ class Frontend:
         """
         frame0, frame1 = self._frame_of(left), self._frame_of(right)
         cameras = _both(frame0.calibration, frame1.calibration)
-        if cameras is not None and all(camera.R is not None and camera.P is not None for camera in cameras):
-            found = self._match_rig(frame0, frame1, cameras)
-        else:
-            found = self._verified(frame0, frame1, self._matches(frame0, frame1, None), {})
+        with self._own_stream():
+            if cameras is not None and all(camera.R is not None and camera.P is not None for camera in cameras):
+                found = self._match_rig(frame0, frame1, cameras)
+            else:
+                found = self._verified(frame0, frame1, self._matches(frame0, frame1, None), {})
         return _pair(found, frame0, left.camera, MatchKind.STEREO)
+
+    def _own_stream(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     # -- one frame -----------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,8 @@ class Download:
         self._tensors = [part.view(tensor.dtype).view(tensor.shape) for part, tensor in pairs]
 
     def arrays(self) -> list[np.ndarray]:
-        """The tensors, as numpy arrays."""
+        """The tensors, as numpy arrays; from a device in memory that is not pinned, as they may be kept for long."""
         if self._event is not None:
             self._event.synchronize()
+            self._tensors, self._event = [tensor.clone() for tensor in self._tensors], None
         return [tensor.numpy() for tensor in self._tensors]
