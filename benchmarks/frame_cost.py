@@ -19,6 +19,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def measure(frontend: Frontend, images: Iterable[np.ndarray], camera: Camera | N
         start = time.perf_counter()
         result = frontend.process(image, number * PERIOD, calibration=camera, score_map=True)
         whole = 1e3 * (time.perf_counter() - start)
-        messages = milliseconds(lambda result=result: to_messages(result))
+        messages = milliseconds(partial(to_messages, result))
         row = {**result.timings, "other": whole - sum(result.timings.values()), "messages": messages}
         row["without network"] = whole + messages - row["network"]
         yield {**row, **selection(result, frontend)}
