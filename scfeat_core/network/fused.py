@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 Activation = Literal["none", "relu", "relu6"]
 # Names and parameters of torch.ops.mkldnn, the operators that torch.compile makes of the same.
@@ -87,10 +86,10 @@ def convolution(
 ) -> FusedConv2d:
     """A convolution with these weights (O, I, kernel rows, kernel columns)."""
     out, channels, rows, columns = weight.shape
-    # Weights of its own would be drawn from the global random numbers.
-    conv = skip_init(
-        nn.Conv2d, channels, out, (rows, columns), stride, padding, bias=bias is not None, dtype=weight.dtype
-    )
+    # Without weights of its own, which would be drawn from the global random numbers; torch's skip_init imports sympy
+    # for that, 34 MB and a second.
+    options: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype}
+    conv = nn.Conv2d(channels, out, (rows, columns), stride, padding, **options)
     conv.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone())

@@ -37,6 +37,17 @@ def test_nothing_heavy_is_imported_that_is_not_needed(module: str) -> None:
     assert set(done.stdout.split()) == NEEDED.get(module, set())
 
 
+def test_a_front_end_is_made_without_what_only_compilers_need() -> None:
+    """sympy alone is 34 MB; some functions of torch import it on the quiet."""
+    code = (
+        "import sys, numpy as np; from scfeat_core.frontend import Frontend;"
+        "Frontend().process(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8), 0);"
+        f"print(*({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["torch"]
+
+
 def test_the_executor_is_that_of_events_where_there_is_one(ros: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         from rclpy.experimental import EventsExecutor  # noqa: F401
