@@ -12,7 +12,11 @@ from scfeat_core.engines.contract import Maps
 
 
 class EagerEngine:
-    """Any size, nothing to prepare; on a CPU the same results from run to run."""
+    """Any size, nothing to prepare; on a CPU the same results from run to run.
+
+    On CUDA it changes a switch of the process while it is called (``torch.backends.cudnn.allow_tf32``): of two threads
+    that both run networks, one may find that of the other.
+    """
 
     name = "eager"
     note = ""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import weakref
 from dataclasses import fields, replace
 from typing import get_args
 
@@ -98,19 +99,21 @@ def test_results_are_the_callers_and_the_same_from_run_to_run(name, model, cache
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_engines_follow_the_number_of_threads_of_torch(name, model, cache):
+def test_another_number_of_threads_makes_it_again_with_the_same_results(name, model, cache, caplog):
     need(name)
     engine = create_engine(name, model, cache=cache)
     threads = torch.get_num_threads()
     image = given(1, 96, 128)
     try:
-        torch.set_num_threads(1)
-        one = engine.run(image)
-        torch.set_num_threads(2)
-        two = engine.run(image)
+        with caplog.at_level(logging.INFO):
+            torch.set_num_threads(1)
+            one = engine.run(image)
+            torch.set_num_threads(2)
+            two = engine.run(image)
     finally:
         torch.set_num_threads(threads)
     assert parity.compare(two, one).keypoints == 1 and engine.note == ""
+    assert caplog.text.count(f"{name} is made for 1 image(s) of 128x96; images wait meanwhile") == 2
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -238,6 +241,14 @@ def test_an_engine_stays_what_it_is():
     with pytest.raises(ConfigError, match="engine cannot change from 'eager' to 'auto'"):
         frontend.extractor.update(engine="auto")
     assert frontend.extractor.engine == "eager"
+
+
+def test_a_closed_front_end_keeps_no_network():
+    frontend = Frontend(FrontendConfig())
+    frontend.extractor(np.zeros((64, 64), np.uint8))
+    networks = [weakref.ref(frontend.extractor.model), weakref.ref(frontend.extractor._engine.network)]
+    frontend.close()
+    assert [network() for network in networks] == [None, None]
 
 
 def test_the_node_offers_the_same_engines():
