@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 
 from scfeat_core.bench.comparing import read_results
 
-plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "scfeat", "font.size": 9, "axes.grid": True})
+plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "scfeat", "font.size": 9})
+plt.rcParams.update({"axes.grid": True, "axes.axisbelow": True})
 OURS, OTHER, FLOOR = "#12795a", "#9aa3ad", "#22262b"
 MADE_OF_OTHERS = ("extract", "total")
 
@@ -61,14 +62,22 @@ def bars(axes: Any, values: Mapping[str, float], colours: Mapping[str, str]) -> 
 
 def plot_growth(curves: list[Mapping[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for panel, against in zip(axes, ("pixels", "points"), strict=True):
+    for panel, (against, unit) in zip(axes, (("pixels", 1e6), ("points", 1)), strict=True):
+        places: list[float] = []
         for curve in curves:
             if curve["against"] == against and curve["fit"]:
                 fit = curve["fit"]
                 name = f"{curve['contender'].split(' cpu')[0]} {curve['stage']}"
                 label = f"{name}: {fit['exponent']:.2f} ± {fit['error']:.2f}"
-                panel.loglog(curve["x"], curve["median_ms"], marker="o", markersize=3, linewidth=1.2, label=label)
-        panel.set(xlabel=against, ylabel="milliseconds", title=f"Time against {against}, and exponents")
+                places = [x / unit for x in curve["x"]]
+                panel.loglog(places, curve["median_ms"], marker="o", markersize=3, linewidth=1.2, label=label)
+        panel.set_xticks(places, [f"{place:.2g}" if unit > 1 else f"{place:.0f}" for place in places])
+        panel.set_xticks([], minor=True)
+        panel.set(
+            xlabel="megapixels" if unit > 1 else against,
+            ylabel="milliseconds",
+            title=f"Time against {against}, and exponents",
+        )
         panel.legend(fontsize=7)
     save(figure, path)
 
