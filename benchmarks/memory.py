@@ -43,6 +43,7 @@ def steps_of_node(args: argparse.Namespace) -> Iterator[Step]:
     """The real node, and its pipeline called as its worker does."""
     yield "python", resident_memory()
     import rclpy
+    from rclpy.lifecycle import TransitionCallbackReturn
     from rclpy.parameter import Parameter
 
     import scfeat_ros.node as module
@@ -56,7 +57,8 @@ def steps_of_node(args: argparse.Namespace) -> Iterator[Step]:
     import scfeat_ros.pipeline  # noqa: F401
 
     yield "import pipeline", resident_memory()
-    node.trigger_configure()
+    if node.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+        raise SystemExit("expected the node to be configured, found the error above")
     yield "configured", resident_memory()
     pipeline = node._pipeline
     pipeline.channels["camera"].publishers = {name: Silent(True) for name in TOPICS}
