@@ -290,7 +290,9 @@ class Frontend:
         # own, or it would wait for the network of the next frame.
         self._ahead = isinstance(self.extractor, Extractor) and self.extractor.device.type == "cuda"
         self._submitted: dict[str, Points] = {}
-        self._stream = torch.cuda.Stream(self.extractor.device) if self.extractor.device.type == "cuda" else None
+        self._stream = (
+            torch.cuda.Stream(self.extractor.device, priority=-1) if self.extractor.device.type == "cuda" else None
+        )
 
     def warm_up(self, size: tuple[int, int] = (640, 480), batch: int = 1) -> None:
         """Run the network once on ``batch`` images of (width, height), so that the first frame does not pay for it."""
@@ -319,6 +321,7 @@ class Frontend:
         """
         for name in list(self._previous) if camera is None else [camera]:
             self._previous.pop(name, None)
+            self._submitted.pop(name, None)
 
     def snapshot(self) -> Columns:
         """All that later frames depend on, as plain arrays (columns.py): what :meth:`restore` takes."""

@@ -13,8 +13,10 @@ from scfeat_core.errors import FeatureError
 from scfeat_core.types import Array, Features, Matches
 
 _MAX_SIMILARITIES = 1 << 24  # held at once: 64 MB of float32, 4096 x 4096 in one piece
-_CACHED = 1 << 18  # on a CPU: 1 MB, which stays in the cache of a core
-_GATHERED = 1 << 17  # values of descriptors that are gathered at once
+_CACHED = 1 << 18  # on a CPU, for each thread: 1 MB, which stays in the cache of a core
+# Values of descriptors that are gathered at once: few enough for torch to do it in one thread, as waking others up, and
+# waiting for them on a busy machine, takes longer than the work.
+_GATHERED = (1 << 15) - 1
 _MOST_CELLS = 256  # along an axis
 
 # Which pairs may match: a slice of the rows of view 0 -> (rows, N1) bool, on the device of the descriptors or numpy.
@@ -245,14 +247,14 @@ def _nearest(d0: Tensor, d1: Tensor, with_second: bool, gate: Gate | None) -> _N
         if with_second:
             top0 = torch.cat((top0, block)).topk(2, 0).values
         else:
-            top0[0] = torch.maximum(top0[0], block.amax(0))
+            top0[0] = torch.maximum(top0[0], _column_maxima(block))
     similarity, index1, second1 = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     return _Nearest(similarity, index1, second1, *top0)
 
 
 def _blocks(d0: Tensor, d1: Tensor) -> Iterator[slice]:
     """Rows of d0, as evenly as it goes: products with few rows are computed in another way, to other last digits."""
-    held = min(_MAX_SIMILARITIES, _CACHED) if d0.device.type == "cpu" else _MAX_SIMILARITIES
+    held = min(_MAX_SIMILARITIES, _CACHED * torch.get_num_threads()) if d0.device.type == "cpu" else _MAX_SIMILARITIES
     number = -(-len(d0) // max(1, held // len(d1)))
     for block in range(number):
         yield slice(len(d0) * block // number, len(d0) * (block + 1) // number)
@@ -267,6 +269,11 @@ def _row_maxima(block: Tensor) -> tuple[Tensor, Tensor]:
         return block.max(1)
     index = torch.from_numpy(block.numpy().argmax(1))
     return block.gather(1, index[:, None])[:, 0], index
+
+
+def _column_maxima(block: Tensor) -> Tensor:
+    """By numpy on a CPU, which is as fast and needs no other thread."""
+    return block.amax(0) if block.device.type != "cpu" else torch.from_numpy(block.numpy().max(0))
 
 
 def _allowed(block: Tensor, rows: slice, gate: Gate | None) -> Tensor:
