@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,34 @@ def fuses(x: Tensor) -> bool:
 
 
 def _available() -> bool:
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled) and _works()
+
+
+@lru_cache(maxsize=1)
+def _works() -> bool:
+    """Whether this torch has the operators, for this processor, and they do what is expected of them.
+
+    They are torch's own affair: another version may call them otherwise.
+    """
+    x = torch.linspace(-1, 1, 2 * 8 * 5 * 6).view(2, 8, 5, 6).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.linspace(-1, 1, 16 * 8 * 9).view(16, 8, 3, 3), torch.linspace(-1, 1, 16)
+    try:
+        return _agree(x, weight, bias)
+    except Exception:  # whatever a missing operator, or one with other parameters, comes to
+        return False
+
+
+@torch.inference_mode()
+def _agree(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    geometry = [1, 1], [1, 1], [1, 1], 1
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry)
+    plain = F.conv2d(x, weight, bias, padding=1)
+    fused = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *geometry, *_FUSED["relu6"], "")
+    total = torch.ones_like(plain)
+    added = torch.ops.mkldnn._convolution_pointwise_.binary(
+        total, x, packed, bias, *geometry, "add", None, None, [], None
+    )
+    return torch.allclose(fused, F.relu6(plain), atol=1e-4) and torch.allclose(added, 1 + plain, atol=1e-4)
 
 
 class FusedConv2d(nn.Module):

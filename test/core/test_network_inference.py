@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scfeat_core.network import fused
 from scfeat_core.network.detector import DetectionNet
 from scfeat_core.network.fused import FusedConv2d, convolution, fuse_convolutions, fuses
 from scfeat_core.network.inference import NarrowDetector, WideDetector, inference_network
@@ -257,3 +258,18 @@ def test_making_the_network_draws_no_random_numbers() -> None:
     state = torch.random.get_rng_state()
     inference_network(model)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_torch_without_the_fused_operators_takes_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(1, 3, 48, 64)
+    conv = convolution(torch.randn(16, 3, 3, 3), torch.randn(16), padding=1)
+    expected = conv(x)
+    assert fuses(x) or not torch.backends.mkldnn.is_available()
+    monkeypatch.delattr(torch.ops.mkldnn, "_reorder_convolution_weight", raising=False)
+    monkeypatch.setattr(fused, "_FUSED", {**fused._FUSED, "relu6": ("no such activation", [])})
+    fused._works.cache_clear()
+    try:
+        assert not fuses(x)
+        torch.testing.assert_close(conv(x), expected)
+    finally:
+        fused._works.cache_clear()
