@@ -79,7 +79,16 @@ def test_what_the_front_end_cannot_change_is_read_only() -> None:
         "debug_rate",
         "status_rate",
     }
-    assert not dynamic & {"weights", "device", "precision", "engine", "cameras", "stereo", "image_transport", "autostart"}
+    assert not dynamic & {
+        "weights",
+        "device",
+        "precision",
+        "engine",
+        "cameras",
+        "stereo",
+        "image_transport",
+        "autostart",
+    }
 
 
 def test_the_front_end_takes_all_of_its_settings_from_the_table() -> None:
