@@ -43,8 +43,8 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 @pytest.fixture
 def node(start: Callable[..., Any]) -> Iterator[Any]:
-    """The node with its defaults; it must end cleanly at the end of the test."""
-    process = start()
+    """The node with its defaults, weights included; it must end cleanly at the end of the test."""
+    process = start(weights="lite")
     yield process
     assert process.running, process.output
     assert process.stop() == 0, process.output
@@ -86,7 +86,7 @@ def test_answers_carry_the_stamps_of_their_images_and_add_up(ros: Any, node: Any
             (pair.keypoints1, pair.matches.indices1, answers[shift]),
         ):
             np.testing.assert_array_equal(points, features_from_message(answer).keypoints[indices])
-        # even an untrained network finds most points of a picture again that moved by one pixel
+        # most points of a picture are found again that moved by one pixel
         motion = pair.keypoints1 - pair.keypoints0
         assert len(motion) > 20 and (abs(motion - [-1, 0]).max(axis=1) < 1.5).mean() > 0.5
 
