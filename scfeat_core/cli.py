@@ -87,12 +87,15 @@ COMMANDS = {
     ),
 }
 
+LOGGED = ("extract", "train")  # what they do is in their logs, which they set up themselves
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns its exit status, 2 on an error that scfeat can name, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in words if not word.startswith("-")), "")
-    logging.basicConfig(format="%(message)s")
+    if name not in LOGGED:
+        logging.basicConfig(format="%(message)s")
     logging.getLogger("scfeat_core.engines").setLevel(logging.INFO)  # making one may take minutes
     try:
         return _run(name, words)

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rate", type=float, default=1.0, help="speed: 2 plays twice as fast (default: 1)")
     parser.add_argument("--max-fps", type=float, help="leave out images that would come faster than this")
+    parser.set_defaults(start=0.0, stop=None)  # of the player: all of the bag
     parser.add_argument("--seed", type=int, default=0, help="of the rendered room (default: 0)")
     parser.add_argument("--weights", default="lite", help="shipped weights or a .safetensors file (default: lite)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, auto (default: cpu)")

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    logging.getLogger().setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     jobs = _config_jobs(args) if args.config else [_job(args)]
     if args.dry_run:
         for job in jobs:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FILE = "metrics.json"
 FORMAT = 1
 NO_TRUTH = "there is no ground truth"
+NEVER_BEGAN = "the odometry never began"
 WEAK_INLIERS = 30  # with fewer, a pose hangs on single points: matches of scfeat_ros.diagnostics.Limits
 LABELS = ("index", "time_s", "model")  # columns of frames that are no measurements
 MEASURED = (

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from scfeat_core.training.config import TrainConfig
 
     main = int(os.environ.get("RANK", "0")) == 0
-    logging.getLogger().setLevel(logging.INFO if main else logging.WARNING)
+    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     mapping = read_mapping(args.config)
     resolve_paths(mapping, args.config.parent)
     for assignment in args.set:

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from scfeat_core.errors import ConfigError
 from scfeat_core.replay.figures import SUMMARY_NAMES
+from scfeat_core.replay.metrics import NEVER_BEGAN
 from scfeat_core.report import write
 
 from .checks import Check, Verdict, check_names, judge, parse
@@ -42,7 +43,6 @@ COLUMNS = (
     ),
     *("lost", "ate_m", "rpe_m", "rpe_deg", "ms_total", "fps", "processed_hz", "latency_ms", "latency_p95_ms"),
 )
-_OF_TRAJECTORY = ("ate_m", "rpe_m", "rpe_deg")
 _KNOWN = {*SUMMARY_NAMES, *LIVE_NAMES}
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 _NONE = "–"
@@ -190,7 +190,7 @@ def _explained(verdict: Verdict, summary: Mapping[str, Any]) -> Verdict:
     reason = summary.get("missing", {}).get(check.metric)
     if not verdict.error or reason is None:
         return verdict
-    if check.metric in _OF_TRAJECTORY and summary.get("initialisations") == 0:
+    if reason == NEVER_BEGAN:
         return Verdict(check, failed=True, reason=f"none: {reason}")
     return Verdict(check, error=f"expected a value of {check.metric} to check '{check}', found none: {reason}")
 

@@ -23,7 +23,7 @@ from scfeat_core.errors import DataError, ImageError, ScfeatError, StaleImageErr
 from scfeat_core.evaluation.method_extractor import REIDENTIFY_COSINE, MethodExtractor
 from scfeat_core.frontend import Frontend, FrontendConfig
 from scfeat_core.network.weights import weights_id
-from scfeat_core.replay.metrics import NO_TRUTH, Metrics
+from scfeat_core.replay.metrics import NEVER_BEGAN, NO_TRUTH, Metrics
 from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.run_folder import RunWriter, begin_run, camera_from_json, camera_to_json, read_run
 from scfeat_core.types import Camera, FrameResult
@@ -391,7 +391,8 @@ def _trajectory(
             missing = dict.fromkeys(_ERRORS[1:], scores.rpe_missing)
     except ScfeatError as error:
         report(f"warning: {'no trajectory' if odometry is None else 'no errors of the trajectory'}: {error}")
-        missing = dict.fromkeys(_ERRORS, str(error))
+        never = odometry is not None and odometry.initialisations == 0
+        missing = dict.fromkeys(_ERRORS, NEVER_BEGAN if never else str(error))
     return odometry, scores, missing
 
 

@@ -283,7 +283,7 @@ def test_replays_of_many_bags_by_command(tmp_path: Path, capsys: pytest.CaptureF
     assert [run["name"] for run in runs] == ["morning_hall", "evening_hall", "silent"]
     assert [run["state"] for run in runs] == ["done", "done", "error"]
     assert runs[0]["summary"]["processed"] == 5 and runs[0]["summary"]["keypoints"] > 0
-    assert runs[0]["checks"] == [{"check": "processed<5", "failed": False, "value": 5.0, "error": ""}]
+    assert runs[0]["checks"] == [{"check": "processed<5", "failed": False, "value": 5.0, "reason": "", "error": ""}]
     first, second = (tmp_path / "runs" / name for name in ("morning_hall", "evening_hall"))
     assert (first / "frames.npz").read_bytes() == (second / "frames.npz").read_bytes()
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
