@@ -160,7 +160,7 @@ def sample_map(
     network does (it feeds ``align_corners=True`` coordinates to ``align_corners=False`` sampling, 2 pixels off).
     """
     legacy = alignment == "legacy"
-    if padding == "border" and not legacy and _holds_rows(maps, points):
+    if padding == "border" and not legacy and _holds_rows(maps):
         return _sample_rows(maps, points.float() / stride)
     h, w = maps.shape[-2:]
     maps = maps if maps.dtype == torch.float64 else maps.float()
@@ -174,11 +174,13 @@ def sample_map(
     return samples[:, :, 0].transpose(1, 2)
 
 
-def _holds_rows(maps: Tensor, points: Tensor) -> bool:
-    """Whether the channels of a pixel lie side by side on a CPU, and nobody asks for gradients."""
-    wanted = torch.is_grad_enabled() and (maps.requires_grad or points.requires_grad)
+def _holds_rows(maps: Tensor) -> bool:
+    """Whether the channels of a pixel lie side by side on a CPU, for inference.
+
+    Training stays with one way: of two that differ in the last digits, what a batch holds must not choose.
+    """
     rows = maps.device.type == "cpu" and maps.is_contiguous(memory_format=torch.channels_last)
-    return rows and not wanted and maps.dtype != torch.float64
+    return rows and torch.is_inference_mode_enabled() and maps.dtype != torch.float64
 
 
 def _sample_rows(maps: Tensor, places: Tensor) -> Tensor:
