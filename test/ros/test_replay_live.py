@@ -279,7 +279,7 @@ def test_a_running_node(ros, start, spawn, tmp_path: Path) -> None:
 
     # what was recorded as best effort is played so, and this node does not take it
     shaky = record(tmp_path / "shaky", qos=(profile(BEST_EFFORT),))
-    process = play(shaky, "--patience", 20)
+    process = play(shaky, "--patience", 8)
     assert process.wait(PATIENCE) == 2, process.output
     assert "/scfeat asks for reliability reliable, which is not offered: play with --qos reliable" in process.output
     assert results(out)["frames"]["published"] == 0, "the report is written"
@@ -298,7 +298,7 @@ def test_a_running_node(ros, start, spawn, tmp_path: Path) -> None:
     process = play(elsewhere, "--topic", "/nose/image", "--patience", 5)
     assert process.wait(PATIENCE) == 2
     assert "subscribed to: /eye/image/compressed" in process.output
-    process = live(spawn, good, "--out", out, "--node", "/nobody", "--patience", 15)
+    process = live(spawn, good, "--out", out, "--node", "/nobody", "--patience", 6)
     assert process.wait(PATIENCE) == 2
     assert "found the nodes /scfeat" in process.output
     names = (
