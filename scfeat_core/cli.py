@@ -38,11 +38,13 @@ examples:
 
 @dataclass(frozen=True)
 class Command:
-    """Where a sub-command is, what it does in one line, and what brings the modules that it may miss."""
+    """Where a sub-command is, what it does in one line, what brings the modules that it may miss, and how much of the
+    logs is for its user."""
 
     module: str
     summary: str
     needs: str = "pip install scfeat-python"
+    logs: int = logging.WARNING
 
 
 COMMANDS = {
@@ -61,6 +63,7 @@ COMMANDS = {
         "scfeat_core.commands.extract",
         "write the features of images, folders and data sets to files",
         "pip install 'scfeat-python[extract]'",
+        logging.INFO,
     ),
     "bag-from-images": Command(
         "scfeat_ros.bag_from_images",
@@ -83,19 +86,20 @@ COMMANDS = {
         "scfeat_core.bench.cli", "measure the time of each stage, beside other features and what the machine could do"
     ),
     "train": Command(
-        "scfeat_core.training.cli", "train a network from a configuration file", "pip install 'scfeat-python[train]'"
+        "scfeat_core.training.cli",
+        "train a network from a configuration file",
+        "pip install 'scfeat-python[train]'",
+        logging.INFO,
     ),
 }
-
-LOGGED = ("extract", "train")  # what they do is in their logs, which they set up themselves
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns its exit status, 2 on an error that scfeat can name, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in words if not word.startswith("-")), "")
-    if name not in LOGGED:
-        logging.basicConfig(format="%(message)s")
+    if name in COMMANDS:
+        logging.basicConfig(level=COMMANDS[name].logs, format="%(message)s")
     logging.getLogger("scfeat_core.engines").setLevel(logging.INFO)  # making one may take minutes
     try:
         return _run(name, words)

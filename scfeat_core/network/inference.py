@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -131,7 +132,7 @@ class RaisedConv(nn.Module):
         return F.elu_(self.block.norm(self.upsampled(x, size)))
 
 
-class RewrittenDetector(nn.Module):
+class RewrittenDetector(nn.Module, ABC):
     """What the detectors below have in common.
 
     For eager float32 on a CPU; anything else is given to the plain detector, as graphs hold no writing into views.
@@ -163,9 +164,9 @@ class RewrittenDetector(nn.Module):
         variance = (logits * logits).mean((1, 2), keepdim=True)
         return F.softplus(logits.mul_(torch.rsqrt(variance + EPS)))[:, None]
 
+    @abstractmethod
     def _logits(self, features: Tensor, image: Tensor) -> Tensor:
         """(B, H, W), before the last norm and without the bias, which that takes away."""
-        raise NotImplementedError
 
     def _feature_branch(self, features: Tensor) -> Tensor:
         """(B, A, h, w), activated."""

@@ -80,8 +80,9 @@ def run(args: argparse.Namespace) -> int:
     from scfeat_core.config import load_config, read_mapping
     from scfeat_core.training.config import TrainConfig
 
-    main = int(os.environ.get("RANK", "0")) == 0
-    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not first:  # which speaks for all
+        logging.getLogger().setLevel(logging.WARNING)
     mapping = read_mapping(args.config)
     resolve_paths(mapping, args.config.parent)
     for assignment in args.set:
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from scfeat_core.training.trainer import train
 
     weights = train(config, args.output or Path("runs") / config.checkpoint_name, resume=args.resume)
-    if main:
+    if first:
         print(f"weights: {weights}")
     return 0
 

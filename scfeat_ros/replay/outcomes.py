@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from scfeat_core.checks import Check, Verdict, check_names, judge, parse
 from scfeat_core.errors import ConfigError
 from scfeat_core.replay.figures import SUMMARY_NAMES
 from scfeat_core.replay.metrics import NEVER_BEGAN
 from scfeat_core.report import write
 
-from .checks import Check, Verdict, check_names, judge, parse
 from .live_report import SUMMARY_NAMES as LIVE_NAMES
 
 EXIT_FAILED = 1  # a check says so

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from scfeat_core.checks import check_names, failed, judge, parse
 from scfeat_core.errors import ConfigError, DataError, ScfeatError
 from scfeat_core.replay.metrics import NEVER_BEGAN
-from scfeat_ros.replay.checks import check_names, failed, judge, parse
 from scfeat_ros.replay.outcomes import Run, add_arguments, conclude
 
 SUMMARY = {"frames": 100, "inlier_ratio": 0.625, "ate_m": None, "epipolar_px": math.nan, "method": "scfeat"}
