@@ -234,10 +234,16 @@ class Bag:
         others = ", ".join(f"{topic.name} ({topic.count})" for topic in images[1:])
         return images[0], f"{images[0].name} ({images[0].count} messages); there are also {others}: choose with --topic"
 
+    @property
+    def depth_topics(self) -> list[Topic]:
+        """Of the image topics those whose encoding is that of depth maps, most messages first."""
+        return [topic for topic in self.image_topics if self._has_depth_encoding(topic)]
+
     def _shows_depth(self, topic: Topic) -> bool:
         """By its name (REP 118 and what depth drivers use), else by the encoding of its first image."""
-        if _DEPTH.search(topic.name):
-            return True
+        return bool(_DEPTH.search(topic.name)) or self._has_depth_encoding(topic)
+
+    def _has_depth_encoding(self, topic: Topic) -> bool:
         try:
             first = next(iter(self.messages([topic])), None)
             image = None if first is None else self.deserialize(first)

@@ -79,6 +79,8 @@ _BT601 = np.hstack([_BT601, -_BT601 @ [[16], [128], [128]]]).astype(np.float32)
 
 ENCODINGS = (*_ENCODINGS, *_SEMI_PLANAR)
 
+_DEPTHS = {"16UC1": Encoding(np.uint16), "32FC1": Encoding(np.float32)}  # REP 118
+
 # No picture has more: a JPEG takes at least a bit for each block of 64, and a PNG of one bit a pixel, which no camera
 # sends, could reach 8256 (deflate shrinks by at most 1032).
 _PIXELS_PER_BYTE = 1032
@@ -97,6 +99,45 @@ def image_to_array(message: Any) -> np.ndarray:
     if encoding.conversion is not None:
         return _convert(pixels, encoding.conversion, message.encoding)
     return pixels[..., :3] if encoding.channels == 4 else pixels
+
+
+def depth_to_array(message: Any) -> np.ndarray:
+    """The depths of a sensor_msgs/Image or of a CompressedImage of compressedDepth: (H, W) float32 metres, NaN where
+    there is none.
+
+    REP 118: 16UC1 in millimetres, 0 where there is none, and 32FC1 in metres. Raises ImageError for another encoding,
+    and where the fields contradict each other or the data is damaged.
+    """
+    if hasattr(message, "format"):
+        depth = _decompressed_depth(message)
+    elif message.encoding in _DEPTHS:
+        depth = _view(message, _DEPTHS[message.encoding])
+    else:
+        raise _no_depth(f"encoding {message.encoding!r}")
+    metres = depth * np.float32(1e-3) if depth.dtype == np.uint16 else depth
+    return np.where((metres > 0) & (metres < np.inf), metres, np.float32(np.nan))
+
+
+def _decompressed_depth(message: Any) -> np.ndarray:
+    """Of compressed_depth_image_transport: a header (format, two floats) and a PNG of 16 bits; for 32FC1 that has
+    inverse depths q = a / depth + b, where q is not 0."""
+    encoding, code = message.format.partition(";")[0].strip(), bytes(message.data)
+    if encoding not in _DEPTHS or "compressedDepth" not in message.format or "rvl" in message.format:
+        raise _no_depth(f"format {message.format!r}")
+    if _is_cut_png(code[12:]) or _claimed_pixels(code[12:]) > _PIXELS_PER_BYTE * len(code):
+        raise _undecodable(message, "that are a picture without its end")
+    pixels = cv2.imdecode(np.frombuffer(code, np.uint8, offset=12), cv2.IMREAD_UNCHANGED) if len(code) > 12 else None
+    if pixels is None or pixels.ndim != 2 or pixels.dtype != np.uint16:
+        raise _undecodable(message, "that are no PNG of 16 bits")
+    if encoding == "16UC1":
+        return pixels
+    a, b = np.frombuffer(code, np.float32, 2, offset=4)
+    with np.errstate(divide="ignore"):
+        return np.where(pixels > 0, a / (pixels - b), np.float32(np.nan))
+
+
+def _no_depth(found: str) -> ImageError:
+    return ImageError(f"expected a depth map (16UC1, 32FC1; compressedDepth as PNG), found {found}")
 
 
 def compressed_to_array(message: Any) -> np.ndarray:

@@ -23,7 +23,7 @@ from scfeat_core.quality import coverage
 from scfeat_core.replay.figures import SUMMARY_NAMES, Number, is_timed
 from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.survival import Followed, Lives, Survival, survival
-from scfeat_core.replay.truth import OFF, STILL, TURNED_ONLY, Rays, motion, repeatability, true_distance
+from scfeat_core.replay.truth import OFF, STILL, TURNED_ONLY, DepthAt, Rays, motion, repeatability, true_distance
 from scfeat_core.types import Camera, GeometryModel, PairResult, TrackFlag, TwoViewGeometry
 
 if TYPE_CHECKING:
@@ -91,12 +91,14 @@ def summarise(
     odometry: Odometry | None = None,
     scores: TrajectoryScores | None = None,
     missing: Mapping[str, str] | None = None,
+    depth_at: DepthAt | None = None,
 ) -> Metrics:
     """All figures of a recording, with those of its trajectory where there is one, and truth to compare it with.
 
-    missing: figure -> why it has no value, as far as whoever made the trajectory knows.
+    missing: figure -> why it has no value, as far as whoever made the trajectory knows. depth_at: asked in the order of
+    the frames, None where there are no depth maps.
     """
-    frames, rows, tracks = _walk(recording)
+    frames, rows, tracks = _walk(recording, depth_at or (lambda stamp: None))
     per_frame = {**_frame_columns(frames, rows), **_timing_columns(frames)}
     lived = survival(tracks, _interval([frame for frame in frames if not frame.dropped]))
     lengths = np.bincount(tracks.observations, minlength=2)
@@ -111,12 +113,12 @@ def summarise(
     summary = {name: _tidy(found.pop(name, None)) for name in SUMMARY_NAMES} | {k: _tidy(v) for k, v in found.items()}
     distributions = {name: _distribution(values) for name, values in per_frame.items() if name not in LABELS}
     resets = {frame.index: frame.reset_reason for frame in frames if frame.reset_reason}
-    why = {**_why_missing(recording), **(missing or {})}
+    why = {**_why_missing(recording, depth_at is not None), **(missing or {})}
     why = {name: reason for name, reason in why.items() if summary.get(name) is None}
     return Metrics(summary, distributions, per_frame, lengths, lived, resets, why)
 
 
-def _why_missing(recording: Recording) -> dict[str, str]:
+def _why_missing(recording: Recording, depth: bool) -> dict[str, str]:
     """Of the figures that ground truth is for."""
     if recording.camera is None:
         reason = "there is no calibration"
@@ -125,13 +127,14 @@ def _why_missing(recording: Recording) -> dict[str, str]:
         return dict.fromkeys(("epipolar_truth_px", "off_truth", "repeatability"), NO_TRUTH)
     near = f"the camera never moved by {100 * STILL:g} cm between two frames with a true pose"
     far = f"the camera moved by more than {1000 * TURNED_ONLY:g} mm between all frames, and depth is not known"
+    far += " where two of them show the same" if depth else ""
     return {"epipolar_truth_px": near, "off_truth": near, "repeatability": far}
 
 
 # -- per frame ---------------------------------------------------------------------------------------------------------
 
 
-def _walk(recording: Recording) -> tuple[list[FrameRecord], list[_Row], Lives]:
+def _walk(recording: Recording, depth_at: DepthAt) -> tuple[list[FrameRecord], list[_Row], Lives]:
     """All records without their arrays, what was measured in each, and how their tracks lived.
 
     Each record is looked at once, and only the one before is held: those of an hour are ten gigabytes.
@@ -140,7 +143,7 @@ def _walk(recording: Recording) -> tuple[list[FrameRecord], list[_Row], Lives]:
     rows: list[_Row] = []
     followed, before = Followed(), None
     for frame in recording.frames:
-        rows.append(_measure(frame) | _measure_pair(frame, before, recording))
+        rows.append(_measure(frame) | _measure_pair(frame, before, recording, depth_at))
         frames.append(replace(frame, keypoints=_NOTHING, scores=_NOTHING, pair=None, tracks=None, quality=None))
         if not frame.dropped:
             followed.add(frame.tracks)
@@ -179,7 +182,7 @@ def _measure(frame: FrameRecord) -> _Row:
     return found
 
 
-def _measure_pair(frame: FrameRecord, before: FrameRecord | None, recording: Recording) -> _Row:
+def _measure_pair(frame: FrameRecord, before: FrameRecord | None, recording: Recording, depth_at: DepthAt) -> _Row:
     """before: the processed frame before this one."""
     if (pair := frame.pair) is None:
         return {}
@@ -188,7 +191,7 @@ def _measure_pair(frame: FrameRecord, before: FrameRecord | None, recording: Rec
     fits = camera is not None and camera.size == frame.image_size  # images of another size have another calibration
     row: _Row = {"matches": len(pair.matches)}
     if camera is not None and fits and before is not None and before.sequence == pair.sequence0:
-        row["repeatability"] = repeatability(before, frame, camera, moved)
+        row["repeatability"] = repeatability(before, frame, camera, moved, depth_at)
     return row if pair.geometry is None else row | _measure_inliers(pair, pair.geometry, camera, fits, moved)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from scfeat_core.evaluation.metrics import distance_to_nearest, symmetric_epipolar_distance
-from scfeat_core.geometry import essential_from_pose, undistort_points, warp_points
+from scfeat_core.geometry import essential_from_pose, project_rays, scale_points, undistort_points, warp_points
 from scfeat_core.replay.records import FrameRecord, GroundTruth
 from scfeat_core.tracking import turn
 from scfeat_core.types import Camera
@@ -16,8 +17,13 @@ OFF = 3.0  # pixels from the true epipolar line: beyond the noise of a keypoint 
 STILL = 0.01  # metres: a camera that moved less has no epipolar lines that its ground truth could tell
 TURNED_ONLY = 0.001  # metres: with a focal length of 500 pixels, half a pixel of parallax at a metre
 REPEATED = 3.0  # pixels, the threshold of the repeatability
+_SURFACE = 0.05  # share of the depth: next to a point it differs by more at edges only, and behind them is no more seen
 _INTERPOLATED = 50_000_000  # ns between two true poses, in which even a hand turns a few degrees only
 _NEAREST = 10_000_000  # ns from the one true pose that is near, where there is no other on the far side
+
+DepthAt = Callable[[int], "np.ndarray | None"]
+"""Of a stamp, nanoseconds: (H, W) float32, metres along the optical axis of that image, NaN where it is not known; of
+any size, as long as it is of the same view. None where there is no map of that time."""
 
 
 def poses_at(truth: GroundTruth, stamps: np.ndarray) -> np.ndarray:
@@ -91,17 +97,26 @@ def true_distance(rays: Rays, motion: np.ndarray) -> np.ndarray | None:
     return distance[np.isfinite(distance)]
 
 
-def repeatability(frame0: FrameRecord, frame1: FrameRecord, camera: Camera, motion: np.ndarray) -> float:
-    """Share of the keypoints of both frames that have one of the other within 3 pixels of where the true turn of the
+def repeatability(
+    frame0: FrameRecord, frame1: FrameRecord, camera: Camera, motion: np.ndarray, depth_at: DepthAt = lambda stamp: None
+) -> float:
+    """Share of the keypoints of both frames that have one of the other within 3 pixels of where the true motion of the
     camera takes them, among those that stay in view.
 
-    NaN where the camera moved by more than a millimetre: where its points are in the other frame is their depth's
-    doing then, and nobody has measured that. motion: (4, 4), T_1_0.
+    Where the camera moved by more than a millimetre that depends on their depth: points count whose surface is known
+    and in view in both frames, and NaN is returned without both depth maps. motion: (4, 4), T_1_0.
     """
-    if not np.linalg.norm(motion[:3, 3]) <= TURNED_ONLY or frame0.image_size != frame1.image_size:
+    if frame0.image_size != frame1.image_size or not np.isfinite(motion).all():
         return float("nan")
-    there = turn(undistort_points(frame0.keypoints, camera), motion[:3, :3], camera)
-    back = turn(undistort_points(frame1.keypoints, camera), motion[:3, :3].T, camera)
+    rays0, rays1 = (undistort_points(frame.keypoints, camera) for frame in (frame0, frame1))
+    if np.linalg.norm(motion[:3, 3]) <= TURNED_ONLY:
+        there, back = turn(rays0, motion[:3, :3], camera), turn(rays1, motion[:3, :3].T, camera)
+    else:
+        depth0, depth1 = depth_at(frame0.stamp), depth_at(frame1.stamp)
+        if depth0 is None or depth1 is None:
+            return float("nan")
+        there = reprojected(frame0.keypoints, rays0, depth0, depth1, camera, motion)
+        back = reprojected(frame1.keypoints, rays1, depth1, depth0, camera, np.linalg.inv(motion))
     nearest = np.concatenate(
         (
             distance_to_nearest(there, frame1.keypoints, frame1.image_size),
@@ -109,3 +124,34 @@ def repeatability(frame0: FrameRecord, frame1: FrameRecord, camera: Camera, moti
         )
     )
     return float((nearest <= REPEATED).mean()) if len(nearest) else float("nan")
+
+
+def reprojected(
+    points: np.ndarray, rays: np.ndarray, depth: np.ndarray, depth_there: np.ndarray, camera: Camera, motion: np.ndarray
+) -> np.ndarray:
+    """Pixels (N, 2) float32 at which another view shows the surfaces at some points (N, 2); NaN where the surface is
+    not known, at its edges, behind another one there, and out of view.
+
+    rays: (N, 2), of the points, undistorted. depth, depth_there: (H, W) metres, maps of both views. motion: (4, 4),
+    takes points of the first camera to the other.
+    """
+    around = _sampled(depth, points, camera.size, reach=1)
+    surface = np.where(np.ptp(around, axis=1) <= _SURFACE * around.min(1), around[:, 4], np.nan)
+    moved = np.column_stack((rays, np.ones(len(rays)))) * surface[:, None] @ motion[:3, :3].T + motion[:3, 3]
+    ahead = moved[:, 2] > 0
+    pixels = project_rays(moved[:, :2] / np.where(ahead, moved[:, 2], np.nan)[:, None], camera)
+    seen = _sampled(depth_there, pixels, camera.size)[:, 0]
+    return np.where((abs(seen - moved[:, 2]) <= _SURFACE * seen)[:, None], pixels, np.nan).astype(np.float32)
+
+
+def _sampled(depth: np.ndarray, points: np.ndarray, size: tuple[int, int], reach: int = 0) -> np.ndarray:
+    """Depths (N, (2 reach + 1)^2) next to some pixels (N, 2) of an image of that size, row by row; NaN outside."""
+    height, width = depth.shape
+    column, row = np.round(scale_points(points, (width / size[0], height / size[1]))).T
+    steps = np.arange(-reach, reach + 1)
+    rows, columns = (grid.ravel() for grid in np.meshgrid(steps, steps, indexing="ij"))
+    rows, columns = row[:, None] + rows, column[:, None] + columns
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    found = np.full(rows.shape, np.nan)
+    found[inside] = depth[rows[inside].astype(int), columns[inside].astype(int)]
+    return found

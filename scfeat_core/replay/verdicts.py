@@ -156,9 +156,8 @@ def _truth(metrics: Metrics) -> Iterator[Verdict]:
         yield Verdict("Epipolar error", f"{error:.2f} px", "", why)
     if (repeated := _number(metrics, "repeatability")) is not None:
         count = metrics.distributions["repeatability"]["count"]
-        yield Verdict(
-            "Repeatability", f"{percent(repeated)}", "", f"at 3 px, of {count:.0f} frames where the camera only turned"
-        )
+        why = f"at 3 px, of {count:.0f} frames where depth is known or the camera only turned"
+        yield Verdict("Repeatability", f"{percent(repeated)}", "", why)
 
 
 def _speed(metrics: Metrics) -> Iterator[Verdict]:

@@ -95,6 +95,12 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="the poses are those of the body; --intrinsics says where the camera is on it (T_cam_imu, T_BS)",
     )
+    group.add_argument(
+        "--depth",
+        metavar="T",
+        help="topic of depth maps of the same view (16UC1, 32FC1), for the repeatability where there is ground truth, "
+        "or 'none' (that with the frame_id of the images)",
+    )
     group.add_argument("--frames", type=count_from(1), default=0, metavar="N", help="at most so many images")
     group.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds of the recording to leave out")
     group.add_argument("--stop", type=float, metavar="S", help="seconds of the recording after which to end")

@@ -10,6 +10,7 @@ from scfeat_ros.parameters import NodeParameters
 
 NO_TRUTH = "none"
 NO_CAMERA_INFO = "none"
+NO_DEPTH = "none"
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class ReplayJob:
     calibration, unless there are intrinsics. intrinsics: file that replaces the CameraInfo of the bag. ground_truth: a
     file, a topic of the bag, or "none"; None: groundtruth.txt beside the bag, or a topic that is called so.
     truth_of_body: the poses are those of the body that the intrinsics file tells the camera from (T_cam_imu, T_BS).
-    method: "scfeat", or another of evaluation/methods.py. parameters: those of the node. camera: which of
-    ``parameters.cameras`` the images are of; "": the first. frames: at most so many; 0: all. start, stop: seconds of
-    the recording. overwrite: replace what the folder holds. report: write report.html, too.
+    depth: topic of depth maps of the same view, or "none"; None: one with the frame_id of the images. method: "scfeat",
+    or another of evaluation/methods.py. parameters: those of the node. camera: which of ``parameters.cameras`` the
+    images are of; "": the first. frames: at most so many; 0: all. start, stop: seconds of the recording. overwrite:
+    replace what the folder holds. report: write report.html, too.
     """
 
     bag: Path
@@ -32,6 +34,7 @@ class ReplayJob:
     intrinsics: Path | None = None
     ground_truth: str | None = None
     truth_of_body: bool = False
+    depth: str | None = None
     method: str = "scfeat"
     parameters: NodeParameters = field(default_factory=NodeParameters)
     camera: str = ""

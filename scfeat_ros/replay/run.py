@@ -309,6 +309,7 @@ def _inputs(job: ReplayJob, source: Source) -> dict[str, Any]:
         "mask": "" if not mask else Path(mask).name,
         "use_imu": job.parameters.use_imu,
         "truth": "" if source.truth is None else source.truth.source,
+        "depth": "" if source.depth_topic is None else source.depth_topic.name,
         "contents": _contents(source, mask),
         "camera_name": job.camera_name,
         "imu_rotation": job.parameters.imu_rotations[job.camera_name].tolist() if job.parameters.use_imu else None,
@@ -341,6 +342,8 @@ def _say_choices(source: Source, report: Report) -> None:
     report(f"images: {source.choice}")
     report(f"calibration: {source.calibration or 'none: no rays, no trajectory; give one with --intrinsics'}")
     report(f"ground truth: {source.truth.source if source.truth else 'none: give one with --ground-truth'}")
+    if source.depth_topic is not None:
+        report(f"depth: {source.depth_topic.name}")
     for warning in source.warnings:
         report(f"warning: {warning}")
 
@@ -354,7 +357,8 @@ def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
 
     recording = read_run(job.out)
     odometry, scores, missing = _trajectory(job.out, recording, source.truth_problem, report)
-    metrics = summarise(recording, odometry, scores, missing)
+    with source.depths() as depth_at:
+        metrics = summarise(recording, odometry, scores, missing, depth_at)
     write_metrics(job.out, metrics)
     if job.report:
         from scfeat_core.replay.report import write_report

@@ -16,12 +16,14 @@ import numpy as np
 
 from scfeat_core.errors import CalibrationError, DataError, ImageError, ScfeatError
 from scfeat_core.inertial import GyroBuffer
+from scfeat_core.replay.truth import DepthAt
 from scfeat_core.types import Camera
 from scfeat_ros.bags import Bag, BagMessage, Topic, open_bag
 from scfeat_ros.calibration import Calibrations, rectified_camera
 from scfeat_ros.images import compressed_to_array, image_to_array
 from scfeat_ros.intrinsics import read_intrinsics
 
+from .depths import depth_maps, find_depth
 from .job import NO_CAMERA_INFO, ReplayJob
 from .truths import find_truth
 
@@ -59,9 +61,9 @@ class Source:
     """What of a bag is replayed: chosen, but not read yet.
 
     topic, info_topic: of the images and of their CameraInfo. choice: why that topic, in words. truth: ground truth,
-    None without, and then truth_problem says what is wrong with one that was found. gyro: all angular velocities, where
-    the parameters ask for them. warnings: what is strange about it. lost: filled while :meth:`shots` runs. Raises
-    DataError where there are no images, or a file cannot be read.
+    None without, and then truth_problem says what is wrong with one that was found. depth_topic: of maps of the same
+    view, None without. gyro: all angular velocities, where the parameters ask for them. warnings: what is strange about
+    it. lost: filled while :meth:`shots` runs. Raises DataError where there are no images, or a file cannot be read.
     """
 
     def __init__(self, job: ReplayJob) -> None:
@@ -74,6 +76,7 @@ class Source:
             self.info_topic = bag.camera_info_topic(self.topic, job.camera_info) if wanted else None
             found = find_truth(job, bag, self.topic, self.warnings.append)
             self.truth, self.truth_problem = found.truth, found.problem
+            self.depth_topic = self._find_depth(bag)
             self.gyro = self._gyro(bag) if job.parameters.use_imu else None
             self._first_info = self._read_first_info(bag)
         self._file = _calibration_file(job, self.info_topic)
@@ -144,7 +147,22 @@ class Source:
                 break
         return found
 
+    @contextmanager
+    def depths(self) -> Iterator[DepthAt | None]:
+        """Depth maps by the stamp of an image, which must not go back; None where there are none."""
+        if self.depth_topic is None:
+            yield None
+            return
+        with depth_maps(self.job.bag, self.depth_topic) as depth_at:
+            yield depth_at
+
     # -- choices -------------------------------------------------------------------------------------------------------
+
+    def _find_depth(self, bag: Bag) -> Topic | None:
+        """Only poses make something of it."""
+        if self.truth is None and self.job.depth is None:
+            return None
+        return find_depth(bag, self.topic, self.job.depth, self.warnings.append)
 
     def _gyro(self, bag: Bag) -> GyroBuffer:
         """All of it at once: what an image gets must not depend on how far the reader is ahead."""

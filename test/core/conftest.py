@@ -42,7 +42,7 @@ POINTS = 400
 class RenderedViews:
     """images: (H, W, 3) uint8 RGB. K: (3, 3); R: (n, 3, 3) and t: (n, 3), x_cam = R X + t. points: (P, 3).
 
-    xy: (n, P, 2) exact pixels of the points; seen: (n, P) bool, in view and not hidden.
+    xy: (n, P, 2) exact pixels of the points; seen: (n, P) bool, in view and not hidden. depths: (H, W) metres.
     """
 
     images: list[np.ndarray]
@@ -52,6 +52,7 @@ class RenderedViews:
     points: np.ndarray
     xy: np.ndarray
     seen: np.ndarray
+    depths: list[np.ndarray]
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +87,7 @@ def rendered_views() -> RenderedViews:
     xy = in_camera @ k.T
     xy = xy[..., :2] / xy[..., 2:]
     seen = np.stack([_is_seen(view.depth, xy[i], in_camera[i, :, 2]) for i, view in enumerate(views)])
-    return RenderedViews([view.image for view in views], k, r, t, points, xy, seen)
+    return RenderedViews([view.image for view in views], k, r, t, points, xy, seen, [view.depth for view in views])
 
 
 def _texture(rng: np.random.Generator, height: float, width: float) -> np.ndarray:

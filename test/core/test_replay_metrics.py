@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from scfeat_core.errors import DataError
+from scfeat_core.geometry import undistort_points
 from scfeat_core.quality import BLURRED
 from scfeat_core.replay import verdicts
 from scfeat_core.replay.figures import FIGURES, SUMMARY_NAMES, is_timed, shown
 from scfeat_core.replay.metrics import FILE, WEAK_INLIERS, read_metrics, summarise, write_metrics
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.replay.survival import kaplan_meier, lives, survival
-from scfeat_core.replay.truth import poses_at
-from scfeat_core.types import GeometryModel, Tracks, TwoViewGeometry
+from scfeat_core.replay.truth import poses_at, repeatability, reprojected
+from scfeat_core.types import Camera, GeometryModel, Tracks, TwoViewGeometry
 
 Lazily = Callable[[Sequence[FrameRecord]], Any]
 
@@ -159,7 +160,70 @@ class TestTruth:
         half = [replace(f, keypoints=f.keypoints[: 120 >> f.index % 2]) for f in recording.frames]
         found = summarise(replace(recording, frames=half)).summary["repeatability"]
         assert 120 / 180 <= found < 130 / 180, "60 of 120 and 60 of 60, and some that have others nearby"
-        assert summarise(make_recording(5, step=0.05)).summary["repeatability"] is None, "depth is not known"
+        unknown = summarise(make_recording(5, step=0.05))
+        assert unknown.summary["repeatability"] is None, "depth is not known"
+        assert unknown.missing["repeatability"].endswith("depth is not known")
+
+
+def motion_between(views: Any, i: int, j: int) -> np.ndarray:
+    """T_j_i."""
+    first, second = np.tile(np.eye(4), (2, 1, 1))
+    first[:3, :3], first[:3, 3] = views.R[i], views.t[i]
+    second[:3, :3], second[:3, 3] = views.R[j], views.t[j]
+    return second @ np.linalg.inv(first)
+
+
+class TestDepth:
+    """The rendered views know where each of their points is in all of them, and where it is hidden."""
+
+    @pytest.fixture
+    def camera(self, rendered_views: Any) -> Camera:
+        return Camera(rendered_views.K, np.zeros(5), (320, 240))
+
+    @pytest.mark.parametrize(("i", "j"), [(3, 4), (3, 2), (2, 3), (5, 3)])
+    @pytest.mark.parametrize("scale", [1, 2])
+    def test_points_are_where_their_depth_takes_them(
+        self, rendered_views: Any, camera: Camera, i: int, j: int, scale: int
+    ) -> None:
+        """A map of half the size has the depth of a pixel half a pixel away, also where that is over an edge."""
+        views = rendered_views
+        xy, depths = views.xy[i][views.seen[i]], [views.depths[n][::scale, ::scale] for n in (i, j)]
+        motion = motion_between(views, i, j)
+        found = reprojected(xy, undistort_points(xy, camera), *depths, camera, motion)
+        known = np.isfinite(found).all(1)
+        true, seen = views.xy[j][views.seen[i]], views.seen[j][views.seen[i]]
+        inside = ((true >= 0) & (true <= (319, 239))).all(1)
+        assert known[seen].mean() > 0.85 and known[inside & ~seen].sum() <= scale - 1, "none that is hidden"
+        assert inside[known].mean() > 0.97, "out of view by half a pixel at most"
+        assert np.linalg.norm(found - true, axis=1)[known].max() < 0.5 * scale
+        assert np.median(np.linalg.norm(xy - true, axis=1)[known]) > 5, "they do move"
+
+    def test_repeatability_counts_what_both_can_see(self, rendered_views: Any, camera: Camera) -> None:
+        views, motion = rendered_views, motion_between(rendered_views, 3, 4)
+        frames = [
+            FrameRecord(i, i, image_size=(320, 240), keypoints=views.xy[i][views.seen[i]].astype(np.float32))
+            for i in (3, 4)
+        ]
+        depth_at = {3: views.depths[3], 4: views.depths[4]}.get
+        assert repeatability(*frames, camera, motion, depth_at) > 0.97
+        moved = replace(frames[1], keypoints=frames[1].keypoints[::2])
+        half = repeatability(frames[0], moved, camera, motion, depth_at)
+        assert 0.6 < half < 0.8, "half of those of the first, all of the second, and neighbours"
+        assert np.isnan(repeatability(*frames, camera, motion, {3: views.depths[3]}.get)), "one map does not do"
+        empty = np.full((240, 320), np.nan, np.float32)
+        assert np.isnan(repeatability(*frames, camera, motion, lambda stamp: empty))
+        assert np.isnan(repeatability(*frames, camera, np.full((4, 4), np.nan), depth_at))
+
+    def test_depth_is_asked_for_in_the_order_of_frames(self, make_recording: Callable[..., Recording]) -> None:
+        """A reader of a bag reads forwards."""
+        asked: list[int] = []
+
+        def depth_at(stamp: int) -> None:
+            asked.append(stamp)
+
+        found = summarise(make_recording(6, step=0.05), depth_at=depth_at)
+        assert asked == sorted(asked) and len(set(asked)) == 6
+        assert found.missing["repeatability"].endswith("depth is not known where two of them show the same")
 
 
 def tracks_of(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scfeat_core.errors import ImageError
-from scfeat_ros.images import ENCODINGS, compressed_to_array, image_to_array
+from scfeat_ros.images import ENCODINGS, compressed_to_array, depth_to_array, image_to_array
 
 HEIGHT, WIDTH = 20, 30
 
@@ -381,3 +381,48 @@ def bridge_sample(rgb: np.ndarray, encoding: str) -> Image:
     shape = (HEIGHT, WIDTH * channels * wide)
     data = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8).tobytes()
     return Image(HEIGHT, WIDTH, encoding, int(sys.byteorder == "big"), shape[1], data)
+
+
+# -- depth -------------------------------------------------------------------------------------------------------------
+
+
+def test_depth_maps_are_in_metres_and_unknown_where_there_is_none() -> None:
+    millimetres = np.array([[0, 1500], [2, 65535]], np.uint16)
+    expected = np.array([[np.nan, 1.5], [0.002, 65.535]], np.float32)
+    np.testing.assert_allclose(depth_to_array(message(millimetres, "16UC1", padding=3, bigendian=True)), expected)
+    metres = np.array([[np.nan, 1.5], [-1, np.inf]], np.float32)
+    found = depth_to_array(message(metres, "32FC1"))
+    assert found.dtype == np.float32 and found[0, 1] == 1.5 and np.isnan(found).sum() == 3
+    with pytest.raises(ImageError, match="expected a depth map .*'rgb8'"):
+        depth_to_array(message(np.zeros((2, 2, 3), np.uint8), "rgb8"))
+
+
+def test_compressed_depth_maps() -> None:
+    """As compressed_depth_image_transport writes them: 32FC1 by inverse depths, most exact near the camera."""
+    millimetres = np.arange(0, 6000, 10, np.uint16).reshape(20, 30)
+    code = cv2.imencode(".png", millimetres)[1].tobytes()
+    found = depth_to_array(CompressedImage("16UC1; compressedDepth png", bytes(12) + code))
+    np.testing.assert_allclose(found[0, 1:], millimetres[0, 1:] * 1e-3, rtol=1e-6)
+    assert np.isnan(found[0, 0])
+
+    a, b = np.float32(100 * 101), np.float32(1 - 100 * 101 / 10)
+    metres = np.linspace(0.5, 9, 600, dtype=np.float32).reshape(20, 30)
+    quantised = np.where(metres < 8, a / metres + b, 0).astype(np.uint16)
+    header = bytes(4) + np.array([a, b], np.float32).tobytes()
+    code = cv2.imencode(".png", quantised)[1].tobytes()
+    found = depth_to_array(CompressedImage("32FC1; compressedDepth", header + code))
+    np.testing.assert_allclose(found[metres < 8], metres[metres < 8], rtol=0.01)
+    assert np.isnan(found[metres >= 8]).all()
+
+
+@pytest.mark.parametrize("cut", [0, 5, 12, 40, -4])
+def test_damaged_compressed_depth_is_an_error(cut: int) -> None:
+    code = bytes(12) + cv2.imencode(".png", np.full((20, 30), 1000, np.uint16))[1].tobytes()
+    with pytest.raises(ImageError):
+        depth_to_array(CompressedImage("16UC1; compressedDepth", code[:cut]))
+
+
+@pytest.mark.parametrize("format", ["jpeg", "16UC1; compressedDepth rvl", "mono8; png compressed"])
+def test_what_is_no_compressed_depth_is_named(format: str) -> None:
+    with pytest.raises(ImageError, match="expected a depth map"):
+        depth_to_array(CompressedImage(format, bytes(40)))

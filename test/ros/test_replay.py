@@ -458,6 +458,49 @@ def test_files_beside_the_bag_are_used(tmp_path: Path) -> None:
     assert other.truth is None and other.camera.K[0, 0] == 99
 
 
+def depth_map(stamp: int, metres: float, frame_id: str = "lens") -> bytes:
+    data = np.full(HEIGHT * WIDTH, round(1000 * metres), "<u2").view(np.uint8)
+    message = TYPES.types[IMAGE](header(stamp, frame_id), HEIGHT, WIDTH, "16UC1", 0, 2 * WIDTH, data)
+    return serialized(message, IMAGE)
+
+
+def depth_bag(path: Path, metres: float = 1.5, late: int = 12_000_000, frame_id: str = "lens") -> Path:
+    """A camera that moves along a wall 1.5 m away, by 3 pixels an image, with depth maps and true poses."""
+    images_of, depths, infos = "/eye/image/compressed", "/eye/depth_registered", "/eye/camera_info"
+    messages = [BagMessage(images_of, START + i * STEP, data) for i, data in enumerate(images(8))]
+    messages += [
+        BagMessage(depths, START + i * STEP + late, depth_map(START + i * STEP + late, metres, frame_id))
+        for i in range(8)
+    ]
+    messages.append(BagMessage(infos, START, info(START)))
+    topics = {images_of: COMPRESSED_IMAGE, depths: IMAGE, infos: CAMERA_INFO}
+    write_bag(path, topics, sorted(messages, key=lambda message: message.log_time))
+    lines = [f"{(START + i * STEP) / 1e9:.9f} {1.5 * 3 * i / 150} 0 0 0 0 0 1\n" for i in range(8)]
+    (path / "groundtruth.txt").write_text("".join(lines))
+    return path
+
+
+def test_repeatability_with_depth_maps(tmp_path: Path) -> None:
+    """Of a moving camera it is that of the wall; with depth maps of another wall it is not."""
+    found = replay(depth_bag(tmp_path / "bag"), tmp_path / "out")["repeatability"]
+    assert found > 0.85 and np.isfinite(read_metrics(tmp_path / "out").per_frame["repeatability"]).sum() == 7
+    wrong = replay(depth_bag(tmp_path / "wrong", metres=0.45), tmp_path / "other")["repeatability"]
+    assert wrong < found - 0.2
+    without = replay(tmp_path / "bag", tmp_path / "without", depth="none")
+    assert without["repeatability"] is None and "depth is not known" in without["missing"]["repeatability"]
+
+
+def test_depth_maps_of_another_view_or_time_are_not_used(tmp_path: Path) -> None:
+    path = depth_bag(tmp_path / "bag", frame_id="infrared")
+    assert replay(path, tmp_path / "out")["repeatability"] is None
+    assert "are of another frame_id than the images ('lens')" in read_run(tmp_path / "out").facts["warnings"][0]
+    assert replay(path, tmp_path / "named", depth="/eye/depth_registered")["repeatability"] > 0.85
+    with pytest.raises(DataError, match=r"expected depth maps .* on /eye/image in .* found them on: /eye/depth_regi"):
+        replay(path, tmp_path / "wrong", depth="/eye/image")
+    late = replay(depth_bag(tmp_path / "late", late=21_000_000), tmp_path / "late_out")
+    assert late["repeatability"] is None and "where two of them show the same" in late["missing"]["repeatability"]
+
+
 def test_ground_truth_of_another_clock_is_moved_with_a_warning(tmp_path: Path) -> None:
     path = bag(tmp_path / "bag", images(4))
     (tmp_path / "poses.txt").write_text("5.0 0 0 0 0 0 0 1\n5.05 1 0 0 0 0 0 1\n")

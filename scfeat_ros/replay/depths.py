@@ -1,0 +1,97 @@
+"""The depth maps of a recording beside its images, from which ground truth tells where points are in the next one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from scfeat_core.errors import DataError, ScfeatError
+from scfeat_core.replay.truth import DepthAt
+from scfeat_ros.bags import Bag, BagMessage, Topic, header_frame, header_stamp, open_bag
+from scfeat_ros.images import depth_to_array
+
+from .job import NO_DEPTH
+
+NEAR = 20_000_000  # nanoseconds between an image and its map at most, as the tools of the TUM data set have it
+_HELD = 8  # maps: those of two frames, and what comes before them
+
+
+def find_depth(bag: Bag, images: Topic, name: str | None, warn: Callable[[str], None]) -> Topic | None:
+    """The topic of depth maps that show what an image topic does: the one of this name, or the one with most messages
+    whose frame_id is that of the images; None where there is none, or the name is "none".
+
+    ``warn`` is told where there are maps of other views alone. Raises DataError where what is named is no depth.
+    """
+    if name == NO_DEPTH:
+        return None
+    found = [topic for topic in bag.depth_topics if topic.name != images.name]
+    if name is not None:
+        named = [topic for topic in found if name in (topic.name, topic.image_name)]
+        if not named:
+            listed = ", ".join(topic.name for topic in found) or "none"
+            raise DataError(f"expected depth maps (16UC1, 32FC1) on {name} in {bag.path}, found them on: {listed}")
+        return named[0]
+    frame = _frame(bag, images)
+    same = [topic for topic in found if _frame(bag, topic) == frame]
+    if found and not same:
+        warn(
+            f"depth maps on {', '.join(topic.name for topic in found)} are of another frame_id than the images "
+            f"('{frame}'), so they are not used: register them, or name one with --depth if it shows the same view"
+        )
+    return same[0] if same else None
+
+
+def _frame(bag: Bag, topic: Topic) -> str | None:
+    """Of its first message; None where that is damaged."""
+    try:
+        return next((header_frame(message.data) for message in bag.messages([topic])), None)
+    except DataError:
+        return None
+
+
+@contextmanager
+def depth_maps(path: Path, topic: Topic) -> Iterator[DepthAt]:
+    """What gives the depth map next to a stamp, within 20 ms; asked in the order of time, as it reads the bag once."""
+    with open_bag(path) as bag:
+        yield _Maps(bag, topic)
+
+
+class _Maps:
+    """State: the messages that were read last, and the maps that were made of them last."""
+
+    def __init__(self, bag: Bag, topic: Topic) -> None:
+        self._bag = bag
+        self._messages = _stamped(bag, topic)
+        self._read: deque[tuple[int, BagMessage]] = deque(maxlen=_HELD)
+        self._made: dict[int, np.ndarray | None] = {}
+
+    def __call__(self, stamp: int) -> np.ndarray | None:
+        while not self._read or self._read[-1][0] < stamp + NEAR:
+            if (read := next(self._messages, None)) is None:
+                break
+            self._read.append(read)
+        nearest = min(self._read, key=lambda read: abs(read[0] - stamp), default=None)
+        if nearest is None or abs(nearest[0] - stamp) > NEAR:
+            return None
+        if nearest[0] not in self._made:
+            self._made = dict([*self._made.items()][-1:]) | {nearest[0]: self._make(nearest[1])}
+        return self._made[nearest[0]]
+
+    def _make(self, message: BagMessage) -> np.ndarray | None:
+        try:
+            return depth_to_array(self._bag.deserialize(message))
+        except ScfeatError:
+            return None
+
+
+def _stamped(bag: Bag, topic: Topic) -> Iterator[tuple[int, BagMessage]]:
+    """Messages with their stamps, as far as the bag can be read."""
+    try:
+        for message in bag.messages([topic]):
+            yield header_stamp(message.data), message
+    except DataError:
+        return
