@@ -17,7 +17,9 @@ _CACHED = 1 << 18  # on a CPU, for each thread: 1 MB, which stays in the cache o
 # Values of descriptors that are gathered at once: few enough for torch to do it in one thread, as waking others up, and
 # waiting for them on a busy machine, takes longer than the work.
 _GATHERED = (1 << 15) - 1
-_MOST_CELLS = 256  # along an axis
+_MOST_CELLS = 64  # that points are sorted into, one above the other
+_CELLS_A_SIDE = 4  # of them make a square: the narrower they are, the fewer points that are too far to the side
+_MARGIN = 1.01  # of the radius, for rounding
 
 # Which pairs may match: a slice of the rows of view 0 -> (rows, N1) bool, on the device of the descriptors or numpy.
 Gate = Callable[[slice], Array]
@@ -82,12 +84,18 @@ def match_nearby(
     Returns numpy arrays.
     """
     rows, columns = _near(predicted, positions, radius)
-    similarity = _similarities(descriptors0, descriptors1, rows, columns)
+    similarity = _similarities(_on_host(descriptors0), _on_host(descriptors1), rows, columns)
+    alike = np.flatnonzero(similarity >= min_cosine)  # what is not can keep nobody from being the best
+    rows, columns, similarity = rows[alike], columns[alike], similarity[alike]
     best0, best1 = _highest(similarity, rows, len(predicted)), _highest(similarity, columns, len(positions))
-    order = np.flatnonzero((similarity == best0[rows]) & (similarity >= min_cosine))
+    order = np.flatnonzero(similarity == best0[rows])
     order = _first(rows, order[np.lexsort((columns[order], rows[order]))])
     order = _first(columns, order[similarity[order] == best1[columns[order]]])
     return Matches(rows[order], columns[order], similarity[order])
+
+
+def _on_host(descriptors: Tensor) -> np.ndarray:
+    return descriptors.detach().float().cpu().numpy()
 
 
 def _first(values: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -101,52 +109,73 @@ def _highest(values: np.ndarray, groups: np.ndarray, number: int) -> np.ndarray:
     return highest.scatter_reduce_(0, torch.from_numpy(groups), torch.from_numpy(values), "amax").numpy()
 
 
-def _similarities(descriptors0: Tensor, descriptors1: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _similarities(
+    descriptors0: np.ndarray, descriptors1: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
     """(P,) float32 of P pairs, in pieces that stay in the cache."""
     size = max(1, _GATHERED // max(1, descriptors0.shape[1]))
-    pieces = []
+    result = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), size):
-        pair = (rows[start : start + size], columns[start : start + size])
-        index0, index1 = (torch.from_numpy(index).to(descriptors0.device) for index in pair)
-        # Not by [...], which takes three times as long.
-        gathered0, gathered1 = descriptors0.index_select(0, index0), descriptors1.index_select(0, index1)
-        pieces.append((gathered0.float() * gathered1.float()).sum(1))
-    return torch.cat(pieces).cpu().numpy() if pieces else np.zeros(0, np.float32)
+        piece = slice(start, start + size)
+        gathered0, gathered1 = descriptors0.take(rows[piece], 0), descriptors1.take(columns[piece], 0)
+        np.einsum("pd,pd->p", gathered0, gathered1, out=result[piece])
+    return result
 
 
 def _near(predicted: np.ndarray, positions: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Indices of all pairs that :func:`window` allows, rows ascending: those of neighbouring cells, one by one.
 
-    A cell is larger than the radius, so that only 3 x 3 of them can hold what is near; three beside each other are one
-    run of the positions in the order of their cells.
+    A cell is higher than the radius, so that only three rows of them can hold what is near; of each, cells beside each
+    other are one run of the positions in the order of their cells.
     """
-    begins, ends, order = _runs(predicted, positions, radius)
+    columns = np.flatnonzero(_finite(positions))
+    rows = np.flatnonzero(_within(predicted, positions[columns], radius))
+    if len(rows) == 0:
+        return rows, rows
+    begins, ends, order = _runs(predicted[rows].astype(np.float64), positions[columns].astype(np.float64), radius)
     counts = (ends - begins).ravel()
-    rows = np.repeat(np.arange(len(predicted)), counts.reshape(-1, 3).sum(1))
-    columns = order[np.arange(len(rows)) - np.repeat(counts.cumsum() - counts - begins.ravel(), counts)]
-    near = (np.abs(predicted[rows] - positions[columns]) <= np.float32(radius)).all(1)
-    return rows[near], columns[near]
+    row = np.repeat(np.arange(len(rows)), counts.reshape(-1, 3).sum(1))
+    place = np.arange(len(row)) - np.repeat(counts.cumsum() - counts - begins.ravel(), counts)
+    near = np.ones(len(row), bool)
+    for axis in (1, 0):  # each alone, as sums and tests over an axis of two take several times as long
+        known, sought = positions[columns[order], axis], predicted[rows, axis]
+        near &= np.abs(sought.take(row) - known.take(place)) <= np.float32(radius)
+    found = np.flatnonzero(near)
+    return rows[row[found]], columns[order[place[found]]]
+
+
+def _finite(points: np.ndarray) -> np.ndarray:
+    """(N,) bool."""
+    return np.isfinite(points[:, 0]) & np.isfinite(points[:, 1])
+
+
+def _within(points: np.ndarray, others: np.ndarray, radius: float) -> np.ndarray:
+    """Which points are inside the rectangle around the others or within the radius of it, (N,) bool."""
+    if len(others) == 0:
+        return np.zeros(len(points), bool)
+    (left, top), (right, bottom) = others.min(0) - _MARGIN * radius, others.max(0) + _MARGIN * radius
+    x, y = points[:, 0], points[:, 1]
+    return (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
 
 
 def _runs(predicted: np.ndarray, positions: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the three runs of each prediction begin and end in the order of the positions by cell.
 
-    (N0, 3), (N0, 3), and that order, of the finite ones. In float64, where rounding is far below the margin of a cell.
+    (N0, 3), (N0, 3), and that order. All in float64, where rounding is far below the margin of a cell, and the
+    predictions within reach of the positions.
     """
-    finite = np.flatnonzero(np.isfinite(positions).all(1))
-    points = positions[finite].astype(np.float64) if len(finite) else np.zeros((1, 2))
-    origin = points.min(0)
-    side = max(1.01 * radius, float((points - origin).max()) / _MOST_CELLS, 1e-6)
-    cells = np.floor((points - origin) / side).astype(np.int64)
-    size = cells.max(0) + 1
-    # Around them are three empty cells, to which all that is farther away comes, and what is nowhere.
-    around = np.floor((predicted - origin) / side)
-    around = np.clip(np.where(np.isnan(around), -2, around), -2, size + 1).astype(np.int64)
-    width, height = (size + 6).tolist()
-    number = (cells[: len(finite)] + 3) @ (1, width)
-    starts = np.concatenate(([0], np.bincount(number, minlength=width * height).cumsum()))
-    first = ((around + 3) @ (1, width))[:, None] + np.array([-width, 0, width]) - 1
-    return starts[first], starts[first + 3], finite[number.argsort(kind="stable")]
+    origin, reach = positions.min(0), _MARGIN * radius
+    high = max(reach, float((positions - origin).max()) / _MOST_CELLS, 1e-6)
+    wide = high / _CELLS_A_SIDE
+    x, y = np.floor((positions - origin) / (wide, high)).astype(np.int64).T
+    width, height = int(x.max()) + 1, int(y.max()) + 5  # two empty rows above and below
+    cell = (y + 2) * width + x
+    starts = np.concatenate(([0], np.bincount(cell, minlength=width * height).cumsum()))
+    along = (predicted[:, :1] - origin[0] + (-reach, reach)) / wide
+    first, last = np.floor(along).astype(np.int64).clip(0, width - 1).T
+    middle = np.floor((predicted[:, 1] - origin[1]) / high).astype(np.int64) + 2
+    row = (middle[:, None] + (-1, 0, 1)) * width
+    return starts[row + first[:, None]], starts[row + last[:, None] + 1], cell.argsort(kind="stable")
 
 
 def match_descriptors(

@@ -20,6 +20,7 @@ from scfeat_core.types import Camera, Features, TrackFlag, Tracks
 NEIGHBOURS = 5  # whose median motion stands for that of a point that was not seen to move
 _MAX_KNOWN = 128  # moving points that are asked, a power of two; four times as many say the same
 _AT_ONCE = 1024  # points whose distances to the known ones stay in the cache
+_CELLS = 500  # about as many, of the rectangle around what is known to move, are asked for the motion of many points
 _RELIABLE = 0.1  # of the features must be linked, or the links say nothing about the motion of the others
 _MAX_WAITING = 1 << 15  # lost tracks that are kept, the last ones
 _PLAUSIBLE = 0.02  # of the longer side of the image: how far from its prediction a lost point may come back
@@ -259,8 +260,27 @@ def _follow(pool: _Pool, view: View, links: Links | None) -> tuple[np.ndarray, _
         left = np.ones(len(points), bool)
         left[rows[rows >= 0]] = False
         seconds = np.float32(1e-9 * (view.stamp - pool.stamp))
-        points[left] += seconds * neighbours(points[left], flow.points, flow.rates)
+        points[left] += seconds * _rates(points[left], flow)
     return rows, replace(pool, points=points, flow=flow)
+
+
+def _rates(points: np.ndarray, flow: _Flow) -> np.ndarray:
+    """(N, 2) float32, of the neighbours in the flow of each point, or, of many points, of the middle of its cell.
+
+    Cells are smaller than the neighbourhoods, and beyond the flow it is that of its border.
+    """
+    low, extent = flow.points.min(0), np.ptp(flow.points, axis=0)
+    side = max(float(np.sqrt(extent.prod() / _CELLS)), float(extent.max()) / _CELLS, 1.0)
+    width, height = (extent // side + 1).astype(np.int64).tolist()
+    if len(points) <= width * height:
+        return neighbours(points, flow.points, flow.rates)
+    y, x = np.indices((height, width), np.float32)
+    middles = low + np.float32(side) * (np.stack((x, y), -1).reshape(-1, 2) + np.float32(0.5))
+    column, row = (
+        np.fmax(np.fmin((points[:, axis] - low[axis]) / np.float32(side), count - 1), 0).astype(np.int64)
+        for axis, count in enumerate((width, height))
+    )
+    return neighbours(middles, flow.points, flow.rates).take(row * width + column, 0)
 
 
 def _flow(pool: _Pool, view: View, links: Links) -> _Flow | None:

@@ -337,6 +337,25 @@ def test_a_few_wrong_neighbours_do_not_matter():
     assert np.array_equal(neighbours(known[:3], known[5:6], steps[5:6]), steps[[5, 5, 5]]), "a single one"
 
 
+@pytest.mark.parametrize("known", [1, 2, 40, 600])
+def test_many_points_move_as_the_middle_of_their_cell(known):
+    """A zoom of 10 % a second: within the motion over half a cell of what each point's own neighbours say."""
+    rng = np.random.default_rng(known)
+    places = (rng.uniform(0, 1, (known, 2)) * (1240, 376)).astype(np.float32)
+    flow = tracking._Flow(places, np.float32(0.1) * (places - places.mean(0)))
+    points = (rng.uniform(-0.3, 1.3, (4000, 2)) * (1240, 376)).astype(np.float32)
+    found, exact = tracking._rates(points, flow), neighbours(points, flow.points, flow.rates)
+    assert found.shape == (4000, 2) and found.dtype == np.float32
+    seen = ((points >= places.min(0)) & (points <= places.max(0))).all(1)
+    side = np.sqrt(1240 * 376 / tracking._CELLS)
+    assert (
+        np.abs(found - exact)[seen].max(initial=0) < 0.1 * 8 * side and np.median(np.abs(found - exact)) < 0.05 * side
+    )
+    np.testing.assert_array_equal(tracking._rates(points[:9], flow), exact[:9], "few points ask their own neighbours")
+    points[:3] = [[np.nan, 0], [np.inf, -np.inf], [1e30, -1e30]]
+    assert np.isfinite(tracking._rates(points, flow)).all()
+
+
 def test_nothing_is_predicted_from_nothing():
     points = np.ones((5, 2), np.float32)
     assert predict(points, None, 0.1, None) is None
