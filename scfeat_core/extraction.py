@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scfeat_core.config import Range, check_config, dump_config, load_config
-from scfeat_core.engines import EngineName, create_engine, engine_precisions
+from scfeat_core.engines import BuildEngines, EngineName, create_engine, engine_precisions
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.geometry import sample_map, scale_points
 from scfeat_core.memory import keep_freed_memory
@@ -120,7 +120,9 @@ class Extractor:
 
     weights: name of shipped weights, path of a .safetensors file, an SCFeat (which is copied), or ``"random"``: an
     untrained network, for tests of the plumbing. device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``. options: fields of
-    :class:`ExtractionOptions`. timings: milliseconds of the last call: preprocess, network, select. On a CUDA device
+    :class:`ExtractionOptions`. build_engines: ``now`` makes the first image of a size wait for its engine, so that
+    results do not depend on time; ``beside`` is for images that do not wait: see ``create_engine``, and :meth:`close`
+    it at the end. timings: milliseconds of the last call: preprocess, network, select. On a CUDA device
     they count what was submitted, unless ``synchronise`` is set; their sum is right in any case.
     One instance serves one thread at a time. Raises WeightsError, DeviceError, ConfigError.
     """
@@ -130,6 +132,8 @@ class Extractor:
         weights: str | Path | SCFeat = "lite",
         device: str | torch.device = "cpu",
         max_keypoints: int = 1024,
+        *,
+        build_engines: BuildEngines = "now",
         **options: Any,
     ) -> None:
         self.options = load_config(ExtractionOptions, {"max_keypoints": max_keypoints, **options}, "Extractor")
@@ -139,7 +143,7 @@ class Extractor:
         self.model = _network(weights).eval()
         self.timings: dict[str, float] = {}
         precision = _resolve_precision(self.options.precision, self.device, self.options.engine)
-        self._engine = create_engine(self.options.engine, self.model, self.device, precision)
+        self._engine = create_engine(self.options.engine, self.model, self.device, precision, build=build_engines)
         self._check_size_mode(self.options)
 
     def update(self, **options: Any) -> None:
@@ -179,13 +183,17 @@ class Extractor:
 
     @property
     def engine(self) -> str:
-        """What runs the network now; of ``auto`` before the first image "auto"."""
+        """What ran the network for the last image; before the first one what was asked for."""
         return self._engine.name
 
     @property
     def engine_note(self) -> str:
-        """Why it is another engine than the one asked for; empty where it is not. May change with a new size."""
+        """Why it is another engine than the one asked for; empty where it is not. May change with each image."""
         return self._engine.note
+
+    def close(self) -> None:
+        """Give up engines that are being made beside; returns when that has ended."""
+        self._engine.close()
 
     def __call__(self, image: Array, mask: Array | None = None, *, to_numpy: bool = True) -> Features:
         """Features of one image.

@@ -19,7 +19,7 @@ import torch
 from scfeat_core import matching, stereo
 from scfeat_core.columns import Columns, Table, to_columns
 from scfeat_core.config import Range, check_config, load_config
-from scfeat_core.engines import EngineName
+from scfeat_core.engines import BuildEngines, EngineName
 from scfeat_core.errors import CalibrationError, ConfigError, FeatureError, StaleImageError
 from scfeat_core.extraction import Extractor, PaddedFeatures, Points, Precision
 from scfeat_core.geometry import check_camera, undistort_points
@@ -268,17 +268,24 @@ class Frontend:
     """Features, matches, two-view geometry and tracks of image streams, any number of cameras.
 
     To be used by one thread at a time, whichever it is, but for :meth:`submit`. extractor: what finds the features
-    instead of the network; the weights, device and precision of the configuration are not used then. Raises
-    WeightsError, DeviceError, ConfigError.
+    instead of the network; the weights, device and precision of the configuration are not used then. build_engines:
+    see ``Extractor``. Raises WeightsError, DeviceError, ConfigError.
     """
 
-    def __init__(self, config: FrontendConfig | None = None, extractor: FeatureExtractor | None = None) -> None:
+    def __init__(
+        self,
+        config: FrontendConfig | None = None,
+        extractor: FeatureExtractor | None = None,
+        *,
+        build_engines: BuildEngines = "now",
+    ) -> None:
         self.config = config = FrontendConfig() if config is None else config
         self.extractor: FeatureExtractor = extractor or Extractor(
             config.weights,
             config.device,
             precision=config.precision,
             engine=config.engine,
+            build_engines=build_engines,
             **_extraction_options(config),
         )
         self._previous: dict[str, _Frame] = {}
@@ -361,6 +368,8 @@ class Frontend:
         self._previous.clear()
         self._tracks.clear()
         self._submitted.clear()
+        if isinstance(self.extractor, Extractor):
+            self.extractor.close()
         del self.extractor
         gc.collect()  # what is in a cycle would keep its tensors
         if device.type == "cuda":

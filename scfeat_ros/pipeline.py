@@ -32,6 +32,8 @@ from .pictures import Pictures, foxglove_module, wants_scores
 
 # Nanoseconds: how far an image may be ahead of the clock. Simulators send the image before the time that it is of.
 AHEAD = 100_000_000
+# The camera does not wait for an engine.
+create_frontend = partial(Frontend, build_engines="beside")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -194,7 +196,7 @@ class Pipeline:
         settings: NodeParameters,
         clock: Clock,
         logger: Any,
-        frontend: Callable[[FrontendConfig], Frontend] = Frontend,
+        frontend: Callable[[FrontendConfig], Frontend] = create_frontend,
     ) -> None:
         """Load the network and warm it up. Raises ScfeatError where weights, device or masks are not as asked for.
 
@@ -330,9 +332,13 @@ class Pipeline:
     def _tell_engine(self) -> None:
         """Once for each reason for another engine than the one asked for."""
         told, self._told = self._told, self.engine_note
-        if self._told and self._told != told:
-            for channel in self.channels.values():
+        if self._told == told:
+            return
+        for channel in self.channels.values():
+            if self._told:
                 channel.complain(self._told, "engine")
+            elif channel.last_error == told:  # it has been made
+                channel.last_error = ""
 
     def _wants(self, frames: Iterable[str]) -> dict[str, Wants]:
         """By camera. Whoever wants stereo matches wants both images processed."""

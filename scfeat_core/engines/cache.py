@@ -17,11 +17,33 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from scfeat_core.engines.contract import Facts
 
 log = logging.getLogger(__name__)
+
+POLL = 0.1  # seconds between two looks at what another process makes
+
+
+class Workshop(Protocol):
+    """Where entries are made. What its methods raise ends the wait for an entry."""
+
+    def make(self, job: Callable[[], bytes]) -> bytes: ...
+
+    def wait(self, seconds: float) -> None:
+        """For somebody else, who makes it."""
+        ...
+
+
+class Here:
+    """In the thread that asks for it."""
+
+    def make(self, job: Callable[[], bytes]) -> bytes:
+        return job()
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 def cache_folder() -> Path | None:
@@ -36,8 +58,9 @@ def cache_folder() -> Path | None:
 class Cache:
     """Entries of one folder; several processes may share it. folder: None keeps nothing."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, workshop: Workshop | None = None) -> None:
         self.folder = folder
+        self._workshop: Workshop = workshop or Here()
 
     def get(self, name: str, facts: Facts, make: Callable[[], bytes]) -> bytes:
         """The entry, made where it is missing, stale or damaged, by one process while others wait for it.
@@ -51,7 +74,7 @@ class Cache:
                 return content
             log.info("%s is made: %s", name, reason)
             start = time.perf_counter()
-            content = make()
+            content = self._workshop.make(make)
             seconds = time.perf_counter() - start
             log.info("%s was made in %.1f s (%.1f MB)", name, seconds, 1e-6 * len(content))
             problem = problem or self._store(name, facts, content, seconds)
@@ -77,10 +100,13 @@ class Cache:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (self._checked_folder() / f"{name}.lock").open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s is being made by another process: waiting for it", name)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _taken(file):
+                log.info("%s is being made by another process: waiting for it", name)
+            while not _taken(file):
+                self._workshop.wait(POLL)
+        except BaseException:
+            file.close()
+            raise
         return file
 
     def _checked_folder(self) -> Path:
@@ -118,6 +144,15 @@ class Cache:
         except OSError as error:
             return str(error)
         return ""
+
+
+def _taken(file: IO[str]) -> bool:
+    """Whether the lock is ours; it may be asked for again."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _changes(found: Any, facts: Facts) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ def build(target: Target, image: Tensor, cache: Cache) -> Runner:
         raise RuntimeError(f"expected torch 2.6 or later, found {torch.__version__}")
     shape = tuple(image.shape)
     name = f"compile-{target.identity}-{shape[0]}x{shape[2]}x{shape[3]}-{target.precision}-{_place(target.device)}.pt2"
-    content = cache.get(name, _facts(target.device), lambda: _package(target, shape))
+    job = partial(_package, target.network, target.device, target.precision, shape)
+    content = cache.get(name, _facts(target.device), job)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pt2"
         path.write_bytes(content)
@@ -35,11 +37,11 @@ def build(target: Target, image: Tensor, cache: Cache) -> Runner:
     return run
 
 
-def _package(target: Target, shape: Shape) -> bytes:
-    image = torch.zeros(shape, device=target.device).contiguous(memory_format=torch.channels_last)
+def _package(network: nn.Module, device: torch.device, precision: str, shape: Shape) -> bytes:
+    image = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(_InPrecision(target.network, target.device, target.precision), (image,))
+        program = torch.export.export(_InPrecision(network, device, precision), (image,))
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "network.pt2"))
         return Path(path).read_bytes()
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 EngineName = Literal["eager", "cuda_graph", "compile", "onnx", "openvino", "tensorrt", "auto"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 
+BuildEngines = Literal["now", "beside"]
+"""When an engine is made: before the first image of its size goes on, or while images go on by eager."""
+
 Maps = tuple[Tensor, Tensor]
 """score_map (B, 1, H, W), descriptor_map (B, D, h, w), on the device of the image, owned by whoever asked for them."""
 
@@ -22,9 +25,9 @@ Runner = Callable[[Tensor], Maps]
 class Engine(Protocol):
     """Runs the network. To be used by one thread at a time, whichever it is.
 
-    name: what runs now; of ``auto`` before the first image "auto". precision: of the arithmetic: float32, bfloat16 or
-    float16. note: why it is another one than was asked for; empty where it is not. name and note may change with the
-    first image of a size.
+    name: what ran the last image; before the first one what was asked for. precision: of the arithmetic: float32,
+    bfloat16 or float16. note: why it is another one than was asked for; empty where it is not. All three may change
+    with each image, and may be read by any thread.
     """
 
     @property
@@ -38,6 +41,10 @@ class Engine(Protocol):
 
     def run(self, image: Tensor) -> Maps:
         """image: (B, 3, H, W) float32, normalised, on the device of the engine. See :data:`Maps`."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is being made beside; returns when that has ended. After it eager runs, if anything."""
         ...
 
 

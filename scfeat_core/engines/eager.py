@@ -34,6 +34,9 @@ class EagerEngine:
             score_map, descriptor_map = self.network(image)
         return score_map, descriptor_map
 
+    def close(self) -> None:
+        pass
+
 
 def with_weights_in(network: nn.Module, precision: str) -> nn.Module:
     """A copy with the weights of the backbone's convolutions in the precision: autocast would convert them with every

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from scfeat_core import network as architecture
 from scfeat_core.config import dump_config
 from scfeat_core.engines.cache import Cache, cache_folder
-from scfeat_core.engines.checked import Build, Candidate, CheckedEngine
-from scfeat_core.engines.contract import ENGINES, Engine, Runner, Target
+from scfeat_core.engines.checked import CheckedEngine
+from scfeat_core.engines.contract import ENGINES, BuildEngines, Engine, Runner, Target
 from scfeat_core.engines.eager import EagerEngine, with_weights_in
+from scfeat_core.engines.elsewhere import Beside
+from scfeat_core.engines.making import Build, Candidate, Made, Recipe
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.network.inference import inference_network
 from scfeat_core.network.model import SCFeat
@@ -25,13 +27,16 @@ from scfeat_core.network.model import SCFeat
 
 @dataclass(frozen=True)
 class _Kind:
-    """An engine that is made for one size. load: imports its module. extra: of pip, that brings its packages."""
+    """An engine that is made for one size. load: imports its module. extra: of pip, that brings its packages. alone:
+    made while nothing else of the engine runs.
+    """
 
     devices: tuple[str, ...]
     precisions: tuple[str, ...]
     packages: tuple[str, ...]
     extra: str
     load: Callable[[], Build]
+    alone: bool = False
 
 
 def _cuda_graph() -> Build:
@@ -67,7 +72,7 @@ def _openvino() -> Build:
 _ALL = ("float32", "bfloat16", "float16")
 _KINDS = {
     "tensorrt": _Kind(("cuda",), _ALL, ("onnx", "onnxruntime", "tensorrt"), "tensorrt", _tensorrt),
-    "cuda_graph": _Kind(("cuda",), _ALL, (), "", _cuda_graph),
+    "cuda_graph": _Kind(("cuda",), _ALL, (), "", _cuda_graph, alone=True),
     "compile": _Kind(("cpu", "cuda"), _ALL, (), "", _compile),
     "openvino": _Kind(("cpu",), ("float32", "bfloat16"), ("openvino",), "openvino", _openvino),
     "onnx": _Kind(("cpu", "cuda"), ("float32",), ("onnx", "onnxruntime"), "onnx", _onnx),
@@ -97,14 +102,17 @@ def create_engine(
     device: torch.device | str = "cpu",
     precision: str = "float32",
     *,
+    build: BuildEngines = "now",
     source: SCFeat | None = None,
     cache: Cache | None = None,
 ) -> Engine:
     """What runs a network. Nothing but eager is made before the first image of a size.
 
     name: one of ENGINES; ``auto`` is the fastest of those that are installed and agree with the reference, by a short
-    measurement on the first image. source: what the engine is made from, where that is another network than the model
-    whose results it has to have.
+    measurement on the first image. build: "now" makes the first image of a size wait for its engine; "beside" makes
+    the engine in a thread, one at a time, while eager runs the images, and takes it between two of them: results then
+    depend on time; ``close`` ends that. source: what the engine is made from, where that is another network than the
+    model whose results it has to have.
     cache: where to keep what is expensive to make; ``cache_folder()`` where it is None.
     Raises ConfigError for an unknown name, a precision that the engine does not have, or packages that are not
     installed, and DeviceError for a device that it does not run on.
@@ -121,17 +129,18 @@ def create_engine(
         network = _network(source, device)
     run = eager.run if source is None else _in_precision(EagerEngine(network, device), device, precision).run
     target = Target(network, run, device, precision, _identity(model if source is None else source))
-    candidates = [Candidate(each, _KINDS[each].load()) for each in names] or [Candidate("eager", _as_it_is)]
-    alignment = model.config.backbone.alignment
-    return CheckedEngine(
-        name if names else "eager",
-        candidates,
+    candidates = [Candidate(each, _KINDS[each].load(), _KINDS[each].alone) for each in names]
+    beside: Beside[Made] | None = Beside() if build == "beside" else None
+    folder = cache_folder() if cache is None else cache.folder
+    recipe = Recipe(
         target,
         eager.run,
         reference.run,
-        cache or Cache(cache_folder()),
-        alignment,
+        Cache(folder, None if beside is None else beside.workshop),
+        model.config.backbone.alignment,
     )
+    asked = name if names else "eager"
+    return CheckedEngine(asked, candidates or [Candidate("eager", _as_it_is)], recipe, beside)
 
 
 def _network(model: SCFeat, device: torch.device) -> nn.Module:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scfeat_core.engines.cache import Cache
 from scfeat_core.engines.contract import Maps, Runner, Shape, Target
@@ -22,11 +23,12 @@ Provider = tuple[str, dict[str, Any]]
 
 def build(target: Target, image: Tensor, cache: Cache) -> Runner:
     """ONNX Runtime for images of the size of this one; as many threads as torch has now."""
-    content = onnx_file(target, tuple(image.shape), cache)
+    content = _onnx_file(target, tuple(image.shape), cache)
     if target.device.type == "cpu":
         return _host_runner(_session(content, [("CPUExecutionProvider", {})]), target, image)
     stream = torch.cuda.Stream(target.device)
-    return _device_runner(_session(content, [(CUDA, _cuda_options(target, stream))]), target, image, stream)
+    providers = _in_stream([(CUDA, _cuda_options(target.device))], stream)
+    return _device_runner(_session(content, providers), target, image, stream)
 
 
 def build_tensorrt(target: Target, image: Tensor, cache: Cache) -> Runner:
@@ -34,22 +36,26 @@ def build_tensorrt(target: Target, image: Tensor, cache: Cache) -> Runner:
     shape = tuple(image.shape)
     stream = torch.cuda.Stream(target.device)
     precise = {"float32": {}, "float16": {"trt_fp16_enable": True}, "bfloat16": {"trt_bf16_enable": True}}
-    options = {**_device_options(target, stream), **precise[target.precision]}
-    providers = [(TENSORRT, options), (CUDA, _cuda_options(target, stream))]
+    options = {**_device_options(target.device), **precise[target.precision]}
+    providers = [(TENSORRT, options), (CUDA, _cuda_options(target.device))]
     facts = versions("torch", "onnxruntime", "tensorrt") | {"cuda": torch.version.cuda}
     place = torch.cuda.get_device_name(target.device).replace(" ", "_").replace("/", "_")
     plan = cache.get(
         f"tensorrt-{target.identity}-{_size(shape)}-{target.precision}-{place}.onnx",
         facts,
-        lambda: _plan(onnx_file(target, shape, cache), providers),
+        partial(_plan, target.network, target.device, shape, providers),
     )
-    return _device_runner(_session(plan, providers), target, image, stream)
+    return _device_runner(_session(plan, _in_stream(providers, stream)), target, image, stream)
 
 
-def onnx_file(target: Target, shape: Shape, cache: Cache) -> bytes:
+def _onnx_file(target: Target, shape: Shape, cache: Cache) -> bytes:
     """The network for one size, float32; the same on all devices of a kind."""
     name = f"onnx-{target.identity}-{_size(shape)}-{target.device.type}.onnx"
-    return cache.get(name, versions("torch"), lambda: to_onnx(target.network, torch.zeros(shape, device=target.device)))
+    return cache.get(name, versions("torch"), partial(_exported, target.network, target.device, shape))
+
+
+def _exported(network: nn.Module, device: torch.device, shape: Shape) -> bytes:
+    return to_onnx(network, torch.zeros(shape, device=device))
 
 
 def _size(shape: Shape) -> str:
@@ -77,16 +83,21 @@ def _session(content: bytes, providers: Sequence[Provider], **entries: str) -> A
     return session
 
 
-def _device_options(target: Target, stream: Any) -> dict[str, Any]:
-    return {"device_id": target.device.index or 0, "user_compute_stream": str(stream.cuda_stream)}
+def _device_options(device: torch.device) -> dict[str, Any]:
+    return {"device_id": device.index or 0}
 
 
-def _cuda_options(target: Target, stream: Any) -> dict[str, Any]:
-    return {**_device_options(target, stream), "use_tf32": 0}
+def _cuda_options(device: torch.device) -> dict[str, Any]:
+    return {**_device_options(device), "use_tf32": 0}
 
 
-def _plan(content: bytes, providers: Sequence[Provider]) -> bytes:
+def _in_stream(providers: Sequence[Provider], stream: Any) -> list[Provider]:
+    return [(name, {**options, "user_compute_stream": str(stream.cuda_stream)}) for name, options in providers]
+
+
+def _plan(network: nn.Module, device: torch.device, shape: Shape, providers: Sequence[Provider]) -> bytes:
     """What TensorRT makes of the network, as an ONNX file around its plan."""
+    content = _exported(network, device, shape)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.onnx"
         entries = {"ep__context_enable": "1", "ep__context_embed_mode": "1", "ep__context_file_path": str(path)}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scfeat_core.engines.cache import Cache
 from scfeat_core.engines.contract import Maps, Runner, Shape, Target
@@ -29,7 +31,7 @@ def build(target: Target, image: Tensor, cache: Cache) -> Runner:
     shape = tuple(image.shape)
     facts = versions("torch", "openvino") | {"cpu": core.get_property("CPU", "FULL_DEVICE_NAME")}
     name = f"openvino-{target.identity}-{shape[0]}x{shape[2]}x{shape[3]}-{target.precision}.blob"
-    content = cache.get(name, facts, lambda: _blob(core, target, shape, options))
+    content = cache.get(name, facts, partial(_blob, target.network, shape, options))
     request = core.import_model(io.BytesIO(content), "CPU", options).create_infer_request()
     sizes = [tuple(output.shape) for output in request.model_outputs]
 
@@ -45,14 +47,14 @@ def build(target: Target, image: Tensor, cache: Cache) -> Runner:
     return run
 
 
-def _blob(core: Any, target: Target, shape: Shape, options: dict[str, Any]) -> bytes:
+def _blob(network: nn.Module, shape: Shape, options: Mapping[str, Any]) -> bytes:
     import openvino
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = torch.zeros(shape)
         # A trace rather than the exported program, which OpenVINO decomposes: three quarters of the time.
-        traced = torch.jit.trace(traceable(target.network, image), image, check_trace=False)
+        traced = torch.jit.trace(traceable(network, image), image, check_trace=False)
         model = openvino.convert_model(traced, example_input=image)
     model.reshape(list(shape))  # the conversion forgets sizes
-    return core.compile_model(model, "CPU", options).export_model().getvalue()
+    return openvino.Core().compile_model(model, "CPU", options).export_model().getvalue()

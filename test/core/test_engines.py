@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from scfeat_core.engines import ENGINES, compiled, create_engine, engine_precisions, parity
 from scfeat_core.engines.cache import Cache
-from scfeat_core.engines.checked import SIZES, Candidate, CheckedEngine
+from scfeat_core.engines.checked import SIZES, CheckedEngine
 from scfeat_core.engines.contract import EngineName, Maps, Target
+from scfeat_core.engines.elsewhere import Beside
+from scfeat_core.engines.making import Candidate, Made, Recipe
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.extraction import Extractor
 from scfeat_core.frontend import Frontend, FrontendConfig
@@ -276,11 +278,15 @@ def test_a_deviating_engine_is_replaced_by_eager_and_says_so(name, model, cache,
     assert all(map(torch.equal, maps, create_engine("eager", model).run(image)))
 
 
-def checked(build, model: SCFeat, asked: str = "own", precision: str = "float32") -> CheckedEngine:
+def checked(
+    build, model: SCFeat, asked: str = "own", precision: str = "float32", beside: Beside[Made] | None = None
+) -> CheckedEngine:
     """The public contract around an engine of the test's own."""
     eager, reference = create_engine("eager", model, precision=precision), create_engine("eager", model)
     target = Target(nn.Identity(), eager.run, CPU, precision, "own")
-    return CheckedEngine(asked, [Candidate("own", build)], target, eager.run, reference.run, Cache(None), "exact")
+    cache = Cache(None, None if beside is None else beside.workshop)
+    recipe = Recipe(target, eager.run, reference.run, cache, "exact")
+    return CheckedEngine(asked, [Candidate("own", build)], recipe, beside)
 
 
 def test_auto_leaves_what_deviates(model, caplog):
@@ -374,7 +380,7 @@ def test_a_precision_in_which_numbers_overflow_is_replaced_by_float32(model, cap
 
     target = Target(nn.Identity(), overflows, CPU, "bfloat16", "own")
     candidate = Candidate("own", lambda target, image, cache: target.run)
-    engine = CheckedEngine("own", [candidate], target, overflows, exact.run, Cache(None), "exact")
+    engine = CheckedEngine("own", [candidate], Recipe(target, overflows, exact.run, Cache(None), "exact"))
     assert all(map(torch.equal, engine.run(image), exact.run(image)))
     assert (engine.name, engine.precision) == ("eager", "float32")
     assert engine.note.startswith("own in bfloat16 deviates from float32 on images of this size: 0.0 %")
