@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scfeat_core.errors import ConfigError
+from scfeat_core.types import Array
 
 ThresholdMode = Literal["abs", "mean", "max"]
 Refinement = Literal["quadratic", "centroid3", "softargmax", "none"]
@@ -83,17 +84,16 @@ def select_padded(
     size = valid_size or (scores.shape[-1], scores.shape[-2])
     budgets = _budgets(max_keypoints, scores, nms_radius)
     least = None if threshold is None else threshold * _threshold_reference(scores, threshold_mode, size[0] * size[1])
-    find = _keys_on_host if scores.device.type == "cpu" else _keys_on_device
+    find = _best_on_host if scores.device.type == "cpu" else _best_on_device
     most = _most(scores, nms_radius) if grid > 1 else max(budgets)
-    keys = find(scores.detach(), nms_radius, _Where(size, border, mask, least), most)
-    index, valid = _LOW - (keys & _LOW), keys > _NONE
+    index, valid = find(scores.detach(), nms_radius, _Where(size, border, mask, least), most)
     if grid > 1:
         order, valid = _spread(_cells(index, scores.shape[-1], size, grid), valid, budgets, grid)
         index = index.gather(1, order)
     elif len(set(budgets)) > 1:
-        valid &= _places(keys) < _column(budgets, keys)
+        valid &= _places(index) < _column(budgets, index)
     values = torch.where(valid, scores.flatten(1).gather(1, index), -torch.inf)
-    image = torch.arange(len(scores), device=scores.device).repeat_interleave(index.shape[1])
+    image = torch.arange(len(scores), device=scores.device)[:, None].expand_as(index).flatten()
     xy = refined_positions(scores, image, index.flatten(), refinement)
     x, y = xy[:, 0].clamp(0, size[0] - 1), xy[:, 1].clamp(0, size[1] - 1)
     return Selected(torch.stack((x, y), -1).view(*index.shape, 2), values)
@@ -147,18 +147,34 @@ def _maxima(scores: Tensor, radius: int) -> Tensor:
 
 def _maxima_on_host(scores: np.ndarray, radius: int) -> np.ndarray:
     """:func:`_maxima` of one map (H, W) by the dilation of OpenCV, a third of the time; infinite ones may be kept."""
-    if np.isnan(scores).any():  # what a maximum is then is not said there
+    if np.isnan(scores.max()):  # what a maximum is then is not said there
         return _maxima(torch.from_numpy(scores)[None], radius)[0].numpy()
-    scores = np.ascontiguousarray(scores)
-    side = 2 * radius + 1
-    keep = scores == cv2.dilate(scores, np.ones((side, side), np.uint8))
+    keep = _not_exceeded(scores, radius)
     # Of equal ones the first: greater than all that is above, and to the left. An anchor must be inside, so these
     # end at the pixel, and are shifted by one.
-    above = cv2.dilate(scores, np.ones((radius, side), np.uint8), anchor=(radius, radius - 1))
+    above = cv2.dilate(scores, np.ones((radius, 2 * radius + 1), np.uint8), anchor=(radius, radius - 1))
     keep[1:] &= scores[1:] > above[:-1]
     left = cv2.dilate(scores, np.ones((1, radius), np.uint8), anchor=(radius - 1, 0))
     keep[:, 1:] &= scores[:, 1:] > left[:, :-1]
     return keep
+
+
+def _not_exceeded(scores: np.ndarray, radius: int) -> np.ndarray:
+    """(H, W) bool: pixels that no pixel of their window exceeds, of a map without NaN."""
+    return scores == cv2.dilate(scores, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))
+
+
+def _none_equal(scores: np.ndarray, index: np.ndarray, radius: int) -> bool:
+    """Whether no pixel of ``index`` equals one before it in its window, which lies inside of the map (H, W).
+
+    False, too, where to look is more work than to look at the whole map.
+    """
+    before = np.arange(-radius, radius + 1)
+    before = np.concatenate(((before[:radius, None] * scores.shape[1] + before).ravel(), before[:radius]))
+    if len(before) * len(index) > scores.size:
+        return False
+    values = scores.ravel()
+    return not (values.take(index + before[:, None]) == values.take(index)).any()
 
 
 def _maximum(views: list[Tensor]) -> Tensor:
@@ -192,45 +208,16 @@ class _Where(NamedTuple):
     least: Tensor | float | None
 
 
-def _keys_on_device(scores: Tensor, radius: int, where: _Where, most: int) -> Tensor:
-    """:func:`_keys` of the ``most`` best pixels of each map, (B, most) int64, descending; _NONE beyond the last one."""
+def _best_on_device(scores: Tensor, radius: int, where: _Where, most: int) -> tuple[Tensor, Tensor]:
+    """The ``most`` best pixels of each map, best first, (B, most) int64, and which of them are any, (B, most) bool."""
     keep = local_maxima(scores, radius) & _inside_border(scores, where)
     if where.least is not None:
         keep &= scores > where.least
     if where.mask is not None:
         keep &= where.mask != 0
     index = torch.arange(scores[0].numel(), device=scores.device)
-    return torch.where(keep.flatten(1), _keys(scores.flatten(1), index), _NONE).topk(most).values
-
-
-def _keys_on_host(scores: Tensor, radius: int, where: _Where, most: int) -> Tensor:
-    """:func:`_keys_on_device`, but filled up only to the number of the map that has most."""
-    masks = [None] * len(scores) if where.mask is None else where.mask.expand_as(scores)
-    least = [None] * len(scores) if where.least is None else torch.as_tensor(where.least).expand(len(scores), 1, 1)
-    rows = [_keys_of(*each, radius, where, most) for each in zip(scores, masks, least, strict=True)]
-    keys = rows[0].new_full((len(rows), max(map(len, rows))), _NONE)
-    for row, own in zip(keys, rows, strict=True):
-        row[: len(own)] = own
-    return keys
-
-
-def _keys_of(
-    scores: Tensor, mask: Tensor | None, least: Tensor | None, radius: int, where: _Where, most: int
-) -> Tensor:
-    """Of one map (H, W), (n,). From the maxima on it looks only at those."""
-    array, (width, height), border = scores.numpy(), where.size, where.border
-    keep = _maxima_on_host(array, radius) if radius else np.isfinite(array)
-    keep[:border], keep[max(height - border, 0) :] = False, False
-    keep[:, :border], keep[:, max(width - border, 0) :] = False, False
-    if mask is not None:
-        keep &= mask.numpy() != 0
-    index = np.flatnonzero(keep)
-    values = array.reshape(-1)[index]
-    good = np.isfinite(values)
-    if least is not None:
-        good &= values > np.float32(least.item())
-    keys = _keys(torch.from_numpy(values[good]), torch.from_numpy(index[good]))
-    return keys.topk(min(most, len(keys))).values
+    keys = torch.where(keep.flatten(1), _keys(scores.flatten(1), index), _NONE).topk(most).values
+    return _LOW - (keys & _LOW), keys > _NONE
 
 
 def _keys(scores: Tensor, index: Tensor) -> Tensor:
@@ -238,6 +225,57 @@ def _keys(scores: Tensor, index: Tensor) -> Tensor:
     bits = (scores + 0.0).view(torch.int32)  # -0 is 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats are ordered as their bits are, negative ones the other way
     return (ordered.long() << 32) | (_LOW - index)
+
+
+def _best_on_host(scores: Tensor, radius: int, where: _Where, most: int) -> tuple[Tensor, Tensor]:
+    """:func:`_best_on_device`, but filled up only to the number of the map that has most."""
+    masks = [None] * len(scores) if where.mask is None else where.mask.expand_as(scores).numpy() != 0
+    least = [None] * len(scores) if where.least is None else torch.as_tensor(where.least).expand(len(scores), 1, 1)
+    maps = np.ascontiguousarray(scores.numpy())
+    rows = [_best_of(*each, radius, where, most) for each in zip(maps, masks, least, strict=True)]
+    index = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for place, row in zip(index, rows, strict=True):
+        place[: len(row)] = row
+    valid = np.arange(index.shape[1]) < np.array([[len(row)] for row in rows])
+    return torch.from_numpy(index), torch.from_numpy(valid)
+
+
+def _best_of(
+    scores: np.ndarray, mask: np.ndarray | None, least: Tensor | None, radius: int, where: _Where, most: int
+) -> np.ndarray:
+    """Of one map (H, W), (n,). From the maxima on it looks only at those.
+
+    Equal neighbours are rare, so whether there are any is asked of the best pixels alone.
+    """
+    if radius == 0:
+        return _best_kept(scores, np.isfinite(scores), mask, least, where, most)
+    if where.border >= radius and not np.isnan(scores.max()):
+        best = _best_kept(scores, _not_exceeded(scores, radius), mask, least, where, most)
+        if _none_equal(scores, best, radius):
+            return best
+    return _best_kept(scores, _maxima_on_host(scores, radius), mask, least, where, most)
+
+
+def _best_kept(
+    scores: np.ndarray, keep: np.ndarray, mask: np.ndarray | None, least: Tensor | None, where: _Where, most: int
+) -> np.ndarray:
+    """The best pixels (n,) of a map (H, W) that are to be kept, and count."""
+    (width, height), border = where.size, where.border
+    keep[:border], keep[max(height - border, 0) :] = False, False
+    keep[:, :border], keep[:, max(width - border, 0) :] = False, False
+    if mask is not None:
+        keep &= mask
+    index = np.flatnonzero(keep)
+    values = scores.ravel().take(index)
+    good = np.isfinite(values)
+    if least is not None:
+        good &= values > np.float32(least.item())
+    if not good.all():
+        index, values = index[good], values[good]
+    if len(values) > most:
+        better = np.flatnonzero(values >= np.partition(values, len(values) - most)[len(values) - most])
+        index, values = index[better], values[better]
+    return index[(-values).argsort(kind="stable")[:most]]
 
 
 def _inside_border(scores: Tensor, where: _Where) -> Tensor:
@@ -324,38 +362,63 @@ def refined_positions(scores: Tensor, image: Tensor, index: Tensor, refinement: 
 
     scores: (B, H, W). image, index: (n,) int64, the latter into the flattened map.
     """
-    height, width = scores.shape[-2:]
+    if scores.device.type != "cpu" or scores.requires_grad:
+        return _refined(scores, image, index, refinement, torch)
+    with np.errstate(over="ignore"):  # by numpy, whose calls on small arrays take a fraction of the time
+        return torch.from_numpy(_refined(scores.numpy(), image.numpy(), index.numpy(), refinement, np))
+
+
+def _refined(scores: Array, image: Array, index: Array, refinement: Refinement, library: Any) -> Array:
+    """:func:`refined_positions` by torch or numpy."""
+    width = scores.shape[-1]
     x, y = index % width, index // width
-    position = torch.stack((x, y), -1).float()
+    position = library.stack((x, y), -1)
+    position = position.float() if library is torch else position.astype(np.float32)
     if refinement == "none":
         return position
-    step = torch.arange(-1, 2, device=scores.device)[:, None]
-    columns, rows = (x + step).clamp(0, width - 1), (y + step).clamp(0, height - 1)
-    pixels = (image * height + rows)[:, None] * width + columns
     # (3, 3, n): whole rows of numbers to calculate with.
-    patches = scores.reshape(-1).index_select(0, pixels.flatten()).view(pixels.shape)
+    patches = _patches(scores, image, x, y)
     # Padding takes part as the score of the pixel itself, which neither attracts nor repels.
-    patches = torch.where(patches.isfinite(), patches, patches[1:2, 1:2])
-    return position + torch.stack(_OFFSETS[refinement](patches), -1)
+    patches = _where(library.isfinite(patches), patches, patches[1:2, 1:2])
+    return position + library.stack(_OFFSETS[refinement](patches), -1)
 
 
-def _weighted_offset(weights: Tensor) -> tuple[Tensor, Tensor]:
+def _patches(scores: Array, image: Array, x: Array, y: Array) -> Array:
+    """(3, 3, n) of the maps (B, H, W) around the pixels x, y (n,) of the maps ``image`` (n,); edges are repeated."""
+    height, width = scores.shape[-2:]
+    step = torch.arange(-1, 2, device=scores.device) if isinstance(scores, Tensor) else np.arange(-1, 2)
+    columns, rows = (x + step[:, None]).clip(0, width - 1), (y + step[:, None]).clip(0, height - 1)
+    pixels = (image * height + rows)[:, None] * width + columns
+    if isinstance(scores, np.ndarray):
+        return scores.reshape(-1).take(pixels)
+    return scores.reshape(-1).index_select(0, pixels.flatten()).view(pixels.shape)
+
+
+def _where(condition: Array, values: Array, others: Array | float) -> Array:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, values, others)
+    return np.where(condition, values, np.asarray(others, np.float32))
+
+
+def _weighted_offset(weights: Array) -> tuple[Array, Array]:
     """Centroid, x and y (n,), of weights (3, 3, n) relative to the middle; 0 where they have no positive sum."""
     total = weights.sum((0, 1))
     x = (weights[:, 2] - weights[:, 0]).sum(0)
     y = (weights[2] - weights[0]).sum(0)
-    x, y = (torch.where(total > 0, each / total, 0.0).clamp(-1, 1) for each in (x, y))
+    divisor = _where(total > 0, total, 1.0)
+    x, y = (_where(total > 0, each / divisor, 0.0).clip(-1, 1) for each in (x, y))
     return x, y
 
 
-def _softargmax_offset(patches: Tensor) -> tuple[Tensor, Tensor]:
+def _softargmax_offset(patches: Array) -> tuple[Array, Array]:
     peak = patches[1:2, 1:2]
-    temperature = _SOFTARGMAX_TEMPERATURE * peak.abs().clamp_min(1e-12)
-    x, y = _weighted_offset(((patches - peak) / temperature).clamp_max(0).exp())
-    return x.clamp(-0.5, 0.5), y.clamp(-0.5, 0.5)
+    temperature = _SOFTARGMAX_TEMPERATURE * abs(peak).clip(1e-12)
+    exponents = ((patches - peak) / temperature).clip(None, 0)
+    x, y = _weighted_offset(exponents.exp() if isinstance(exponents, Tensor) else np.exp(exponents))
+    return x.clip(-0.5, 0.5), y.clip(-0.5, 0.5)
 
 
-def _quadratic_offset(patches: Tensor) -> tuple[Tensor, Tensor]:
+def _quadratic_offset(patches: Array) -> tuple[Array, Array]:
     """Maximum of the second-order Taylor expansion (Brown and Lowe, 2002), at most half a pixel away along each axis.
 
     Where the 2-D maximum is farther, or is none, each axis is fitted alone; that never leaves the half pixel.
@@ -367,15 +430,15 @@ def _quadratic_offset(patches: Tensor) -> tuple[Tensor, Tensor]:
     xy = (p[2, 2] - p[2, 0] - p[0, 2] + p[0, 0]) / 4
     determinant = xx * yy - xy * xy
     # Divisors that are not used are 1, as torch.where passes the NaN gradient of a division by 0 on to both sides.
-    divisor = torch.where(determinant > 0, determinant, 1.0)
+    divisor = _where(determinant > 0, determinant, 1.0)
     x, y = (xy * gy - yy * gx) / divisor, (xy * gx - xx * gy) / divisor
-    usable = (determinant > 0) & (xx < 0) & (x.abs() <= 0.5) & (y.abs() <= 0.5)
-    x, y = torch.where(usable, x, _alone(gx, xx)), torch.where(usable, y, _alone(gy, yy))
-    return x.clamp(-0.5, 0.5), y.clamp(-0.5, 0.5)
+    usable = (determinant > 0) & (xx < 0) & (abs(x) <= 0.5) & (abs(y) <= 0.5)
+    x, y = _where(usable, x, _alone(gx, xx)), _where(usable, y, _alone(gy, yy))
+    return x.clip(-0.5, 0.5), y.clip(-0.5, 0.5)
 
 
-def _alone(gradient: Tensor, curvature: Tensor) -> Tensor:
-    return torch.where(curvature < 0, -gradient / torch.where(curvature < 0, curvature, 1.0), 0.0)
+def _alone(gradient: Array, curvature: Array) -> Array:
+    return _where(curvature < 0, -gradient / _where(curvature < 0, curvature, 1.0), 0.0)
 
 
 _OFFSETS = {"quadratic": _quadratic_offset, "centroid3": _weighted_offset, "softargmax": _softargmax_offset}

@@ -6,7 +6,7 @@ import torch
 
 from scfeat_core import selection
 from scfeat_core.errors import ConfigError
-from scfeat_core.selection import local_maxima, select_keypoints, select_padded
+from scfeat_core.selection import local_maxima, refined_positions, select_keypoints, select_padded
 
 ALL = {"max_keypoints": 0, "border": 0}
 
@@ -264,12 +264,40 @@ def test_host_and_device_choose_alike(monkeypatch, settings, radius, levels):
         scores[1, 0, 30, 30], scores[2, 0, :9] = -torch.inf, -0.0
     mask = random_map(40, 57, seed=9)[0, 0] < 0.7
     on_host = select_keypoints(scores, nms_radius=radius, mask=mask, **settings)
-    monkeypatch.setattr(selection, "_keys_on_host", selection._keys_on_device)
+    monkeypatch.setattr(selection, "_best_on_host", selection._best_on_device)
     monkeypatch.setattr(selection, "_maxima_on_host", lambda array, r: by_shifts(torch.from_numpy(array), r))
     on_device = select_keypoints(scores, nms_radius=radius, mask=mask, **settings)
     assert sum(len(xy) for xy, _ in on_host) > 3 or settings.get("border") == 30
     for one, other in zip(on_host, on_device, strict=True):
         assert torch.equal(one.xy, other.xy) and torch.equal(one.scores, other.scores)
+
+
+def test_the_whole_map_is_asked_for_equal_neighbours_only_where_the_best_have_some(monkeypatch):
+    asked = []
+    monkeypatch.setattr(selection, "_maxima_on_host", lambda *given: asked.append(given) or _MAXIMA(*given))
+    scores = random_map(60, 80, seed=3)
+    scores[..., 20, 10:13] = -1.0  # equal, but no maxima
+    assert len(select_keypoints(scores, max_keypoints=50)[0].xy) == 50 and not asked
+    scores[..., 30, 30:32] = 2.0
+    ((xy, values),) = select_keypoints(scores, max_keypoints=50, refinement="none")
+    assert asked and xy[0].tolist() == [30, 30] and values[1] < 2
+    asked.clear()
+    select_keypoints(scores, max_keypoints=50, border=1)
+    assert asked, "windows reach out of the map"
+
+
+_MAXIMA = selection._maxima_on_host
+
+
+@pytest.mark.parametrize("refinement", ["quadratic", "centroid3", "softargmax", "none"])
+def test_positions_are_refined_alike_with_and_without_gradients(refinement):
+    scores = random_map(30, 40, batch=2, seed=4)[:, 0]
+    scores[0, 3, 4], scores[1, :, 35:] = -torch.inf, 0.25
+    image, index = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 3 * 40 + 5, 1199, 16 * 40 + 36, 39])
+    found = refined_positions(scores, image, index, refinement)
+    expected = refined_positions(scores.clone().requires_grad_(), image, index, refinement)
+    assert found.dtype == torch.float32 and found.shape == (5, 2)
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-5)
 
 
 def by_shifts(scores: torch.Tensor, radius: int) -> np.ndarray:
