@@ -16,7 +16,7 @@ from typing import NamedTuple
 CONFIG = Path(__file__).parent.parent / "config"
 NEW_PROFILE, OLD_PROFILE = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
 OLD_DISTRIBUTIONS = ("humble", "iron", "jazzy")  # they know the old name only; later ones complain about it
-TEXTS = ("image_transport", "weights", "device")  # arguments that are parameters, too, if they are not empty
+TEXTS = ("image_transport", "weights", "device", "precision", "engine")  # arguments that are parameters, too, if they are not empty
 SWITCHES = ("autostart", "use_sim_time")
 LISTS = ("cameras", "stereo")
 TOPICS = ("image", "camera_info", "mask")  # of each camera
@@ -45,6 +45,18 @@ ARGUMENTS = (
     Argument("image_transport", "", "raw or compressed images; empty: as in params_file", ("", "raw", "compressed")),
     Argument("weights", "", "shipped variant or .safetensors file; empty: as in params_file"),
     Argument("device", "", "cpu, cuda, cuda:<number> or auto; empty: as in params_file"),
+    Argument(
+        "precision",
+        "",
+        "arithmetic of the network, auto: the fastest safe one; empty: as in params_file",
+        ("", "float32", "bfloat16", "float16", "auto"),
+    ),
+    Argument(
+        "engine",
+        "",
+        "what runs the network, eager: torch itself, auto: the fastest; empty: as in params_file",
+        ("", "eager", "cuda_graph", "compile", "onnx", "openvino", "tensorrt", "auto"),
+    ),
     Argument("autostart", "", "false: leave configuring and activating to a lifecycle manager", ("", "true", "false")),
     Argument(
         "use_sim_time",

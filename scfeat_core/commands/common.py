@@ -43,12 +43,14 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="at most N an image, 0: all (%(default)s)",
     )
+    add_options_argument(parser, "option of the Extractor, such as max_edge=1600 or engine=onnx; may be repeated")
 
 
 def extractor_from(args: argparse.Namespace) -> Extractor:
     from scfeat_core.extraction import Extractor
 
-    return Extractor(weights=args.weights, device=args.device, max_keypoints=args.max_keypoints)
+    options = {"max_keypoints": args.max_keypoints, **dict(args.options)}
+    return Extractor(weights=args.weights, device=args.device, **options)
 
 
 def read_upright(path: Path) -> np.ndarray:

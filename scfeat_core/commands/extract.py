@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scfeat_core.commands.common import add_extractor_arguments, add_options_argument, count_from
+from scfeat_core.commands.common import add_extractor_arguments, count_from
 from scfeat_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=["npz", "h5"], help="(npz; h5 where the output ends in .h5)")
     parser.add_argument("--half", action="store_true", help="descriptors as float16")
     add_extractor_arguments(parser)
-    add_options_argument(parser, "option of the Extractor, such as max_edge=1600; may be repeated")
     parser.add_argument("--config", type=Path, metavar="FILE", help="take all of the above from a YAML file")
     parser.add_argument("--data", type=Path, metavar="DIR", help="with --config: other images than it says")
     run = parser.add_argument_group("run")

@@ -138,6 +138,15 @@ class TestImages:
         assert drawn is not None and drawn.shape == (160, 400, 3)
         assert "matches" in capsys.readouterr().out
 
+    def test_match_takes_the_options_of_the_extractor(
+        self, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["match", str(picture), str(picture), "-o", str(tmp_path / "m.png"), "--weights", "random"]
+        assert cli.main([*command, "--set", "max_edge=100", "--set", "max_keypoints=7"]) == 0
+        assert capsys.readouterr().out.startswith("7 and 7 keypoints")
+        assert cli.main([*command, "--set", "engine=onx"]) == 2
+        assert "did you mean 'onnx'" in capsys.readouterr().err
+
     def test_refuses_what_would_overwrite_itself(self, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
         twin = picture.parent / "sub" / picture.name
         assert cli.main(["extract", str(picture), str(twin)]) == 2

@@ -28,6 +28,8 @@ TWO = {
     "mask": "masks/left,masks/right",
     "imu": "/imu/data",
     "weights": "random",
+    "precision": "auto",
+    "engine": "compile",
     "autostart": "false",
     "log_level": "debug",
 }
@@ -51,8 +53,8 @@ def values(launch_file: ModuleType, **changes: str) -> dict[str, str]:
 def test_every_argument_is_described_and_its_default_is_a_choice(launch_file: ModuleType) -> None:
     names = [argument.name for argument in launch_file.ARGUMENTS]
     assert names == list(dict.fromkeys(names))
-    wanted = "namespace params_file image camera_info image_transport cameras weights device autostart use_sim_time"
-    assert set(names) >= {*wanted.split(), "log_level"}
+    wanted = "namespace params_file image camera_info image_transport cameras weights device precision engine autostart"
+    assert set(names) >= {*wanted.split(), "use_sim_time", "log_level"}
     for argument in launch_file.ARGUMENTS:
         assert len(argument.description) > 10, argument.name
         assert not argument.choices or argument.default in argument.choices, argument.name
@@ -167,7 +169,7 @@ def test_the_node_understands_what_the_launch_file_gives_it(launch_file: ModuleT
         arguments += ["-r", f"{name}:={topic}"]
     node = ros.create_node(settings["name"], cli_args=arguments, use_global_arguments=False)
     expected = {"cameras": ("left", "right"), "stereo": ("left:right",), "weights": "random"}
-    assert declare(node) == NodeParameters(**expected, use_imu=True, autostart=False)
+    assert declare(node) == NodeParameters(**expected, precision="auto", engine="compile", use_imu=True, autostart=False)
     topics = [node.resolve_topic_name(name) for name in ("left/image", "right/camera_info", "left/mask", "~/tracks")]
     assert topics == ["/left/image_raw", "/right/camera_info", "/robot/masks/left", "/robot/scfeat/tracks"]
 
