@@ -169,7 +169,9 @@ def test_the_node_understands_what_the_launch_file_gives_it(launch_file: ModuleT
         arguments += ["-r", f"{name}:={topic}"]
     node = ros.create_node(settings["name"], cli_args=arguments, use_global_arguments=False)
     expected = {"cameras": ("left", "right"), "stereo": ("left:right",), "weights": "random"}
-    assert declare(node) == NodeParameters(**expected, precision="auto", engine="compile", use_imu=True, autostart=False)
+    assert declare(node) == NodeParameters(
+        **expected, precision="auto", engine="compile", use_imu=True, autostart=False
+    )
     topics = [node.resolve_topic_name(name) for name in ("left/image", "right/camera_info", "left/mask", "~/tracks")]
     assert topics == ["/left/image_raw", "/right/camera_info", "/robot/masks/left", "/robot/scfeat/tracks"]
 

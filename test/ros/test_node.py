@@ -304,6 +304,33 @@ def interrupted(client: Client, process: Any, number: signal.Signals) -> None:
 
 
 @pytest.mark.live
+def test_images_do_not_wait_for_an_engine(
+    ros: Any, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither do transitions and the end: compiling takes a minute."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process = start("-p", "engine:=compile")
+    client = Client(ros)
+    client.connect()
+    status = client.settle(client.ask(image_message(texture(), START)).header)
+    note = "compile for 1 image(s) of 640x480 is being made; eager meanwhile"
+    assert status.last_error == note
+    change = client.node.create_client(ChangeState, "scfeat/change_state")
+    ros.spin_until(change.service_is_ready, PATIENCE, "the lifecycle services")
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
+        answer = change.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        ros.spin_until(answer.done, PATIENCE, "the transition")
+        assert answer.result().success, process.output
+    assert not list(tmp_path.rglob("*.pt2")) and children_of(process.popen.pid) == []
+    assert process.stop() == 0 and "Traceback" not in process.output
+
+
+def children_of(process: int) -> list[str]:
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
+
+
+@pytest.mark.live
 def test_three_cameras_two_of_them_a_stereo_pair(ros: Any, start: Callable[..., Any]) -> None:
     several = ("cameras:=[left, right, rear]", "stereo:=['left:right']", "budgets:=[100, 0, 50]", "max_keypoints:=200")
     process = start(*itertools.chain(*(("-p", word) for word in several)))

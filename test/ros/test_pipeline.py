@@ -356,6 +356,12 @@ def test_why_another_engine_runs_is_said_once() -> None:
     assert {channel.last_error for channel in pipeline.channels.values()} == {extractor.engine_note}
     assert (pipeline.engine, pipeline.engine_note) == ("none", extractor.engine_note)
 
+    left, right = pipeline.channels.values()
+    left.last_error = "frame dropped: something else"
+    extractor.engine_note = ""
+    assert not pipeline.process(frames_of(("left", "right"), 3))()
+    assert (left.last_error, right.last_error) == ("frame dropped: something else", ""), "it has been made"
+
 
 def test_reasons_of_errors(bench: Callable[..., Bench]) -> None:
     setup = bench()
