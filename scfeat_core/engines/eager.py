@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,7 @@ from scfeat_core.engines.contract import Maps
 class EagerEngine:
     """Any size, nothing to prepare; on a CPU the same results from run to run.
 
-    On CUDA it changes a switch of the process while it is called (``torch.backends.cudnn.allow_tf32``): of two threads
-    that both run networks, one may find that of the other.
+    While one is called on CUDA, convolutions of the whole process go without TensorFloat-32 (see WithoutTensorFloat).
     """
 
     name = "eager"
@@ -49,9 +50,49 @@ def with_weights_in(network: nn.Module, precision: str) -> nn.Module:
     return network
 
 
+class WithoutTensorFloat:
+    """Without TensorFloat-32, which torch takes for float32 in convolutions unless it is told not to.
+
+    The switch is one of the process: off while there are users, in any thread, and after the last one what it was
+    before the first.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # of all below
+        self._users = 0
+        self._switches: list[tuple[Any, str, Any]] = []  # object, attribute, value that means off
+        self._before: list[Any] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._switches = _switches()
+                self._before = [getattr(place, name) for place, name, _ in self._switches]
+                for switch in self._switches:
+                    setattr(*switch)
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                for (place, name, _), value in zip(self._switches, self._before, strict=True):
+                    setattr(place, name, value)
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """torch has new ones since 2.9, and does not tell the old one where it says something else than they."""
+    cudnn: Any = torch.backends.cudnn
+    new = [(getattr(cudnn, name), "fp32_precision", "ieee") for name in ("conv", "rnn") if hasattr(cudnn, name)]
+    try:
+        told = isinstance(cudnn.allow_tf32, bool)
+    except RuntimeError:
+        told = False
+    return [(cudnn, "allow_tf32", False), *new] if told else new  # in this order: it sets the new ones, too
+
+
+_EXACT = WithoutTensorFloat()
+
+
 def _exact(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Without TensorFloat-32, which torch takes for float32 in convolutions unless it is told not to."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+    return _EXACT if device.type == "cuda" else contextlib.nullcontext()

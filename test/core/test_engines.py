@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import logging
@@ -16,6 +17,7 @@ from scfeat_core.engines import ENGINES, compiled, create_engine, engine_precisi
 from scfeat_core.engines.cache import Cache
 from scfeat_core.engines.checked import SIZES, CheckedEngine
 from scfeat_core.engines.contract import EngineName, Maps, Target
+from scfeat_core.engines.eager import WithoutTensorFloat
 from scfeat_core.engines.elsewhere import Beside
 from scfeat_core.engines.making import Candidate, Made, Recipe
 from scfeat_core.errors import ConfigError, DeviceError
@@ -201,6 +203,48 @@ def test_engines_on_cuda(name, precision, model, cache):
         assert all(map(torch.equal, first, kept)), "results are the caller's"
         own = parity.compare(create_engine("eager", model, device, precision).run(image), eager.run(image))
         assert parity.suffices(parity.compare(first, eager.run(image)), own)
+
+
+def tensor_float() -> tuple[str, str]:
+    """The switches of convolutions and of recurrent networks."""
+    cudnn = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    return ("tf32" if cudnn.allow_tf32 else "ieee",) * 2
+
+
+def test_tensor_float_is_off_while_anybody_runs_and_then_what_it_was():
+    """Of any threads: A begins, B begins, A ends, B ends."""
+    before, exact = torch.backends.cudnn.allow_tf32, WithoutTensorFloat()
+    for allowed in (True, False):
+        try:
+            torch.backends.cudnn.allow_tf32 = allowed
+            switches = tensor_float()
+            with contextlib.ExitStack() as a, contextlib.ExitStack() as b:
+                for stack in (a, b):
+                    stack.enter_context(exact)
+                    assert tensor_float() == ("ieee", "ieee") and torch.backends.cudnn.allow_tf32 is False
+                a.close()
+                assert tensor_float() == ("ieee", "ieee"), "B still runs"
+                b.close()
+                assert tensor_float() == switches and torch.backends.cudnn.allow_tf32 is allowed
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
+
+
+def test_tensor_float_of_convolutions_alone_comes_back():
+    cudnn = torch.backends.cudnn
+    if not hasattr(cudnn, "conv"):
+        pytest.skip("torch before 2.9 has one switch for both")
+    before = tensor_float()
+    try:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = "tf32", "ieee"  # asking for allow_tf32 now raises
+        with WithoutTensorFloat():
+            assert tensor_float() == ("ieee", "ieee")
+        assert tensor_float() == ("tf32", "ieee")
+    finally:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+    assert cudnn.allow_tf32 in (True, False), "it is told again"
 
 
 # -- what cannot be had ------------------------------------------------------------------------------------------------
