@@ -45,6 +45,10 @@ RUNS: dict[str, tuple[str, str | None, dict[str, object]]] = {
     "tracks and warps": ("lite_posed", "base", {"EpipolarLoss_Line2Window_config.weight_window": 0}),
     "epipolar, tracks and warps": ("lite_posed", "base", {}),
 }
+# The published kind of detector, as only that has what some of the runs leave out.
+DETECTOR = {"stride": 1, "use_peakiness": True, "peak_norm": "absmax"}
+DETECTOR |= {"feature_channels": 8, "image_channels": 8, "merge_channels": 8}
+PUBLISHED = {f"model_config.detector.{key}": value for key, value in DETECTOR.items()}
 COMMON = {"device": "cpu", "epoch": 1, "data_config_train.batch_size": 4, "data_config_train.workers": 0}
 COMMON |= {"save_freq": 100, "validate_freq": 1_000_000}
 SMALL_VIEWS = {"data_config_train.warps.view_size": 128, "data_config_train.size": "[160,160]"}
@@ -79,8 +83,7 @@ def train(name: str, args: argparse.Namespace) -> None:
     config, start, settings = RUNS[name]
     folder = folder_of(name, args)
     settings = {**COMMON, **SMALL_VIEWS, "epoch_step": args.steps, **settings}
-    if start is not None:
-        settings["load_path"] = folder_of(start, args)
+    settings = {**PUBLISHED, **settings} if start is None else {**settings, "load_path": folder_of(start, args)}
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value, default=str)}")]
     words = [word.replace('"[', "[").replace(']"', "]") for word in words]
     resume = ["--resume"] if (folder / "last.pt").is_file() else []

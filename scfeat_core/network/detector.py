@@ -9,15 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scfeat_core.errors import ConfigError
 from scfeat_core.network.layers import Alignment, upsample
 
 PeakNorm = Literal["max", "absmax"]
+EPS = 1e-5  # of all instance norms
+LUMA = (0.299 * 0.229, 0.587 * 0.224, 0.114 * 0.225)  # ITU-R BT.601, of channels that ImageNet's deviations divided
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
     """Widths of the feature branch, the image branch and their merger; defaults are the published network's.
 
+    stride: pixels from one position that is computed to the next: 1 is :class:`DetectionNet`, as published, 2 is
+    :class:`CellDetectionNet`, whose widths are those of the layers of the same name; it knows no peakiness.
     peak_norm: what a map is divided by before its peaks are measured. The published ``max`` loses its meaning on
     images that are darker than the ImageNet mean everywhere; ``absmax`` does not. use_peakiness: False leaves the
     measurement out, to learn what it is worth.
@@ -29,6 +34,11 @@ class DetectorConfig:
     alignment: Alignment = "exact"
     peak_norm: PeakNorm = "max"
     use_peakiness: bool = True
+    stride: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        if self.stride == 2 and self.use_peakiness:
+            raise ConfigError("use_peakiness: expected false with stride: 2, found true; set it, or stride: 1")
 
 
 def peakiness(x: Tensor, norm: PeakNorm = "max") -> Tensor:
@@ -80,6 +90,56 @@ class DetectionNet(nn.Module):
 
     def _activate(self, x: Tensor) -> Tensor:
         return self.activation(F.instance_norm(x))
+
+
+class CellDetectionNet(nn.Module):
+    """Keypoint scores >= 0 at full resolution from maps at half of it: a position scores the four pixels of its cell.
+
+    For small networks, where maps of the size of the image take most of the time though they have few channels. The
+    image comes in as luma of mean 0 and variance 1, so that no layer has to be normalised for its brightness; the
+    scores are normalised as those of DetectionNet.
+    """
+
+    def __init__(self, in_channels: int, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        a, g, c = config.feature_channels, config.image_channels, config.merge_channels
+        self.features = nn.Sequential(nn.Conv2d(in_channels, a, 1), nn.ReLU(inplace=True), nn.Conv2d(a, c, 1))
+        self.image = nn.Sequential(nn.Conv2d(1, g, 6, 2, 2), nn.ReLU(inplace=True), nn.Conv2d(g, c, 3, padding=1))
+        self.score = nn.Sequential(nn.Conv2d(c, 4, 3, padding=1))
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        """features: (B, C, h, w), stride 4. image: (B, 3, H, W), ImageNet-normalised. Returns (B, 1, H, W)."""
+        height, width = _size(image)
+        luma = F.pad(normalise_plane(_luma(image)), (0, width % 2, 0, height % 2), mode="replicate")
+        shallow = self.image(luma)
+        deep = upsample(self.features(features), 2, _size(shallow), self.config.alignment)
+        scores = _pixels(self.score(F.relu(shallow + deep)).float())[..., :height, :width]
+        return F.softplus(normalise_plane(scores))
+
+
+def create_detector(in_channels: int, config: DetectorConfig) -> DetectionNet | CellDetectionNet:
+    """in_channels: of the bridged descriptor map and the stem map together."""
+    return DetectionNet(in_channels, config) if config.stride == 1 else CellDetectionNet(in_channels, config)
+
+
+def _luma(image: Tensor) -> Tensor:
+    """(B, 3, H, W) to (B, 1, H, W); sums of planes, which are faster than a product and exact in any precision."""
+    red, green, blue = image.split(1, 1)
+    return torch.add(torch.add(red * LUMA[0], green, alpha=LUMA[1]), blue, alpha=LUMA[2])
+
+
+def normalise_plane(x: Tensor) -> Tensor:
+    """Instance norm of one channel, (B, 1, H, W), where torch's own is slow."""
+    x = x - x.mean((2, 3), keepdim=True)
+    return x * torch.rsqrt((x * x).mean((2, 3), keepdim=True) + EPS)
+
+
+def _pixels(cells: Tensor) -> Tensor:
+    """(B, 4, h, w) to (B, 1, 2 h, 2 w): torch's pixel_shuffle, faster where channels come last."""
+    batch, _, h, w = cells.shape
+    blocks = cells.permute(0, 2, 3, 1).unflatten(3, (2, 2))
+    return blocks.permute(0, 1, 3, 2, 4).reshape(batch, 1, 2 * h, 2 * w)
 
 
 def _size(image: Tensor) -> tuple[int, int]:

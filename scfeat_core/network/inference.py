@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scfeat_core.network.backbone import F2RBackbone
-from scfeat_core.network.detector import DetectionNet
+from scfeat_core.network.detector import CellDetectionNet, DetectionNet, normalise_plane
 from scfeat_core.network.fused import FusedConv2d, convolution, fuse_convolutions, fuses
-from scfeat_core.network.layers import ConvNormELU, upsample
+from scfeat_core.network.layers import ConvNormELU
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.rewriting import (
-    EPS,
     UpsampledConv2d,
-    block_kernel,
     centre_channels,
     fast_bridge,
     fast_peakiness,
     fast_upsample,
     fold_batch_norms,
     normalise_channels,
-    phase_kernel,
 )
-
-NARROW = 16  # channels: with at most so many, several pixels at once fill a CPU's vectors better
 
 
 def inference_network(model: SCFeat) -> nn.Module:
@@ -58,10 +51,10 @@ class InferenceNetwork(nn.Module):
         return score_map, desc_map if self.descriptor_source == "desc_map" else local_map
 
 
-def _rewritten(detector: DetectionNet) -> nn.Module:
-    if detector.config.merge_channels <= NARROW:
-        return NarrowDetector(detector)
-    return WideDetector(detector) if detector.config.alignment == "exact" else detector
+def _rewritten(detector: DetectionNet | CellDetectionNet) -> nn.Module:
+    if isinstance(detector, CellDetectionNet) or detector.config.alignment != "exact":
+        return detector
+    return RewrittenDetector(detector)
 
 
 class InferenceBackbone(nn.Module):
@@ -132,8 +125,8 @@ class RaisedConv(nn.Module):
         return F.elu_(self.block.norm(self.upsampled(x, size)))
 
 
-class RewrittenDetector(nn.Module, ABC):
-    """What the detectors below have in common.
+class RewrittenDetector(nn.Module):
+    """DetectionNet without upsampling its many feature channels to the size of the image, and without joining them.
 
     For eager float32 on a CPU; anything else is given to the plain detector, as graphs hold no writing into views.
     """
@@ -143,7 +136,13 @@ class RewrittenDetector(nn.Module, ABC):
         self.plain = detector
         self.config = detector.config
         self.slope = float(detector.activation.weight.detach())
+        deep, shallow = detector.conv_merge.weight.detach().split(
+            (self.config.feature_channels, self.config.image_channels), 1
+        )
         self.conv_feature = convolution(detector.conv_feature.weight, padding=1)
+        self.conv_image = convolution(detector.conv_image.weight, padding=1)
+        self.conv_deep = UpsampledConv2d(convolution(deep).conv, 4)
+        self.conv_shallow = convolution(shallow, padding=1)
         self.score_kernel = nn.Parameter(detector.conv_score.weight.detach()[0, :, 0, 0].clone())
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
@@ -159,131 +158,28 @@ class RewrittenDetector(nn.Module, ABC):
         return score.mul_(peak_image).mul_(fast_upsample(peak_feature, 4, _size(image), self.config.alignment))
 
     def _scores(self, features: Tensor, image: Tensor) -> Tensor:
-        logits = self._logits(features, image)
-        logits = logits - logits.mean((1, 2), keepdim=True)
-        variance = (logits * logits).mean((1, 2), keepdim=True)
-        return F.softplus(logits.mul_(torch.rsqrt(variance + EPS)))[:, None]
+        # Without the biases of the convolutions, which the norms behind them take away.
+        merged = self.conv_deep(self._activated(self.conv_feature(features)), _size(image))
+        shallow = self._activated(self.conv_image(image.contiguous(memory_format=torch.channels_last)))
+        logits = self._scored(_channels_innermost(self.conv_shallow.add_to(merged, shallow)))
+        return F.softplus(normalise_plane(logits[:, None]))
 
-    @abstractmethod
-    def _logits(self, features: Tensor, image: Tensor) -> Tensor:
-        """(B, H, W), before the last norm and without the bias, which that takes away."""
+    def _activated(self, maps: Tensor) -> Tensor:
+        """Instance norm and PReLU of (B, C, h, w)."""
+        maps = _channels_innermost(maps)
+        normalise_channels(_rows(maps), maps.shape[-1])
+        return F.leaky_relu_(maps, self.slope).permute(0, 3, 1, 2)
 
-    def _feature_branch(self, features: Tensor) -> Tensor:
-        """(B, A, h, w), activated."""
-        deep = _channels_innermost(self.conv_feature(features))
-        return self._activated(deep, deep.shape[1] * deep.shape[2]).permute(0, 3, 1, 2)
-
-    def _activated(self, maps: Tensor, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
-        """Instance norm and PReLU, in place; maps: (B, h, w, C). count, outside: see ``centre_channels``."""
-        normalise_channels(_rows(maps), maps.shape[-1], count, outside)
-        return F.leaky_relu_(maps, self.slope)
-
-    def _scored(self, merged: Tensor, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
-        """The last two layers: merged (B, ..., C) before its norm, to logits (B, ...)."""
-        scale = centre_channels(_rows(merged), merged.shape[-1], count, outside)
+    def _scored(self, merged: Tensor) -> Tensor:
+        """The last two layers: merged (B, H, W, C) before its norm, to logits (B, H, W)."""
+        scale = centre_channels(_rows(merged), merged.shape[-1])
         # A PReLU commutes with a positive factor, which is cheaper to apply to the weights of the last layer.
         F.leaky_relu_(merged, self.slope)
-        return (merged.flatten(1, -2) @ (self.score_kernel * scale)[..., None]).view(merged.shape[:-1])
-
-
-class WideDetector(RewrittenDetector):
-    """The detector without upsampling its many feature channels to the size of the image, and without joining them."""
-
-    def __init__(self, detector: DetectionNet) -> None:
-        super().__init__(detector)
-        deep, shallow = _merge_kernels(detector)
-        self.conv_image = convolution(detector.conv_image.weight, padding=1)
-        self.conv_deep = UpsampledConv2d(convolution(deep).conv, 4)
-        self.conv_shallow = convolution(shallow, padding=1)
-
-    def _logits(self, features: Tensor, image: Tensor) -> Tensor:
-        height, width = _size(image)
-        merged = self.conv_deep(self._feature_branch(features), _size(image))
-        shallow = _channels_innermost(self.conv_image(image.contiguous(memory_format=torch.channels_last)))
-        shallow = self._activated(shallow, height * width).permute(0, 3, 1, 2)
-        return self._scored(_channels_innermost(self.conv_shallow.add_to(merged, shallow)), height * width)
-
-
-class NarrowDetector(RewrittenDetector):
-    """The detector where its maps have few channels: convolutions make several pixels of many channels at once."""
-
-    def __init__(self, detector: DetectionNet) -> None:
-        super().__init__(detector)
-        self.conv_image = convolution(block_kernel(detector.conv_image.weight, (1, 2)), stride=(1, 2), padding=1)
-        deep, shallow = _merge_kernels(detector)
-        self.conv_deep = convolution(deep, padding=1)
-        self.deep_blocks = convolution(block_kernel(deep, (2, 2)), stride=2, padding=1)
-        self.deep_phases = convolution(phase_kernel(deep, 2))
-        self.shallow_blocks = convolution(block_kernel(shallow, (2, 2)), stride=2, padding=1)
-
-    def _logits(self, features: Tensor, image: Tensor) -> Tensor:
-        height, width = size = _size(image)
-        merged = self.shallow_blocks.add_to(self._deep(features, size), self._shallow(image))
-        # Pixel (2 y + j, 2 x + i) is at [y, x, j, i].
-        blocks = _blocks(_channels_innermost(merged))
-        outside = [blocks[:, -1:, :, 1]] * (height % 2) + [blocks[:, :, -1:, :, 1]] * (width % 2)
-        logits = self._scored(blocks, height * width, outside)
-        return logits.transpose(2, 3).flatten(3).flatten(1, 2)[:, :height, :width]
-
-    def _deep(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """What the feature branch gives to the merged map: (B, 4 C, ceil(H / 2), ceil(W / 2))."""
-        deep = self._feature_branch(features)
-        if self.config.alignment != "exact":
-            deep = F.pad(upsample(deep, 4, size, self.config.alignment), (0, size[1] % 2, 0, size[0] % 2))
-            return self.deep_blocks(deep)
-        deep = fast_upsample(deep, 2, (-(-size[0] // 2), -(-size[1] // 2)), "exact")
-        blocks = _channels_innermost(self.deep_phases(F.pad(deep, (1, 1, 1, 1), mode="replicate")))
-        self._set_border(_blocks(blocks), deep, size)
-        return blocks.permute(0, 3, 1, 2)
-
-    def _shallow(self, image: Tensor) -> Tensor:
-        """(B, G, H, W), activated; the size is rounded up to even ones, with zeros beyond the image."""
-        height, width = _size(image)
-        if height % 2 or width % 2:
-            image = F.pad(image, (0, width % 2, 0, height % 2))
-        pixels = _channels_innermost(self.conv_image(image.contiguous(memory_format=torch.channels_last)))
-        pixels = pixels.unflatten(3, (2, -1)).flatten(2, 3)
-        outside = [pixels[:, -1:]] * (height % 2) + [pixels[:, :, -1:]] * (width % 2)
-        return self._activated(pixels, height * width, outside).permute(0, 3, 1, 2)
-
-    def _set_border(self, merged: Tensor, deep: Tensor, size: tuple[int, int]) -> None:
-        """Set the rows and columns where the convolution sees the zeros around the upsampled map.
-
-        merged: see ``_logits``. deep: (B, A, ceil(H / 2), ceil(W / 2)).
-        """
-        (height, width), (h, w) = size, deep.shape[-2:]
-        top = self._convolved(deep[:, :, :2], (3, width))[:, :, 0]
-        bottom = self._convolved(deep[:, :, -2:], (height - 2 * h + 4, width))[:, :, -1]
-        left = self._convolved(deep[..., :2], (height, 3))[..., 0]
-        right = self._convolved(deep[..., -2:], (height, width - 2 * w + 4))[..., -1]
-        merged[:, 0, :, 0] = _pairs(top, w)
-        merged[:, -1, :, (height - 1) % 2] = _pairs(bottom, w)
-        merged[:, :, 0, :, 0] = _pairs(left, h)
-        merged[:, :, -1, :, (width - 1) % 2] = _pairs(right, h)
-
-    def _convolved(self, deep: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.conv_deep(fast_upsample(deep, 2, size, "exact"))
-
-
-def _merge_kernels(detector: DetectionNet) -> tuple[Tensor, Tensor]:
-    """The parts of the merging kernel for the feature and the image branch."""
-    widths = (detector.config.feature_channels, detector.config.image_channels)
-    deep, shallow = detector.conv_merge.weight.detach().split(widths, 1)
-    return deep, shallow
-
-
-def _pairs(line: Tensor, count: int) -> Tensor:
-    """(B, C, N) to (B, count, 2, C); N is 2 count or one less."""
-    return F.pad(line, (0, 2 * count - line.shape[2])).transpose(1, 2).unflatten(1, (count, 2))
-
-
-def _blocks(x: Tensor) -> Tensor:
-    """(B, h, w, 4 C) as (B, h, w, 2, 2, C)."""
-    return x.unflatten(3, (2, 2, -1))
+        return (merged.flatten(1, 2) @ (self.score_kernel * scale)[..., None]).view(merged.shape[:-1])
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(B, h, ...) as (B, h, the rest); never a copy."""
+    """(B, h, w, C) as (B, h, w * C); never a copy."""
     return maps.view(*maps.shape[:2], -1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scfeat_core.errors import ConfigError
 from scfeat_core.network.backbone import BackboneConfig, BackboneOutput, F2RBackbone
-from scfeat_core.network.detector import DetectionNet, DetectorConfig
+from scfeat_core.network.detector import DetectorConfig, create_detector
 
 MIN_IMAGE_SIZE = 32  # pixels; below it the stride 16 map has a single row
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,7 +53,9 @@ VARIANTS: dict[str, ModelConfig] = {
             side_kernel=1,
             fusion_order="conv_up",
         ),
-        detector=DetectorConfig(feature_channels=8, image_channels=8, merge_channels=8, peak_norm="absmax"),
+        detector=DetectorConfig(
+            feature_channels=32, image_channels=16, merge_channels=16, use_peakiness=False, stride=2
+        ),
         descriptor_source="local_map",
     ),
 }
@@ -76,7 +78,7 @@ class SCFeat(nn.Module):
         self.descriptor_space = "scfeat:random"
         self.backbone = F2RBackbone(config.backbone)
         in_channels = config.backbone.fusion_out_ch + self.backbone.encoder.stem_channels
-        self.detector = DetectionNet(in_channels, config.detector)
+        self.detector = create_detector(in_channels, config.detector)
 
     @classmethod
     def create(cls, variant: str = "lite") -> SCFeat:

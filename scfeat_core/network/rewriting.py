@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scfeat_core.network.coupling_bridge import CouplingBridge
-from scfeat_core.network.detector import PeakNorm
+from scfeat_core.network.detector import EPS, PeakNorm
 from scfeat_core.network.fused import convolution, fuses
 from scfeat_core.network.layers import Alignment, upsample
 
-EPS = 1e-5  # of all instance norms
 CHANNELS_AT_ONCE = 16  # of a large convolution: what they need stays in the cache
 
 
@@ -30,32 +27,6 @@ def fold_batch_norms(module: nn.Module) -> None:
         previous = (name, child)
 
 
-def block_kernel(weight: Tensor, block: tuple[int, int]) -> Tensor:
-    """The kernel of a 3x3 convolution that computes a block (rows, columns) of pixels at once.
-
-    weight: (O, I, 3, 3). Returns (rows * columns * O, I, rows + 2, columns + 2), to be applied with stride ``block``
-    and padding 1. More products, with zeros, but in vectors of many channels: where O is 8, half of the time.
-    """
-    rows, columns = block
-    out, channels = weight.shape[:2]
-    kernel = weight.new_zeros(rows, columns, out, channels, rows + 2, columns + 2)
-    for y in range(rows):
-        for x in range(columns):
-            kernel[y, x, :, :, y : y + 3, x : x + 3] = weight
-    return kernel.flatten(0, 2)
-
-
-def phase_kernel(weight: Tensor, factor: int) -> Tensor:
-    """The kernel that convolves the ``exact`` upsampling of a map without computing that.
-
-    weight: (O, I, 3, 3), at the fine stride. Returns (factor * factor * O, I, 3, 3), to be applied to
-    the coarse map: one group of outputs for each position (row, column) in a coarse cell.
-    """
-    mixing = interpolation(factor).to(weight)
-    kernel = torch.einsum("pkm,qln,oikl->pqoimn", mixing, mixing, weight)
-    return kernel.flatten(0, 2)
-
-
 def interpolation(factor: int) -> Tensor:
     """(factor, 3, 3) float64: what coarse cells -1, 0 and 1 give to fine positions p - 1, p, p + 1 of cell 0."""
     fine = torch.arange(factor)[:, None] + torch.arange(-1, 2)
@@ -65,17 +36,15 @@ def interpolation(factor: int) -> Tensor:
     return (cells == cell[..., None]) * (1 - share[..., None]) + (cells == cell[..., None] + 1) * share[..., None]
 
 
-def centre_channels(rows: Tensor, channels: int, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
+def centre_channels(rows: Tensor, channels: int) -> Tensor:
     """Take the mean of each channel away, in place, and return 1 / deviation of each: (B, channels).
 
-    rows: (B, R, K * channels), contiguous float32: a map with the channels innermost. count: positions of the image
-    among the R * K. outside: the parts of ``rows`` that do not belong to it, as views; they are zero afterwards, as the
-    padding of a convolution is. Whole rows at a time: broadcasting over 8 innermost channels is slow on a CPU.
+    rows: (B, R, K * channels), contiguous float32: a map with the channels innermost. Whole rows at a time:
+    broadcasting over few innermost channels is slow on a CPU.
     """
-    _clear(outside)
+    count = rows.shape[1] * rows.shape[2] // channels
     mean = _channel_sums(rows, channels) / count
     rows.sub_(mean.repeat(1, rows.shape[2] // channels)[:, None])
-    _clear(outside)
     return torch.rsqrt(_channel_sums(rows * rows, channels) / count + EPS)
 
 
@@ -87,15 +56,10 @@ def _channel_sums(rows: Tensor, channels: int) -> Tensor:
     return sums.unflatten(1, (together, channels)).sum(1)
 
 
-def normalise_channels(rows: Tensor, channels: int, count: int, outside: Sequence[Tensor] = ()) -> Tensor:
+def normalise_channels(rows: Tensor, channels: int) -> Tensor:
     """Instance norm, in place; see :func:`centre_channels`."""
-    scale = centre_channels(rows, channels, count, outside)
+    scale = centre_channels(rows, channels)
     return rows.mul_(scale.repeat(1, rows.shape[2] // channels)[:, None])
-
-
-def _clear(parts: Sequence[Tensor]) -> None:
-    for part in parts:
-        part.zero_()
 
 
 def fast_upsample(x: Tensor, factor: int, size: tuple[int, int], alignment: Alignment) -> Tensor:
@@ -137,7 +101,7 @@ def fast_bridge(bridge: CouplingBridge, x: Tensor) -> Tensor:
     a, b = bridge.blend.softmax(0) if bridge.fuse == "softmax" else bridge.blend / bridge.blend.sum()
     position = centred.mul_(gain * torch.rsqrt(variance + bridge.EPS) * a).add_(offset * a)
     whole = rows.clone().flatten(2)
-    scale = centre_channels(whole, channels, rows.shape[1] * rows.shape[2])
+    scale = centre_channels(whole, channels)
     whole.mul_((scale * b).repeat(1, rows.shape[2])[:, None])
     return position.add_(whole.view(rows.shape)).permute(0, 3, 1, 2)
 

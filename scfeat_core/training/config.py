@@ -15,6 +15,7 @@ from scfeat_core.data.warps import WarpConfig
 from scfeat_core.errors import ConfigError
 from scfeat_core.network.model import VARIANTS, ModelConfig
 from scfeat_core.training.descriptor_loss import DescriptorLossConfig
+from scfeat_core.training.distillation_loss import DistillationConfig
 from scfeat_core.training.epipolar_loss import EpipolarLossConfig, LineToWindowConfig
 from scfeat_core.training.keypoint_loss import KeypointLossConfig
 from scfeat_core.training.localisation_loss import LocalisationConfig
@@ -77,6 +78,8 @@ class TrainConfig:
     is all that is trained. proposal_share: share of the descriptor points of warps that are drawn by the detector
     instead of uniformly.
     keypoint_weight: of the detector's losses beside the description loss.
+    teacher: weights, as of load_path, whose scores the detector learns on warps, beside its other losses (see
+    :class:`DistillationConfig`); none where empty.
     track_weight: of a loss on the sparse true correspondences of posed images, beside the epipolar one.
     warp_share: share of the steps of posed images that are taken on warped photographs of the same data instead;
     pairs that are posed upright let a network forget rotation.
@@ -124,6 +127,8 @@ class TrainConfig:
     KeypointLoss_config: KeypointLossConfig = field(default_factory=KeypointLossConfig)
     DescriptorLoss_config: DescriptorLossConfig = field(default_factory=DescriptorLossConfig)
     LocalisationLoss_config: LocalisationConfig = field(default_factory=LocalisationConfig)
+    DistillationLoss_config: DistillationConfig = field(default_factory=DistillationConfig)
+    teacher: str = ""
     detector_start: NotNegativeInt = 0
     keypoint_every: Count = 1
     proposal_share: Share = 0.5
@@ -143,6 +148,7 @@ class TrainConfig:
             object.__setattr__(self, "keypoint_every", 1)
         self._check_weights()
         self._check_turns()
+        self._check_teacher()
         if self.minutes > 0 and self.lr_schedule != "cosine":
             raise ConfigError(
                 f"minutes: expected lr_schedule: cosine, which can follow the clock, found '{self.lr_schedule}'; set "
@@ -207,6 +213,14 @@ class TrainConfig:
                 f"{self.warp_share} and keypoint_every: {self.keypoint_every} keep it from "
                 f"{'posed images' if turns == {True} else 'warps'}; change one of them, as to warp_share: 0.6 with "
                 "keypoint_every: 2"
+            )
+
+    def _check_teacher(self) -> None:
+        if self.teacher and not (self.detects and (self.data == "photos" or self.warp_share > 0)):
+            raise ConfigError(
+                f"teacher: expected a detector that is trained on warps, found '{self.teacher}' for optimal_modules: "
+                f"{list(self.optimal_modules)}, data: {self.data}, warp_share: {self.warp_share}; add localheader, or "
+                "set data: photos or warp_share"
             )
 
     @property

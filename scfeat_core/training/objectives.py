@@ -8,7 +8,7 @@ are joined in that proportion, which makes them the mean over all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,9 +19,11 @@ from scfeat_core.data.warps import WarpConfig, WarpPairs, draw_pairs
 from scfeat_core.geometry import Alignment, seen, warp_points
 from scfeat_core.network.backbone import BackboneOutput
 from scfeat_core.network.model import SCFeat
+from scfeat_core.network.weights import load_model
 from scfeat_core.preprocessing import normalise
 from scfeat_core.training.config import TrainConfig, takes_turn
 from scfeat_core.training.descriptor_loss import descriptor_loss
+from scfeat_core.training.distillation_loss import distillation_loss
 from scfeat_core.training.keypoint_loss import (
     KeypointLossConfig,
     good_rewards,
@@ -33,6 +35,7 @@ from scfeat_core.training.keypoint_loss import (
 from scfeat_core.training.loading import Source
 from scfeat_core.training.localisation_loss import localisation_loss
 from scfeat_core.training.sampling import Proposals, draw_numbers, draw_uniform, propose_keypoints
+from scfeat_core.training.starts import weights_in
 
 Generators = Sequence[torch.Generator]  # one for each pair of the batch
 
@@ -131,11 +134,13 @@ class WarpSource:
 
 
 class WarpObjective:
-    """Descriptor loss on true matches; keypoint, repeatability and localisation loss of the detector."""
+    """Descriptor loss on true matches; keypoint, repeatability, localisation and distillation loss of the detector."""
 
     def __init__(self, source: Source, config: TrainConfig) -> None:
+        """Raises WeightsError where the teacher's are not there."""
         self._source = source
         self._config = config
+        self._teacher = _teacher(config)
 
     def source(self, step: int) -> Source:
         return self._source
@@ -160,6 +165,7 @@ class WarpObjective:
         temperature = settings.temperature_at(step // config.epoch_step)
         self._add_keypoint_part(losses, network, (map0, map1), draws, batch, settings, temperature)
         self._add_dense_part(losses, (score0, score1), batch, settings)
+        self._add_taught_part(losses, network, scores, images, step)
         losses.values["score_max"] = scores.detach().amax()
         return losses
 
@@ -213,6 +219,25 @@ class WarpObjective:
         if localisation.weight > 0:
             apart, pairs = localisation_loss(*scores, batch.homography, visible, localisation)
             losses.terms["localisation_loss"] = Term(apart, pairs, weight * localisation.weight)
+
+    def _add_taught_part(self, losses: Losses, network: Network, scores: Tensor, images: Tensor, step: int) -> None:
+        settings = self._config.DistillationLoss_config
+        if self._teacher is None or not settings.counts_at(step):
+            return
+        with torch.no_grad():
+            teacher = replace(network, model=self._teacher)
+            taught = teacher.scores(teacher.maps(images), images)
+        place, rank = distillation_loss(scores, taught, settings)
+        weight = self._config.keypoint_weight * settings.weight
+        losses.terms["taught_place"] = Term(place, len(scores), weight)
+        losses.terms["taught_rank"] = Term(rank, len(scores), weight)
+
+
+def _teacher(config: TrainConfig) -> SCFeat | None:
+    if not config.teacher:
+        return None
+    model = load_model(weights_in(config.teacher)).requires_grad_(False).eval()
+    return model.to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 # -- two kinds of data in turn -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from scfeat_core.config import dump_config
 from scfeat_core.errors import ConfigError, WeightsError
@@ -116,8 +116,10 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def _checkpoint(path: str, config: TrainConfig) -> SCFeat:
-    """A trained network; ``model_config`` may change what is not in its weights, such as ``descriptor_source``."""
-    loaded = SCFeat.from_pretrained(_weights_in(path))
+    """A trained network; ``model_config`` may change what is not in its weights, such as ``descriptor_source``, and the
+    detector, which begins anew then.
+    """
+    loaded = SCFeat.from_pretrained(weights_in(path))
     wanted = model_config(loaded.config, config.model_config)
     if config.model is not None:
         wanted = model_config(VARIANTS[config.model], config.model_config)
@@ -127,15 +129,25 @@ def _checkpoint(path: str, config: TrainConfig) -> SCFeat:
                 f"load_path: '{path}' holds another network than model: {config.model} with model_config is "
                 f"({', '.join(different)}); set model: null to take what it holds, or change model_config"
             )
+    torch.manual_seed(config.seed)
     model = SCFeat(wanted)
+    state = loaded.state_dict()
+    if _shapes(model.detector) != _shapes(loaded.detector) and config.detects:
+        log.warning("the detector of '%s' is another one than that of model_config: it begins anew", path)
+        state = {name: value for name, value in state.items() if not name.startswith("detector.")}
+        state |= {f"detector.{name}": value for name, value in model.detector.state_dict().items()}
     try:
-        model.load_state_dict(loaded.state_dict())
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ConfigError(f"model_config changes what the weights of '{path}' belong to: {error}") from error
     return model
 
 
-def _weights_in(path: str) -> str | Path:
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
+
+
+def weights_in(path: str) -> str | Path:
     """The file that a run wrote, where ``path`` is the run's folder."""
     if path in shipped_weights():
         return path

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scfeat_core.errors import ConfigError
 from scfeat_core.network.coupling_bridge import BridgeParts, CouplingBridge
-from scfeat_core.network.detector import DetectionNet, DetectorConfig, peakiness
+from scfeat_core.network.detector import CellDetectionNet, DetectionNet, DetectorConfig, _pixels, peakiness
 from scfeat_core.network.layers import upsample
 from scfeat_core.network.model import SCFeat
 
@@ -139,6 +139,41 @@ def test_detector_without_peakiness_still_scores() -> None:
     with torch.no_grad():
         assert plain(features, image).shape == (1, 1, 48, 64)
         assert not torch.allclose(plain(features, image), weighted(features, image))
+
+
+CELLS = DetectorConfig(6, 8, 8, use_peakiness=False, stride=2)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47), (35, 46)])
+def test_cells_score_every_pixel_and_move_with_the_image(size: tuple[int, int]) -> None:
+    detector = CellDetectionNet(4, CELLS).eval()
+    features = torch.zeros(1, 4, -(-size[0] // 4), -(-size[1] // 4))
+    image = torch.zeros(1, 3, *size)
+    image[..., 14, 19] = 1.0
+    moved = image.roll((2, 4), (2, 3))
+    with torch.no_grad():
+        found, expected = detector(features, moved), detector(features, image).roll((2, 4), (2, 3))
+    assert found.shape == (1, 1, *size)
+    assert (found >= 0).all()
+    torch.testing.assert_close(found[..., 8:26, 12:36], expected[..., 8:26, 12:36])
+
+
+def test_cells_do_not_know_brightness_and_contrast() -> None:
+    detector = CellDetectionNet(4, CELLS).eval()
+    features, image = torch.randn(1, 4, 9, 12), 20 * torch.randn(1, 3, 36, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(detector(features, 3 * image - 1), detector(features, image), atol=1e-4, rtol=1e-4)
+
+
+def test_cells_are_laid_out_as_a_pixel_shuffle() -> None:
+    cells = torch.randn(2, 4, 5, 7)
+    assert torch.equal(_pixels(cells), nn.functional.pixel_shuffle(cells, 2))
+    assert torch.equal(_pixels(cells.contiguous(memory_format=torch.channels_last)), _pixels(cells))
+
+
+def test_cells_know_no_peakiness() -> None:
+    with pytest.raises(ConfigError, match="use_peakiness: expected false with stride: 2"):
+        DetectorConfig(stride=2)
 
 
 def test_peakiness_reference_values() -> None:

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from scfeat_core.network import fused
-from scfeat_core.network.detector import DetectionNet
+from scfeat_core.network.detector import CellDetectionNet, DetectionNet, DetectorConfig
 from scfeat_core.network.fused import FusedConv2d, convolution, fuse_convolutions, fuses
-from scfeat_core.network.inference import NarrowDetector, WideDetector, inference_network
+from scfeat_core.network.inference import RewrittenDetector, inference_network
 from scfeat_core.network.layers import upsample
 from scfeat_core.network.model import VARIANTS, ModelConfig, SCFeat
-from scfeat_core.network.rewriting import UpsampledConv2d, block_kernel, fast_upsample, fold_batch_norms, phase_kernel
+from scfeat_core.network.rewriting import UpsampledConv2d, fast_upsample, fold_batch_norms
 
 LITE = VARIANTS["lite"]
-SMALL = replace(  # the published blueprint, small: convolutions of 3x3 after upsampling
+SMALL = replace(  # the published blueprint, small: convolutions of 3x3 after upsampling, and a detector of each pixel
     LITE,
     backbone=replace(LITE.backbone, up_kernel=3, side_kernel=3, fusion_order="up_conv"),
+    detector=DetectorConfig(8, 8, 8, peak_norm="absmax"),
     descriptor_source="desc_map",
 )
 WIDE = replace(SMALL, detector=replace(SMALL.detector, feature_channels=24, image_channels=8, merge_channels=20))
@@ -47,8 +48,8 @@ def random_model(variant: str | ModelConfig) -> SCFeat:
     return trained(SCFeat.create(variant) if isinstance(variant, str) else SCFeat(variant))
 
 
-def with_detector(**changes: object) -> ModelConfig:
-    return replace(LITE, detector=replace(LITE.detector, **changes))
+def with_detector(config: ModelConfig = LITE, **changes: object) -> ModelConfig:
+    return replace(config, detector=replace(config.detector, **changes))
 
 
 def with_backbone(config: ModelConfig = LITE, **changes: object) -> ModelConfig:
@@ -90,8 +91,9 @@ def test_images_of_any_size(config: ModelConfig, size: tuple[int, int]) -> None:
         legacy(SMALL),
         legacy(WIDE),
         replace(WIDE, detector=replace(WIDE.detector, use_peakiness=False, peak_norm="max")),
-        with_detector(peak_norm="max"),
-        with_detector(use_peakiness=False),
+        with_detector(SMALL, peak_norm="max"),
+        with_detector(SMALL, use_peakiness=False),
+        with_detector(SMALL, feature_channels=12, image_channels=4, merge_channels=6),
         with_detector(feature_channels=12, image_channels=4, merge_channels=6),
         with_backbone(cn_parts="position"),
         with_backbone(cn_parts="channel"),
@@ -115,9 +117,11 @@ def test_channels_last_images_give_the_same() -> None:
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("norm", ["max", "absmax"])
-def test_dark_and_uniform_images(norm: str) -> None:
-    model = random_model(with_detector(peak_norm=norm))
+@pytest.mark.parametrize(
+    "config", [LITE, with_detector(SMALL, peak_norm="max"), with_detector(SMALL, peak_norm="absmax")], ids=lambda _: ""
+)
+def test_dark_and_uniform_images(config: ModelConfig) -> None:
+    model = random_model(config)
     dark = torch.rand(1, 3, 64, 64) * 0.01 - 2.1
     assert_same_maps(model, dark, tolerance=2e-4)  # what is divided by a small contrast has lost digits in both
     with torch.inference_mode():
@@ -203,26 +207,6 @@ def test_upsampling_of_the_padded_map(alignment: str, factor: int, size: tuple[i
     torch.testing.assert_close(fast_upsample(x, factor, size, alignment), upsample(x, factor, size, alignment))
 
 
-@pytest.mark.parametrize("block", [(1, 2), (2, 2), (2, 4)])
-def test_block_kernel_computes_several_pixels(block: tuple[int, int]) -> None:
-    x, weight = torch.randn(2, 5, 12, 16), torch.randn(4, 5, 3, 3)
-    found = convolution(block_kernel(weight, block), stride=block, padding=1)(x)
-    rows, columns = block
-    found = found.unflatten(1, (rows, columns, 4)).permute(0, 3, 4, 1, 5, 2).reshape(2, 4, 12, 16)
-    torch.testing.assert_close(found, torch.conv2d(x, weight, padding=1), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("factor", [2, 4])
-def test_phase_kernel_convolves_the_upsampled_map(factor: int) -> None:
-    x, weight = torch.randn(2, 5, 6, 7), torch.randn(4, 5, 3, 3)
-    size = (6 * factor, 7 * factor)
-    found = torch.conv2d(x, phase_kernel(weight, factor), padding=1)
-    found = found.unflatten(1, (factor, factor, 4)).permute(0, 3, 4, 1, 5, 2).reshape(2, 4, *size)
-    expected = torch.conv2d(upsample(x, factor, size, "exact"), weight, padding=1)
-    inner = (..., slice(factor, -factor), slice(factor, -factor))  # the borders see other paddings
-    torch.testing.assert_close(found[inner], expected[inner], atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 @pytest.mark.parametrize("conv", [nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(6, 6, 5, 1, 2, groups=6)])
 def test_fused_convolution(conv: nn.Conv2d, activation: str) -> None:
@@ -237,7 +221,7 @@ def test_fused_convolution(conv: nn.Conv2d, activation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "kind"), [(LITE, NarrowDetector), (WIDE, WideDetector), (legacy(WIDE), DetectionNet)]
+    ("config", "kind"), [(LITE, CellDetectionNet), (WIDE, RewrittenDetector), (legacy(WIDE), DetectionNet)]
 )
 def test_which_detectors_are_rewritten(config: ModelConfig, kind: type[nn.Module]) -> None:
     assert type(inference_network(random_model(config)).detector) is kind

@@ -17,6 +17,7 @@ import torch
 
 from scfeat_core.cli import main
 from scfeat_core.errors import ConfigError, DataError, WeightsError
+from scfeat_core.network.detector import DetectionNet
 from scfeat_core.network.encoders import ResNetEncoder
 from scfeat_core.network.model import VARIANTS, SCFeat
 from scfeat_core.network.weights import load_model, save_model
@@ -195,6 +196,21 @@ def test_a_checkpoint_brings_its_network(tmp_path: Path) -> None:
         create_model(replace(config, model="lite"))
     with pytest.raises(ConfigError, match="cn_fuse"):
         create_model(replace(config, model_config={"backbone": {"cn_fusee": "ratio"}}))
+
+
+def test_a_detector_of_another_kind_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loaded = SCFeat(VARIANTS["lite"])
+    save_model(loaded, tmp_path / "lite.safetensors", half=False)
+    changes = {"detector": {"stride": 1, "use_peakiness": True}}
+    config = TrainConfig("", load_path=str(tmp_path), model_config=changes, optimal_modules=("localheader",))
+    model, again = create_model(config), create_model(config)
+    assert "begins anew" in caplog.text
+    assert isinstance(model.detector, DetectionNet)
+    for name, value in model.state_dict().items():
+        other = again if name.startswith("detector.") else loaded
+        assert torch.equal(value, other.state_dict()[name]), name
+    with pytest.raises(ConfigError, match="model_config changes what the weights"):
+        create_model(replace(config, optimal_modules=("decoder",)))  # which would leave it untrained
 
 
 # -- schedule and modules ----------------------------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""Distillation: a detector learns where another one has its peaks, and which of them are the higher ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scfeat_core.data.warps import WarpConfig, WarpPairs, draw_pairs
+from scfeat_core.errors import ConfigError, WeightsError
+from scfeat_core.network.model import SCFeat
+from scfeat_core.network.weights import save_model
+from scfeat_core.training.config import TrainConfig
+from scfeat_core.training.distillation_loss import DistillationConfig, distillation_loss
+from scfeat_core.training.objectives import Network, WarpObjective
+
+CONFIG = DistillationConfig()
+
+
+def scores(seed: int = 0, size: tuple[int, int] = (40, 48)) -> torch.Tensor:
+    return F.softplus(torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_nothing_is_to_be_learnt_from_oneself() -> None:
+    place, rank = distillation_loss(scores(), scores(), CONFIG)
+    assert float(place) == pytest.approx(0, abs=1e-6) and float(rank) == 0
+
+
+def test_place_and_rank_are_told_apart() -> None:
+    taught = torch.zeros(1, 1, 32, 32)
+    taught[..., 10, 10], taught[..., 21, 21] = 2.0, 1.0
+    moved = taught.roll(1, 3)
+    place, rank = distillation_loss(moved, taught, CONFIG)
+    assert place > 1 and rank < 1e-3
+    swapped = taught.clone()
+    swapped[..., 10, 10], swapped[..., 21, 21] = 1.0, 2.0
+    place, rank = distillation_loss(swapped, taught, CONFIG)
+    assert place < 1e-3 and rank > 1e-2
+
+
+def test_scale_of_the_scores_is_free() -> None:
+    place, rank = distillation_loss(3 * scores(), scores(), CONFIG)
+    assert float(place) < 1e-3 and float(rank) < 1e-3
+
+
+@pytest.mark.parametrize("size", [(41, 51), (16, 16)])
+def test_a_gradient_leads_to_the_teacher(size: tuple[int, int]) -> None:
+    taught = scores(1, size)
+    logits = torch.zeros_like(taught, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        place, rank = distillation_loss(F.softplus(logits), taught, CONFIG)
+        (place + rank).backward()
+        assert torch.isfinite(logits.grad).all()
+        optimizer.step()
+    height, width = (n // 8 * 8 for n in size)
+    found, expected = (F.pixel_unshuffle(x[..., :height, :width], 8).argmax(1) for x in (logits.detach(), taught))
+    assert (found == expected).float().mean() > 0.95
+
+
+def test_dark_scores_are_finite() -> None:
+    flat = torch.zeros(1, 1, 32, 32, requires_grad=True)
+    place, rank = distillation_loss(flat, torch.zeros(1, 1, 32, 32), CONFIG)
+    (place + rank).backward()
+    assert float(place) == 0 and float(rank) == 0 and torch.isfinite(flat.grad).all()
+
+
+def test_teacher_has_to_have_something_to_teach() -> None:
+    with pytest.raises(ConfigError, match="teacher: expected a detector that is trained on warps"):
+        TrainConfig("", teacher="lite", data="photos")
+    with pytest.raises(ConfigError, match="teacher: expected"):
+        TrainConfig("", teacher="lite", optimal_modules=("localheader",), data="posed_images")
+
+
+def test_teacher_is_looked_for_at_once(tmp_path: Path) -> None:
+    config = TrainConfig("", teacher=str(tmp_path / "no.safetensors"), data="photos", optimal_modules=("localheader",))
+    with pytest.raises(WeightsError, match=r"no\.safetensors"):
+        WarpObjective(None, config)
+
+
+def test_only_the_pupil_learns_and_only_until_it_is_told(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    save_model(SCFeat.create("lite"), tmp_path / "teacher.safetensors")
+    config = TrainConfig(
+        "",
+        device="cpu",
+        data="photos",
+        optimal_modules=("localheader",),
+        teacher=str(tmp_path / "teacher.safetensors"),
+        DistillationLoss_config=DistillationConfig(until=5),
+    )
+    objective = WarpObjective(None, config)
+    network = Network(SCFeat.create("lite").eval())
+    batch = _batch()
+    generators = [torch.Generator().manual_seed(0)]
+    losses = objective.losses(network, batch, 4, generators)
+    assert {"taught_place", "taught_rank"} <= losses.terms.keys()
+    losses.terms["taught_place"].value.backward()
+    assert all(p.grad is None for p in objective._teacher.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in network.model.detector.parameters())
+    assert not {"taught_place", "taught_rank"} & objective.losses(network, batch, 5, generators).terms.keys()
+    assert (
+        "taught_place"
+        in WarpObjective(None, replace(config, DistillationLoss_config=DistillationConfig()))
+        .losses(network, batch, 5000, generators)
+        .terms
+    )
+
+
+def _batch() -> WarpPairs:
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    return draw_pairs([[photo]], 1, WarpConfig(view_size=64), rng)
