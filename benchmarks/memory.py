@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                       # lite, 640x480, on the CPU
     python benchmarks/memory.py --frames 10000        # and so many frames without a network: does anything grow?
+    python benchmarks/memory.py --large 3840x2160     # one image of that size in between: what stays of it?
 
 Every process is a fresh one. "torch" imports torch and adds two numbers, which is the baseline; "node" imports what the
 node imports, makes the real node, and has it process images of the given size with all topics listened to, but without
@@ -19,11 +20,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from node import Case, Silent, image_message, make_frontend, resident_memory, size, stamped
+
+from scfeat_core.memory import PATIENCE
 
 TOPICS = ("features", "matches", "tracks")
 ALL = "+".join(TOPICS)
@@ -62,14 +66,25 @@ def steps_of_node(args: argparse.Namespace) -> Iterator[Step]:
     yield "configured", resident_memory()
     pipeline = node._pipeline
     pipeline.channels["camera"].publishers = {name: Silent(True) for name in TOPICS}
-    case = Case("inside", "mono8", 0, ALL, "", 1)
-    for number in range(args.images):
-        message = image_message(case, args.size, number % 60)
-        message.header = stamped((number + 1) * 33_000_000)
+    case, stamps = Case("inside", "mono8", 0, ALL, "", 1), count(1)
+
+    def process(size: tuple[int, int]) -> None:
+        number = next(stamps)
+        message = image_message(case, size, number % 60)
+        message.header = stamped(number * 33_000_000)
         errors = pipeline.process({"camera": Frame("camera", message, time.perf_counter())})()
         assert not errors, errors
+
+    for number in range(args.images):
+        process(args.size)
         if number in (0, args.images - 1):
             yield f"{number + 1} images", resident_memory()
+    if args.large is not None:
+        process(args.large)
+        yield "a large image", resident_memory()
+        for _ in range(PATIENCE + 5):
+            process(args.size)
+        yield f"{PATIENCE + 5} small images", resident_memory()
     node.trigger_shutdown()
     yield "shut down", resident_memory()
 
@@ -116,6 +131,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=size, default=(640, 480), help="(default: 640x480)")
     parser.add_argument("--points", type=int, default=1024, help="(default: 1024)")
     parser.add_argument("--images", type=int, default=30, help="with the network (default: 30)")
+    parser.add_argument("--large", type=size, help="of one image after those (default: none)")
     parser.add_argument("--frames", type=int, default=0, help="without a network, to see growth (default: none)")
     parser.add_argument("--output", type=Path, help="JSON (default: none)")
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)

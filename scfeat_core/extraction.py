@@ -20,7 +20,7 @@ from scfeat_core.config import Range, check_config, dump_config, load_config
 from scfeat_core.engines import BuildEngines, EngineName, create_engine, engine_precisions
 from scfeat_core.errors import ConfigError, DeviceError
 from scfeat_core.geometry import sample_map, scale_points
-from scfeat_core.memory import keep_freed_memory
+from scfeat_core.memory import Surplus, keep_freed_memory
 from scfeat_core.network.model import MIN_IMAGE_SIZE, SCFeat
 from scfeat_core.preprocessing import NetworkInput, SizeMode, equalise, network_input, stack_images, stack_masks
 from scfeat_core.selection import Refinement, Selected, ThresholdMode, best_of_levels, select_padded
@@ -138,6 +138,7 @@ class Extractor:
     ) -> None:
         self.options = load_config(ExtractionOptions, {"max_keypoints": max_keypoints, **options}, "Extractor")
         self.device = resolve_device(device)
+        self._surplus = Surplus()
         if self.device.type == "cpu":
             keep_freed_memory()
         self.model = _network(weights).eval()
@@ -238,6 +239,8 @@ class Extractor:
         with self._timed("preprocess"):
             stacked = stack_images(images)
             height, width = stacked.shape[1:3]
+            if self.device.type == "cpu":
+                self._surplus.processed(len(stacked) * height * width)
             budgets = self._budgets(max_keypoints, len(stacked))
             mask = stack_masks(masks, (width, height), len(stacked))
             given = self._pyramid(stacked, None if mask is None else self._upload(mask))

@@ -1,0 +1,62 @@
+"""What a process keeps of the memory that it has freed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from scfeat_core import memory
+
+LEFT = """
+import ctypes, os
+import numpy as np
+from scfeat_core.memory import Surplus, keep_freed_memory, PATIENCE
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+keep_freed_memory()
+surplus, before = Surplus(), resident()
+surplus.processed(8_000_000)
+images = [np.ones(2**20) for _ in range(20)]  # blocks of 8 MB
+barrier = np.ones(100)  # behind them
+del images
+print(resident() - before)
+for _ in range(PATIENCE):
+    surplus.processed(300_000)
+print(resident() - before)
+"""
+
+
+@pytest.mark.parametrize("keep", ["1", "0"])
+def test_what_a_large_image_left_is_given_back_after_many_small_ones(keep: str) -> None:
+    if not hasattr(__import__("ctypes").CDLL(None), "mallopt"):
+        pytest.skip("another C library than glibc")
+    environment = {**os.environ, memory.KEEP: keep, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", LEFT], env=environment, capture_output=True, text=True, check=True)
+    left, finally_left = map(float, done.stdout.split())
+    assert finally_left < 20
+    assert left > 150 if keep == "1" else left < 20
+
+
+def test_it_is_given_back_only_where_small_images_stay_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = []
+    monkeypatch.setattr(memory, "give_back_freed_memory", lambda: given_back.append(None))
+    large, medium, small = 8_000_000, 3_000_000, 300_000
+
+    def process(*images: int) -> int:
+        given_back.clear()
+        for pixels in images:
+            surplus.processed(pixels)
+        return len(given_back)
+
+    surplus = memory.Surplus()
+    assert process(*[small] * 100) == 0
+    assert process(*[large, *[small] * (memory.PATIENCE - 1)] * 3) == 0, "cameras of several sizes"
+    assert process(small) == 1 and process(*[small] * 100) == 0, "once"
+    assert process(large, *[medium, small] * memory.PATIENCE) == 1
+    assert process(*[small] * memory.PATIENCE) == 1, "the medium ones are not there any more, either"
+    assert process(*[large] * 100) == 0
