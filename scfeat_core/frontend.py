@@ -349,6 +349,7 @@ class Frontend:
                 f"of {', '.join(sorted(spaces))}: go on with the same weights"
             )
         device = self.extractor.device
+        self._submitted.clear()  # of frames that are not the predecessors any more
         self._counts = {each.camera: each.count for each in states}
         self._previous = {each.camera: frame for each in states if (frame := _restored(each, device)) is not None}
         self._tracks = {each.camera: TrackManager(each.tracks) for each in states if each.tracks is not None}
@@ -560,7 +561,8 @@ class Frontend:
                 quality = assess(gray)
         previous, reset_reason = self._predecessor(given.camera, given.stamp, features)
         sequence = self._counts.get(given.camera, 0)
-        frame = replace(_frame(sequence, given, on_device, features), ahead=ahead, matched=matched)
+        with _timed(timings, "select"):
+            frame = replace(_frame(sequence, given, on_device, features), ahead=ahead, matched=matched)
         found = None
         if previous is not None and (given.match or given.track):
             found, frame = self._match(previous, frame, given.rotation, timings)

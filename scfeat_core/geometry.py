@@ -233,6 +233,9 @@ def undistort_points(points: np.ndarray, camera: Camera) -> np.ndarray:
     if len(pixels) == 0:
         return np.zeros((0, 2))
     fisheye = is_fisheye(camera)
+    if not fisheye and not np.any(camera.D):
+        rays = (pixels[:, 0] - camera.K[:2, 2]) / (camera.K[0, 0], camera.K[1, 1])
+        return np.where(np.isfinite(rays).all(1, keepdims=True), rays, np.nan)
     rays = _undistort_fisheye(pixels, camera) if fisheye else _undistort_pinhole(pixels, camera)
     # The iterations stop somewhere where there is nothing to find, and OpenCV bends wide angles back to 90 degrees.
     error = np.abs(_project(rays, camera, fisheye) - pixels).max(-1, keepdims=True)

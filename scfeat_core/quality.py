@@ -46,7 +46,8 @@ def assess(gray: np.ndarray) -> ImageQuality:
     mean = float(gray.mean())
     if not np.isfinite(mean):
         raise ImageError("expected an image of finite values, found NaN or infinity; replace them, or drop the image")
-    return ImageQuality(mean, float((gray < DARK).mean()), float((gray > SATURATED).mean()), _sharpness(gray))
+    dark, saturated = (np.count_nonzero(chosen) / gray.size for chosen in (gray < DARK, gray > SATURATED))
+    return ImageQuality(mean, dark, saturated, _sharpness(gray))
 
 
 def has_contrast(gray: np.ndarray) -> bool:
@@ -55,7 +56,7 @@ def has_contrast(gray: np.ndarray) -> bool:
     What a detector finds there are the borders of the image and its own noise, alike in each frame. gray: of
     :func:`reduce`; its standard deviation against a quarter of a level of 255.
     """
-    return bool(gray.std() > _FLAT)
+    return bool(cv2.meanStdDev(gray)[1].item() > _FLAT)
 
 
 def coverage(keypoints: np.ndarray, image_size: tuple[int, int]) -> float:

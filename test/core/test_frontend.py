@@ -384,6 +384,27 @@ def test_matches_that_are_made_ahead_are_the_same(monkeypatch):
     assert sorted(set(made)) == [3, 4, 6]
 
 
+def test_nothing_that_was_submitted_outlives_a_reset_or_a_restored_state():
+    """It is memory of the device, and the frame that comes next is matched with the predecessor of the state."""
+    ahead = create_frontend()
+    ahead._ahead = True
+    for i in range(2):
+        ahead.process(view(4 * i), i, "left", CAMERA)
+        ahead.process(view(4 * i, seed=2), i, "right")
+    state = ahead.snapshot()
+    ahead.process(view(40), 2, "left", CAMERA)
+    ahead.restore(state)
+    assert not ahead._submitted
+    plain = create_frontend()
+    plain.restore(state)
+    assert_equal_results(ahead.process(view(8), 2, "left", CAMERA), plain.process(view(8), 2, "left", CAMERA))
+    ahead.process(view(8, seed=2), 2, "right")
+    ahead.reset("left")
+    assert set(ahead._submitted) == {"right"}
+    ahead.reset()
+    assert not ahead._submitted
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_frame_waits_once_for_the_device():
     """Nothing on the way of an image waits for a GPU but for the event of the one download."""

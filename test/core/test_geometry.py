@@ -204,6 +204,7 @@ CAMERAS = [
     Camera(K, np.array([0.5, -2.0, 1e-4, 2e-4, 1.2, 0.4, -1.8, 1.1]), (640, 480), "rational_polynomial"),
     Camera(K, np.array([-0.02, 0.01, -0.005, 0.001]), (640, 480), "equidistant"),
     Camera(K, np.zeros(0), (640, 480), ""),
+    Camera(K * np.array([[1.1], [1], [1]]), np.zeros(5), (640, 480), "plumb_bob"),
     Camera(K, np.array([-0.28, 0.07, 1e-4, -2e-4]), (640, 480), "plumb_bob"),
     Camera(K, np.array([0.5, -2.0, 1e-4, 2e-4, 1.2, 0.4, -1.8, 1.1, 2e-3, -1e-3, 1e-3, 2e-3]), (640, 480), "rational"),
     Camera(

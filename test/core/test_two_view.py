@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from scfeat_core import geometry
+from scfeat_core import geometry, two_view
 from scfeat_core.errors import CalibrationError, ConfigError, FeatureError
+from scfeat_core.geometry import warp_points
 from scfeat_core.two_view import HOMOGRAPHY_TOLERANCE, MINIMUM_MATCHES, verify
 from scfeat_core.types import Camera, GeometryModel
 
@@ -262,3 +263,20 @@ def test_auto_on_real_pairs(name, shared_data):
     result = verify(xy0, xy1)
     assert result.model is (GeometryModel.HOMOGRAPHY if name == "oxford_graf" else GeometryModel.FUNDAMENTAL)
     assert result.inliers.mean() > 0.5
+
+
+def test_distances_to_a_homography_by_definition():
+    """d' (I + A A')^-1 d, with A by finite differences."""
+    rng = np.random.default_rng(0)
+    points0 = rng.uniform(0, 640, (40, 2))
+    matrix = np.array([[1.1, 0.05, -9], [-0.1, 0.95, 4], [2e-4, -1e-4, 1]])
+    points1 = warp_points(points0, matrix) + rng.normal(0, 2, (40, 2))
+    steps = [1e-4 * np.eye(2)[axis] for axis in (0, 1)]
+    columns = [(warp_points(points0 + step, matrix) - warp_points(points0 - step, matrix)) / 2e-4 for step in steps]
+    jacobians = np.stack(columns, -1)
+    difference = points1 - warp_points(points0, matrix)
+    weights = np.linalg.inv(np.eye(2) + jacobians @ jacobians.swapaxes(1, 2))
+    expected = (difference[:, None] @ weights @ difference[:, :, None]).ravel()
+    np.testing.assert_allclose(two_view._homography_residuals(points0, points1, matrix), expected, rtol=1e-5)
+    points0[0] = [-5000, 0]  # on the line that goes to infinity
+    assert two_view._homography_residuals(points0, points1, matrix)[0] == np.inf
