@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scfeat_core.errors import ConfigError
+from scfeat_core.network.fused import add_relu
 from scfeat_core.network.layers import Alignment, upsample
 
 PeakNorm = Literal["max", "absmax"]
@@ -111,10 +112,12 @@ class CellDetectionNet(nn.Module):
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """features: (B, C, h, w), stride 4. image: (B, 3, H, W), ImageNet-normalised. Returns (B, 1, H, W)."""
         height, width = _size(image)
-        luma = F.pad(normalise_plane(_luma(image)), (0, width % 2, 0, height % 2), mode="replicate")
-        shallow = self.image(luma)
+        luma = normalise_plane(_luma(image))
+        if height % 2 or width % 2:  # a padding by nothing is a copy
+            luma = F.pad(luma, (0, width % 2, 0, height % 2), mode="replicate")
+        shallow = self.image[:-1](luma)
         deep = upsample(self.features(features), 2, _size(shallow), self.config.alignment)
-        scores = _pixels(self.score(F.relu(shallow + deep)).float())[..., :height, :width]
+        scores = _pixels(self.score(add_relu(self.image[-1], deep, shallow)).float())[..., :height, :width]
         return F.softplus(normalise_plane(scores))
 
 

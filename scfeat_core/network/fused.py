@@ -56,9 +56,9 @@ def _agree(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     fused = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *geometry, *_FUSED["relu6"], "")
     total = torch.ones_like(plain)
     added = torch.ops.mkldnn._convolution_pointwise_.binary(
-        total, x, packed, bias, *geometry, "add", None, None, [], None
+        total, x, packed, bias, *geometry, "add", None, "relu", [], None
     )
-    return torch.allclose(fused, F.relu6(plain), atol=1e-4) and torch.allclose(added, 1 + plain, atol=1e-4)
+    return torch.allclose(fused, F.relu6(plain), atol=1e-4) and torch.allclose(added, F.relu(1 + plain), atol=1e-4)
 
 
 class FusedConv2d(nn.Module):
@@ -76,27 +76,23 @@ class FusedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not fuses(x):
-            return self._activated(self.conv(x))
+            return _activated(self.conv(x), self.activation)
         name, values = _FUSED[self.activation]
         geometry = self._geometry()
         return torch.ops.mkldnn._convolution_pointwise(x, self._weight(), self.conv.bias, *geometry, name, values, "")
 
-    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
-        """``total`` plus the convolution of x, without the activation; in place where it can be."""
+    def add_to(self, total: Tensor, x: Tensor, activation: Literal["none", "relu"] = "none") -> Tensor:
+        """``total`` plus the convolution of x, then this activation and not its own; in place where it can be."""
         if not fuses(x):
-            return total + self.conv(x)
-        geometry = self._geometry()
+            return _activated(total + self.conv(x), activation)
+        total = total.contiguous(memory_format=torch.channels_last)
+        geometry, after = self._geometry(), None if activation == "none" else activation
         return torch.ops.mkldnn._convolution_pointwise_.binary(
-            total, x, self._weight(), self.conv.bias, *geometry, "add", None, None, [], None
+            total, x, self._weight(), self.conv.bias, *geometry, "add", None, after, [], None
         )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # which can be neither copied nor saved
-
-    def _activated(self, y: Tensor) -> Tensor:
-        if self.activation == "none":
-            return y
-        return F.relu(y) if self.activation == "relu" else F.relu6(y)
 
     def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
         conv = self.conv
@@ -107,6 +103,17 @@ class FusedConv2d(nn.Module):
             with torch.no_grad():
                 self._packed = torch.ops.mkldnn._reorder_convolution_weight(self.conv.weight, *self._geometry())
         return self._packed
+
+
+def _activated(y: Tensor, activation: Activation) -> Tensor:
+    if activation == "none":
+        return y
+    return F.relu(y) if activation == "relu" else F.relu6(y)
+
+
+def add_relu(conv: nn.Module, total: Tensor, x: Tensor) -> Tensor:
+    """ReLU of ``total``, which may be overwritten, plus the convolution of x."""
+    return conv.add_to(total, x, "relu") if isinstance(conv, FusedConv2d) else F.relu(total + conv(x))
 
 
 def convolution(

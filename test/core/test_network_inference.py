@@ -218,6 +218,10 @@ def test_fused_convolution(conv: nn.Conv2d, activation: str) -> None:
         torch.testing.assert_close(fused(x), function(expected), atol=1e-5, rtol=1e-5)
         total = torch.randn_like(expected)
         torch.testing.assert_close(fused.add_to(total.clone(), x), total + expected, atol=1e-5, rtol=1e-5)
+        both = torch.relu(total + expected)
+        torch.testing.assert_close(fused.add_to(total.clone(), x, "relu"), both, atol=1e-5, rtol=1e-5)
+        part = torch.zeros(*total.shape[:2], 20, 20)[..., : total.shape[2], : total.shape[3]]
+        torch.testing.assert_close(fused.add_to(part, x), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
