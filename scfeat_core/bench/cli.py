@@ -26,14 +26,18 @@ Every option of the first group takes several values, separated by commas, and a
 Everything of one size, budget and batch takes turns, round after round, and ratios are those of the same rounds: so
 they hold on a machine that does other things, too, where milliseconds do not.
 
+Where rclpy is there, messages are published to a subscriber in another process, on a graph of their own.
+
 --peer module:callable   measures (image (H, W, 3) uint8 RGB, max_keypoints) -> features of yours; whatever it returns,
-                         but not None. Its folder must be on PYTHONPATH.
+                         but not None. Its folder must be on PYTHONPATH. With a parameter "device" it is told that of
+                         the first of ours.
 --fail-if CONDITION      a stage, an operator and how many times what it was in OLD.json: "network>1.2". Exit status 1
                          where it holds for any size and variant.
 
 examples:
   scfeat bench --quick                                      a first look, in a minute
   scfeat bench --size 640x480,1280x720 --weights lite,r50   r50 with random weights takes as long as a trained one
+  scfeat bench --batch 1,2,4,8                              what several cameras cost
   scfeat bench --peer xfeat_peer:xfeat                      beside XFeat, see docs/performance.md
   scfeat bench --count --weights lite,r50 --size 1280x720   for machines that are not at hand
   scfeat bench --growth                                     exponents: against pixels up to 4K, and points up to 8192
@@ -155,13 +159,17 @@ def _count(args: argparse.Namespace) -> int:
 
 
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
-    from scfeat_core.bench import growth, measuring
+    from scfeat_core.bench import growth, measuring, own
 
     settings = settings_from(args)
     grow = partial(growth.run, sizes=args.size or growth.SIZES, points=args.budget or growth.POINTS)
     total = (1 if args.growth else len(settings.cases)) * (settings.rounds + settings.warm_up)
     with _progress(total, not args.no_progress and sys.stderr.isatty()) as step:
-        return grow(settings, step) if args.growth else measuring.run(settings, step)
+        if args.growth:
+            return grow(settings, step)
+        with own.listened_ros() as (ros, missing):
+            results = measuring.run(settings, step, ros)
+    return {**results, "warnings": [*filter(None, [missing]), *results["warnings"]]}
 
 
 def settings_from(args: argparse.Namespace) -> Settings:

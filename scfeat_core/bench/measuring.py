@@ -45,8 +45,9 @@ def threads_of(count: int) -> Iterator[None]:
         cv2.setNumThreads(before[1])
 
 
-def run(settings: Settings, progress: Progress = lambda: None) -> dict[str, Any]:
-    """Measure all cases. Raises ScfeatError for a peer that there is not, and where no variant of scfeat can run.
+def run(settings: Settings, progress: Progress = lambda: None, ros: own.Ros | None = None) -> dict[str, Any]:
+    """Measure all cases. ros: what happens after the front end, None leaves that out. Raises ScfeatError for a peer
+    that there is not, and where no variant of scfeat can run.
 
     Ctrl-C gives what was measured until then, with ``interrupted``.
     """
@@ -57,7 +58,7 @@ def run(settings: Settings, progress: Progress = lambda: None) -> dict[str, Any]
     with threads_of(settings.threads):
         for case in settings.cases:
             if not meter.interrupted:
-                cases.append(_run_case(case, settings, meter, progress))
+                cases.append(_run_case(case, settings, meter, progress, ros))
         return meter.results(settings, {"cases": cases})
 
 
@@ -119,13 +120,13 @@ def plain(value: Any) -> Any:
 # -- one case ----------------------------------------------------------------------------------------------------------
 
 
-def _run_case(case: Case, settings: Settings, meter: Meter, progress: Progress) -> dict[str, Any]:
+def _run_case(case: Case, settings: Settings, meter: Meter, progress: Progress, ros: own.Ros | None) -> dict[str, Any]:
     errors: dict[str, str] = {}
     contenders: list[Contender] = []
     samples = Samples(interrupted=True)
     try:
         images = load_images(case.size, settings.images)
-        contenders = list(_contenders(case, settings, images, errors))
+        contenders = list(_contenders(case, settings, images, errors, ros))
         _measure_rates(contenders, meter)
         samples = measure(contenders, settings.rounds, settings.warm_up, seconds=settings.seconds, progress=progress)
         if not samples.interrupted:
@@ -146,22 +147,28 @@ def _run_case(case: Case, settings: Settings, meter: Meter, progress: Progress) 
 
 
 def _contenders(
-    case: Case, settings: Settings, images: Sequence[np.ndarray], errors: dict[str, str]
+    case: Case, settings: Settings, images: Sequence[np.ndarray], errors: dict[str, str], ros: own.Ros | None
 ) -> Iterator[Contender]:
     """Those that can be made; why the others cannot is noted among the errors. Raises ScfeatError where none of ours
     can."""
-    yield from _own(case, settings, images, errors)
+    yield from _own(case, settings, images, errors, ros)
     for name in peers.OPENCV:
         try:
             yield peers.create_opencv(name, case, images)
         except ScfeatError as error:
             errors[f"opencv {name}"] = reason(error)
     for name in settings.peers:
-        yield peers.create_peer(name, case, images)
+        yield peers.create_peer(name, case, images, _peer_device(settings))
 
 
-def _own(case: Case, settings: Settings, images: Sequence[np.ndarray], errors: dict[str, str]) -> Iterator[Contender]:
-    ros, _ = own.find_ros()
+def _peer_device(settings: Settings) -> str:
+    """That of the first variant, beside which peers are shown."""
+    return str(resolve_device(settings.variants[0].device))
+
+
+def _own(
+    case: Case, settings: Settings, images: Sequence[np.ndarray], errors: dict[str, str], ros: own.Ros | None
+) -> Iterator[Contender]:
     failed: list[Exception] = []
     for variant in settings.variants:
         try:
@@ -224,11 +231,12 @@ def _order(stage: str) -> int:
 
 
 def _warnings(measured: Mapping[str, Any], settings: Settings) -> Iterator[str]:
-    _, reason_without_ros = own.find_ros()
-    if settings.peers and torch.cuda.is_available() and all(each.device == "cpu" for each in settings.variants):
-        yield "peers may have used the GPU, and scfeat did not: CUDA_VISIBLE_DEVICES= keeps all of them on the CPU"
-    if measured.get("cases") and reason_without_ros:
-        yield f"messages are not measured: {reason_without_ros}"
+    untold = [name for name in settings.peers if not peers.takes_device(peers.load_peer(name))]
+    if untold and torch.cuda.is_available() and all(each.device == "cpu" for each in settings.variants):
+        yield (
+            f"{', '.join(untold)} may have used the GPU, and scfeat did not: CUDA_VISIBLE_DEVICES= keeps all on the "
+            "CPU, and a peer with a parameter 'device' is told"
+        )
     for case in measured.get("cases", []):
         if case["rounds"] < ROUNDS:
             yield f"{case['name']}: {case['rounds']} rounds; medians of fewer than {ROUNDS} say little"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from scfeat_core.bench.floors import NetworkCost, Work
 from scfeat_core.bench.images import decode, encode, walk
 from scfeat_core.bench.settings import Case, Variant
 from scfeat_core.bench.timing import Contender, Task
-from scfeat_core.errors import DeviceError
+from scfeat_core.errors import DeviceError, ScfeatError
 from scfeat_core.extraction import Extractor, resolve_device
 from scfeat_core.frontend import Frontend, FrontendConfig
 from scfeat_core.preprocessing import NetworkInput, stack_images
@@ -40,6 +41,7 @@ STAGES: Mapping[str, str] = {
     "track": "identities of the points, lost ones recognised again",
     "message": "ROS messages of features, matches and tracks",
     "serialise": "their bytes",
+    "publish": "the same and handed to the middleware, with a subscriber in another process",
     "extract": "image to features on the host: upload to download",
     "total": "JPEG to serialised messages, or to tracks where there is no ROS",
 }
@@ -50,14 +52,19 @@ _ENOUGH_MEMORY = 0.8  # of what is free
 Item = TypeVar("Item")
 ToMessages = Callable[[Sequence[FrameResult]], list[Any]]
 Serialise = Callable[[Sequence[Any]], int]
+Publish = Callable[[Sequence[Any]], None]
 
 
 @dataclass(frozen=True)
 class Ros:
-    """What scfeat_ros does with results, where rclpy is there."""
+    """What scfeat_ros does with results, where rclpy is there. publish: to a subscriber; None where there is none.
+    publication: makes one.
+    """
 
     to_messages: ToMessages
     serialise: Serialise
+    publication: Callable[[], AbstractContextManager[Publish]]
+    publish: Publish | None = None
 
 
 def find_ros() -> tuple[Ros | None, str]:
@@ -66,7 +73,23 @@ def find_ros() -> tuple[Ros | None, str]:
         module = import_module("scfeat_ros.bench_stages")  # by name, as the core knows nothing of ROS
     except ImportError as error:
         return None, str(error).splitlines()[0]
-    return Ros(module.to_messages, module.serialise), ""
+    return Ros(module.to_messages, module.serialise, module.publication), ""
+
+
+@contextmanager
+def listened_ros() -> Iterator[tuple[Ros | None, str]]:
+    """:func:`find_ros` with somebody who listens; what is missing, and why."""
+    ros, missing = find_ros()
+    if ros is None:
+        yield None, f"messages are not measured: {missing}"
+        return
+    with ExitStack() as stack:
+        missing = ""
+        try:
+            ros = replace(ros, publish=stack.enter_context(ros.publication()))
+        except ScfeatError as error:
+            missing = f"publication is not measured: {error}"
+        yield ros, missing
 
 
 def create_contender(
@@ -87,7 +110,10 @@ def create_contender(
     def found() -> dict[str, Any]:
         return {"points": whole.points, **_told(extractor)}
 
-    return Contender(str(variant), "scfeat", [*stages.tasks(), Task("total", whole.run)], facts, found)
+    tasks = [*stages.tasks(), Task("total", whole.run)]
+    if ros is not None and ros.publish is not None:
+        tasks.append(Task("publish", whole.publish))
+    return Contender(str(variant), "scfeat", tasks, facts, found)
 
 
 def extraction_contender(variant: Variant, case: Case, images: Sequence[np.ndarray]) -> Contender:
@@ -273,7 +299,13 @@ class _Whole:
         self._codes = [encode(image) for image in images]
         self._turns = walk(len(images))
         self._stamp = 0
+        self._messages: Sequence[Any] = ()  # of the last images
         self.points: float | None = None
+
+    def publish(self) -> None:
+        """The messages of the last images, once more serialised."""
+        assert self._ros is not None and self._ros.publish is not None
+        self._ros.publish(self._messages)
 
     def run(self) -> dict[str, float]:
         """One frame of each camera. Milliseconds by stage."""
@@ -288,9 +320,9 @@ class _Whole:
             if isinstance(result, Exception):
                 raise result
         if self._ros is not None:
-            messages = self._ros.to_messages(good)
+            self._messages = self._ros.to_messages(good)
             clock.lap("message")
-            self._ros.serialise(messages)
+            self._ros.serialise(self._messages)
             clock.lap("serialise")
         self.points = float(np.mean([len(result.features) for result in good]))
         inner = {name: sum(result.timings.get(name, np.nan) for result in good) for name in _FROM_FRONTEND}

@@ -1,12 +1,15 @@
 """What scfeat is measured beside: the detectors of OpenCV, and any callable ``(image, max_keypoints) -> features``.
 
+A callable with a parameter ``device`` is told where to run, and is then held to what scfeat is measured on.
 OpenCV's are told the budget, as a user who wants that many points would: SIFT and ORB then describe only those. Their
 thresholds are those of ``scfeat evaluate``, low enough for the budget to be reached.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -18,7 +21,7 @@ from scfeat_core.bench.timing import Contender, Task
 from scfeat_core.errors import ConfigError, DataError
 from scfeat_core.evaluation.methods import AKAZE_THRESHOLD, ORB_FAST_THRESHOLD, SIFT_CONTRAST, create_method
 
-Peer = Callable[[np.ndarray, int], Any]
+Peer = Callable[..., Any]
 
 
 def _detector(name: str, budget: int) -> Any:
@@ -60,14 +63,33 @@ def load_peer(name: str) -> Peer:
     return create_method(name)
 
 
-def create_peer(name: str, case: Case, images: Sequence[np.ndarray]) -> Contender:
-    """Raises ConfigError where there is no such callable."""
-    return _contender(name, "peer", load_peer(name), case, images)
+def create_peer(name: str, case: Case, images: Sequence[np.ndarray], device: str) -> Contender:
+    """device: for those that take one; the others have none among their facts. Raises ConfigError where there is no
+    such callable."""
+    peer = load_peer(name)
+    if not takes_device(peer):
+        return _contender(name, "peer", peer, case, images)
+    return _contender(name, "peer", partial(peer, device=device), case, images, {"device": device})
 
 
-def _contender(name: str, kind: str, peer: Peer, case: Case, images: Sequence[np.ndarray]) -> Contender:
+def takes_device(peer: Peer) -> bool:
+    """Whether it can be told where to run."""
+    try:
+        return "device" in inspect.signature(peer).parameters
+    except ValueError:  # of what is not written in Python
+        return False
+
+
+def _contender(
+    name: str,
+    kind: str,
+    peer: Peer,
+    case: Case,
+    images: Sequence[np.ndarray],
+    facts: Mapping[str, object] | None = None,
+) -> Contender:
     calls = _Calls(name, peer, case, images)
-    return Contender(name, kind, [Task("extract", calls.run)], found=calls.found)
+    return Contender(name, kind, [Task("extract", calls.run)], facts or {}, calls.found)
 
 
 class _Calls:

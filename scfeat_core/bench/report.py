@@ -10,7 +10,16 @@ import numpy as np
 
 from scfeat_core.bench.measuring import COMPARED
 from scfeat_core.bench.own import STAGES
-from scfeat_core.bench.tables import WHOLE, contender_rows, growth_rows, rate_rows, stage_rows, summary, work_rows
+from scfeat_core.bench.tables import (
+    adding_up,
+    batch_rows,
+    contender_rows,
+    growth_rows,
+    rate_rows,
+    stage_rows,
+    summary,
+    work_rows,
+)
 from scfeat_core.charts import COLOURS, Chart, Line, chart
 from scfeat_core.report import document, facts_list
 
@@ -26,6 +35,8 @@ def page(results: Mapping[str, Any]) -> str:
     parts += [f'<p class="warned">{html.escape(warning)}</p>' for warning in results["warnings"]]
     for case in results.get("cases", []):
         parts += _case(case)
+    if results.get("cases") and len(rows := batch_rows(results)) > 1:
+        parts += ["<h2>Several cameras</h2>", _table(rows)]
     if curves := results.get("growth"):
         parts += ["<h2>Growth</h2>", f'<div class="charts">{"".join(_growth_charts(curves))}</div>']
         parts.append(_table(growth_rows(curves)))
@@ -66,7 +77,8 @@ def _over_rounds(case: Mapping[str, Any]) -> str:
 
 def _stages(contender: Mapping[str, Any]) -> list[str]:
     stages = contender["stages"]
-    medians = [None if name in WHOLE else figures["median_ms"] for name, figures in stages.items()]
+    counted = adding_up(stages)
+    medians = [figures["median_ms"] if name in counted else None for name, figures in stages.items()]
     floors = [(figures.get("floor") or {}).get("floor_ms") for figures in stages.values()]
     table = _table(stage_rows(contender), [*_bars(medians, floors), ""])
     return [f"<h3>{html.escape(contender['name'])}</h3>", table, f'<p class="about">{_LEGEND}</p>']

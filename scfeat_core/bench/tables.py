@@ -13,18 +13,23 @@ WHOLE = ("extract", "total")  # made of the other stages
 _GIVEN = ("decode", "network")  # the rest is what the front end adds
 
 
+def adding_up(stages: Mapping[str, Any]) -> list[str]:
+    """Names of the stages that add up to all: publication is measured with the bytes that it sends."""
+    return [name for name in stages if name not in WHOLE and not (name == "serialise" and "publish" in stages)]
+
+
 def stage_rows(contender: Mapping[str, Any]) -> Rows:
     """A head, and one row a stage: median, 5 to 95 %, the share of the whole, the floor, and how many times it."""
     head = ["stage", "ms", "p5–p95", "% of all", "floor ms", "x floor", "bound by"]
     stages = contender["stages"]
-    single = {name: figures["median_ms"] for name, figures in stages.items() if name not in WHOLE}
-    rows = [_stage_row(name, figures, sum(single.values())) for name, figures in stages.items()]
+    single = {name: stages[name]["median_ms"] for name in adding_up(stages)}
+    shares = {name: f"{100 * value / (sum(single.values()) or 1):.0f}" for name, value in single.items()}
+    rows = [_stage_row(name, figures, shares.get(name, NOTHING)) for name, figures in stages.items()]
     besides = sum(value for name, value in single.items() if name not in _GIVEN)
     return [head, *rows, ["all but decode and network", milliseconds(besides), *[NOTHING] * 5]]
 
 
-def _stage_row(name: str, figures: Mapping[str, Any], total: float) -> list[str]:
-    share = NOTHING if not total or name in WHOLE else f"{100 * figures['median_ms'] / total:.0f}"
+def _stage_row(name: str, figures: Mapping[str, Any], share: str) -> list[str]:
     floor = figures.get("floor") or {}
     cells = [name, _median(figures), _range(figures), share]
     if not floor.get("floor_ms"):
@@ -96,6 +101,40 @@ def work_rows(results: Mapping[str, Any]) -> Rows:
     return rows
 
 
+def batch_rows(results: Mapping[str, Any]) -> Rows:
+    """What several cameras cost, where more than one size of a batch was measured: a head, and one row for each."""
+    head = ["images", "contender", "at once", "extract ms", "ms an image", "x as many alone", "network ms an image"]
+    found = [
+        (case, contender)
+        for case in results["cases"]
+        for contender in case["contenders"]
+        if contender["kind"] == "scfeat" and COMPARED in contender["stages"]
+    ]
+    if len({case["batch"] for case, _ in found}) < 2:
+        return [head]
+    alone = {_apart_from_batch(*each): each[1] for each in found if each[0]["batch"] == 1}
+    return [head, *(_batch_row(*each, alone.get(_apart_from_batch(*each))) for each in found)]
+
+
+def _apart_from_batch(case: Mapping[str, Any], contender: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (*case["size"], case["budget"], contender["name"])
+
+
+def _batch_row(case: Mapping[str, Any], contender: Mapping[str, Any], alone: Mapping[str, Any] | None) -> list[str]:
+    batch, figures = case["batch"], contender["stages"][COMPARED]
+    one = batch * alone["stages"][COMPARED]["median_ms"] if alone else 0.0
+    network = contender["stages"].get("network")
+    return [
+        f"{case['size'][0]}x{case['size'][1]}, {case['budget']} points",
+        contender["name"],
+        str(batch),
+        _median(figures),
+        milliseconds(figures["median_ms"] / batch),
+        f"{figures['median_ms'] / one:.2f}" if one else NOTHING,
+        milliseconds(network["median_ms"] / batch) if network else NOTHING,
+    ]
+
+
 # -- as text -----------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +162,8 @@ def as_text(results: Mapping[str, Any], style: str = "plain") -> str:
         for contender in case["contenders"]:
             if contender["kind"] == "scfeat" and contender["stages"]:
                 parts += [contender["name"], table(stage_rows(contender))]
+    if results.get("cases") and len(rows := batch_rows(results)) > 1:
+        parts += [_heading("Several cameras", style), table(rows)]
     if results.get("growth"):
         parts += [_heading("Growth", style), table(growth_rows(results["growth"]))]
     if results["rates"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -54,7 +55,8 @@ def settings(folder: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> dict[str, Any]:
-    return measuring.run(Settings(cases=(SMALL,), rounds=3, warm_up=1, threads=1, images=folder))
+    settings = Settings(cases=(SMALL,), rounds=3, warm_up=1, threads=1, images=folder)
+    return measuring.run(settings, ros=own.find_ros()[0])
 
 
 @pytest.fixture
@@ -245,7 +247,7 @@ def test_all_stages_are_measured(results):
         "opencv akaze",
     }
     ours = case["contenders"][0]
-    expected = set(own.STAGES) - (set() if own.find_ros()[0] else {"message", "serialise"})
+    expected = set(own.STAGES) - {"publish"} - (set() if own.find_ros()[0] else {"message", "serialise"})
     assert set(ours["stages"]) == expected and not ours["error"]
     assert [name for name in own.STAGES if name in ours["stages"]] == list(ours["stages"]), "in their order"
     assert all(figures["runs"] == 3 and figures["median_ms"] > 0 for figures in ours["stages"].values())
@@ -289,6 +291,8 @@ def test_shares_are_of_all_stages_and_the_rest_is_their_sum(results):
         if name not in ("decode", "network", "extract", "total")
     )
     assert rows["all but decode and network"][1] == tables.milliseconds(besides)
+    published = tables.adding_up({**ours["stages"], "serialise": {}, "publish": {}})
+    assert "publish" in published and not {"serialise", "extract", "total"} & set(published), "nothing counts twice"
 
 
 def test_batches_and_variants_take_turns(settings):
@@ -302,6 +306,24 @@ def test_batches_and_variants_take_turns(settings):
     assert ours[1]["stages"]["network"]["floor"]["bytes"] == ours[0]["stages"]["network"]["floor"]["bytes"] / 2
     assert len(found["rates"]) == 2
     assert any("random weights" in warning for warning in found["warnings"])
+    rows = tables.batch_rows(found)
+    assert len(rows) == 5 and [row[2] for row in rows[1:]] == ["2", "2", "1", "1"]
+    assert [row[5] for row in rows[1:]] == ["–", "–", "1.00", "1.00"], "with another budget, nothing to compare with"
+    assert "Several cameras" in tables.as_text(found)
+
+
+def test_several_cameras_are_compared_with_one(results):
+    alone = results["cases"][0]
+    twice = json.loads(json.dumps(alone)) | {"batch": 2}
+    stages = twice["contenders"][0]["stages"]
+    stages["extract"]["median_ms"], stages["network"]["median_ms"] = 3 * alone_ms(alone, "extract"), 8.0
+    rows = tables.batch_rows({"cases": [alone, twice]})
+    assert [row[2] for row in rows[1:]] == ["1", "2"] and rows[2][5:] == ["1.50", "4.00"]
+    assert tables.batch_rows(results) == rows[:1], "nothing to say of one image at once"
+
+
+def alone_ms(case: dict[str, Any], stage: str) -> float:
+    return case["contenders"][0]["stages"][stage]["median_ms"]
 
 
 def test_a_network_without_trained_weights_is_measured_for_its_shape():
@@ -323,6 +345,9 @@ def one(image, max_keypoints):
 def two(image, max_keypoints):
     calls.append(("two", image.shape, str(image.dtype), max_keypoints))
     return [0] * 6, [0]
+def told(image, max_keypoints, device):
+    calls.append(("told", device))
+    return []
 def nothing(image, max_keypoints): pass
 def broken(image, max_keypoints):
     raise RuntimeError("out of order")
@@ -344,6 +369,15 @@ def test_peers_take_turns_with_us_and_get_the_same_images(settings, peer_module)
     last = found["cases"][0]["contenders"][-3:]
     points = {each["name"]: each["points"] for each in last if each["kind"] == "peer"}
     assert points == {f"{name}:one": 5, f"{name}:two": 6}
+
+
+def test_a_peer_that_takes_a_device_is_told_ours(settings, peer_module):
+    name = peer_module(PEER)
+    found = measuring.run(replace(settings, peers=(f"{name}:told", f"{name}:one"), rounds=1))
+    assert ("told", "cpu") in __import__(name).calls
+    told, untold = (each for each in found["cases"][0]["contenders"] if each["kind"] == "peer")
+    assert told["device"] == "cpu" and "device" not in untold
+    assert peers.takes_device(peers.load_peer(f"{name}:told")) and not peers.takes_device(print)
 
 
 def test_a_peer_that_fails_is_said_and_the_rest_is_measured(settings, peer_module):
@@ -528,11 +562,16 @@ def bench(
 
 
 def test_a_run_writes_json_and_a_page(bench, tmp_path, browse):
+    domain = os.environ.get("ROS_DOMAIN_ID")
     status, out, _ = bench()
     assert (
         status == 0 and "scfeat lite cpu float32 eager" in out and "opencv sift" in out and "% of matrix product" in out
     )
-    assert json.loads((tmp_path / "out/bench.json").read_text())["cases"][0]["rounds"] == 5
+    found = json.loads((tmp_path / "out/bench.json").read_text())
+    assert found["cases"][0]["rounds"] == 5
+    stages, missing = found["cases"][0]["contenders"][0]["stages"], own.find_ros()[1]
+    assert ("publish" in stages) == (not missing) and (f"messages are not measured: {missing}" in out) == bool(missing)
+    assert os.environ.get("ROS_DOMAIN_ID") == domain, "what the graph of the subscriber needs is of no other use"
     seen = browse(tmp_path / "out/report.html")
     assert seen["problems"] == [] and seen["loaded"] == [] and seen["tables"] == 4 and seen["lines"] >= 3
     narrow = browse(tmp_path / "out/report.html", 400)
