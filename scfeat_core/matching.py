@@ -87,10 +87,10 @@ def match_nearby(
     similarity = _similarities(_on_host(descriptors0), _on_host(descriptors1), rows, columns)
     alike = np.flatnonzero(similarity >= min_cosine)  # what is not can keep nobody from being the best
     rows, columns, similarity = rows[alike], columns[alike], similarity[alike]
-    best0, best1 = _highest(similarity, rows, len(predicted)), _highest(similarity, columns, len(positions))
-    order = np.flatnonzero(similarity == best0[rows])
-    order = _first(rows, order[np.lexsort((columns[order], rows[order]))])
-    order = _first(columns, order[similarity[order] == best1[columns[order]]])
+    order = np.lexsort((columns, -similarity, rows))
+    order = _first(rows, order)  # the best of each row, of equal ones the first
+    order = order[similarity[order] == _highest(similarity, columns, len(positions))[columns[order]]]
+    order = _first(columns, order)
     return Matches(rows[order], columns[order], similarity[order])
 
 
@@ -105,8 +105,9 @@ def _first(values: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 def _highest(values: np.ndarray, groups: np.ndarray, number: int) -> np.ndarray:
     """Of the values of each group (0 to number - 1), (number,) float32; -inf where it has none."""
-    highest = torch.full((number,), -torch.inf)
-    return highest.scatter_reduce_(0, torch.from_numpy(groups), torch.from_numpy(values), "amax").numpy()
+    highest = np.full(number, -np.inf, np.float32)
+    np.maximum.at(highest, groups, values)
+    return highest
 
 
 def _similarities(
@@ -214,12 +215,15 @@ def _mutual_nearest(d0: Tensor, d1: Tensor, min_cosine: float, max_ratio: float 
         empty = d0.new_zeros(0, dtype=torch.int64)
         return Matches(empty, empty, d0.new_zeros(0))
     found = _nearest(d0, d1, max_ratio is not None, gate)
-    good = _mutual(found, min_cosine)
+    on_host = d0.device.type == "cpu"
+    rows = _mutual_on_host(found, min_cosine) if on_host else _mutual(found, min_cosine).nonzero()[:, 0]
+    index1, similarity = found.index1[rows], found.similarity[rows]
     if max_ratio is not None:
-        distance = _distance(found.similarity)
-        good &= distance <= max_ratio * _distance(found.second1)
-        good &= distance <= max_ratio * _distance(found.second0[found.index1])
-    return Matches(good.nonzero()[:, 0], found.index1[good], found.similarity[good])
+        distance = _distance(similarity)
+        good = distance <= max_ratio * _distance(found.second1[rows])
+        good &= distance <= max_ratio * _distance(found.second0[index1])
+        rows, index1, similarity = rows[good], index1[good], similarity[good]
+    return Matches(rows, index1, similarity)
 
 
 def match_padded(
@@ -243,6 +247,13 @@ def _mutual(found: _Nearest, min_cosine: float) -> Tensor:
     first = torch.full_like(found.best0, number, dtype=torch.int64)
     first.scatter_reduce_(0, found.index1, torch.where(good, index0, number), "amin")
     return good & (first[found.index1] == index0)
+
+
+def _mutual_on_host(found: _Nearest, min_cosine: float) -> Tensor:
+    """Rows of view 0 that :func:`_mutual` says have their partner, by numpy, whose calls are quicker."""
+    similarity, index1, best0 = (each.numpy() for each in (found.similarity, found.index1, found.best0))
+    good = (similarity == best0.take(index1)) & (similarity >= min_cosine) & (similarity > -np.inf)
+    return torch.from_numpy(_first(index1, np.flatnonzero(good)))
 
 
 class _Nearest(NamedTuple):

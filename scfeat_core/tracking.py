@@ -20,7 +20,7 @@ from scfeat_core.types import Camera, Features, TrackFlag, Tracks
 NEIGHBOURS = 5  # whose median motion stands for that of a point that was not seen to move
 _MAX_KNOWN = 128  # moving points that are asked, a power of two; four times as many say the same
 _AT_ONCE = 1024  # points whose distances to the known ones stay in the cache
-_CELLS = 500  # about as many, of the rectangle around what is known to move, are asked for the motion of many points
+_CELLS = 250  # about as many, of the rectangle around what is known to move, are asked for the motion of many points
 _RELIABLE = 0.1  # of the features must be linked, or the links say nothing about the motion of the others
 _MAX_WAITING = 1 << 15  # lost tracks that are kept, the last ones
 _PLAUSIBLE = 0.02  # of the longer side of the image: how far from its prediction a lost point may come back
