@@ -15,7 +15,7 @@ from scfeat_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from scfeat_core.reconstruction.sources import Source
-    from scfeat_core.reconstruction.workspace import Plan
+    from scfeat_core.reconstruction.workspace import Plan, Result
 
 EXIT_INCOMPLETE = 1  # nothing could be reconstructed, or some images could not be read
 BAG_SUFFIXES = (".bag", ".mcap", ".db3")
@@ -24,8 +24,9 @@ EPILOG = """\
 SOURCE is a folder of images, a bag (rosbag2 or ROS 1), the folder of a run of `scfeat replay`, whose tracks are then
 the matches, or features.h5 of `scfeat extract --format h5`.
 
-OUT gets features.h5, pairs.txt and matches.h5 as hloc has them, database.db for COLMAP (keypoints, matches and two-view
-geometries; no descriptors, as it has no kind for ours), the model as text in sparse/0, and reconstruction.json.
+OUT gets features.h5 (but where that is SOURCE), pairs.txt and matches.h5 as hloc has them, database.db for COLMAP
+(keypoints, matches and two-view geometries; no descriptors, as it has no kind for ours), the model as text in sparse/0,
+and reconstruction.json.
 Features and matches that are there are kept. --export-only stops before the model.
 
 Cameras: calibrated ones (--camera FILE; CameraInfo of a bag; cameras.json beside the images) stay as they are; without
@@ -90,15 +91,26 @@ def run(args: argparse.Namespace) -> int:
     for method in _others(args, source):
         extraction = replace(plan.extraction, method=method, options={})
         folders[method] = (args.out / method.replace(":", "_"), replace(plan, extraction=extraction))
-    results = {}
-    for label, (folder, each) in folders.items():
-        results[label] = run_stages(source, folder, each, partial(_say, label))
-        for outcome in results[label].failed:
-            print(f"failed: {outcome.name}: {outcome.error}", file=sys.stderr)
-    print(format_summaries({label: result.summary for label, result in results.items()}))
-    print(f"{args.out}: features.h5, matches.h5, pairs.txt, database.db" + ("" if args.export_only else ", sparse/0"))
+    results: dict[str, Result] = {}
+    try:
+        for label, (folder, each) in folders.items():
+            results[label] = run_stages(source, folder, each, partial(_say, label))
+            for outcome in results[label].failed:
+                print(f"failed: {outcome.name}: {outcome.error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"what is complete in {args.out} is kept: the same command goes on from there", file=sys.stderr)
+        raise
+    finally:
+        if results:
+            print(format_summaries({label: result.summary for label, result in results.items()}))
+    print(f"{args.out}: {', '.join(_written(source, next(iter(results.values()))))}")
     complete = all(not result.failed and (result.models or args.export_only) for result in results.values())
     return 0 if complete else EXIT_INCOMPLETE
+
+
+def _written(source: Source, result: Result) -> list[str]:
+    features = ["features.h5"] if source.features is None else []
+    return [*features, "matches.h5", "pairs.txt", "database.db", *(["sparse/0"] if result.models else [])]
 
 
 def _say(label: str, line: str) -> None:

@@ -50,7 +50,10 @@ class StoredFeatures:
         features = self.read(name0), self.read(name1)
         for name, each in zip((name0, name1), features, strict=True):
             if each.descriptors.shape[1] == 0:
-                raise DataError(f"expected descriptors of '{name}' to match it, found none; extract it again")
+                raise DataError(
+                    f"expected descriptors of '{name}' to match it, found none; of a replay give the folder of the "
+                    "run, whose tracks are the matches, else extract it again"
+                )
         return match_descriptors_of(*features)
 
 

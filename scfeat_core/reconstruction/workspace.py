@@ -1,8 +1,9 @@
 """A folder in which images are reconstructed, stage by stage: features, matches, database, model.
 
 ``features.h5`` (hloc), ``pairs.txt``, ``matches.h5`` (hloc), ``database.db`` (COLMAP), ``sparse/0`` (COLMAP's model as
-text), ``reconstruction.json`` (the figures). Features and matches that are there are kept where they were made in the
-same way, as ``features.json`` and ``matches.json`` say; the database and the model are made anew.
+text), ``reconstruction.json`` (the figures; until there is a model, those of the pairs). Features and matches that are
+there are kept where they were made in the same way, as ``features.json`` and ``matches.json`` say; the database and the
+model are made anew.
 """
 
 from __future__ import annotations
@@ -98,13 +99,14 @@ def run(source: Source, out: Path, plan: Plan, say: Callable[[str], None] = lamb
     clock.lap("database")
     summary = {**summarise_pairs(counts, keypoints), "images": len(source.names)}
     models: list[Model] = []
+    write_summary(out / "reconstruction.json", _content(source, plan, summary, models, failed, clock.seconds))
     if plan.mapping:
         models = _map(source, out, cameras, len(sizes), plan.progress)
         clock.lap("mapping")
         if not models:
             say(_NOTHING)
         summary.update(summarise_models(models, source.truth))
-    write_summary(out / "reconstruction.json", _content(source, plan, summary, models, failed, clock.seconds))
+        write_summary(out / "reconstruction.json", _content(source, plan, summary, models, failed, clock.seconds))
     return Result(summary, models, failed)
 
 

@@ -19,6 +19,7 @@ from scfeat_core.errors import CalibrationError, ConfigError, DataError, Feature
 from scfeat_core.evaluation.methods import create_method, match_features
 from scfeat_core.feature_files import read_h5, write_h5
 from scfeat_core.geometry import epipolar_distance, fundamental_from_pose, project_rays, warp_points
+from scfeat_core.reconstruction import mapping, workspace
 from scfeat_core.reconstruction.cameras import Cameras, calibrated, guessed, one_camera
 from scfeat_core.reconstruction.database import write_database
 from scfeat_core.reconstruction.features import Extraction
@@ -524,6 +525,36 @@ def test_matching_goes_on_where_it_was_interrupted(tmp_path: Path, rendered_view
     assert len(list(read_matches(path, pairs))) == len(pairs)
 
 
+def test_an_interruption_leaves_a_report_of_what_was_done(
+    tmp_path: Path, scene: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the second of two methods is mapped: the figures of the first, and the matches of the second."""
+    out, mapped = tmp_path / "out", mapping.reconstruct
+
+    def stopped_at_the_second(database: Path, *rest: Any) -> Any:
+        if database.parent != out:
+            raise KeyboardInterrupt
+        return mapped(database, *rest)
+
+    words = (scene, "--out", out, "--max-keypoints", 300, "--method", "sift", "--compare", "rootsift")
+    monkeypatch.setattr(workspace, "reconstruct", stopped_at_the_second)
+    status, printed, complaint = reconstruct(capsys, *words)
+    assert status == 130 and "the same command goes on" in complaint
+    assert any(line.startswith("sift ") for line in printed.splitlines())
+    second = json.loads((out / "rootsift" / "reconstruction.json").read_text())
+    assert second["summary"]["verified_pairs"] > 20 and "registered" not in second["summary"]
+    assert "mapping" not in second["timings"]
+    monkeypatch.undo()
+    status, printed, _ = reconstruct(capsys, *words)
+    assert status == 0 and any(line.startswith("rootsift ") for line in printed.splitlines())
+
+
+def test_features_of_a_replay_alone_cannot_be_matched(tmp_path: Path, exact_recording: Recording, capsys: Any) -> None:
+    run(recording_source(exact_recording), tmp_path / "model", Plan(mapping=False))
+    status, _, complaint = reconstruct(capsys, tmp_path / "model" / "features.h5", "--out", tmp_path / "other")
+    assert status == 2 and "found none; of a replay give the folder of the run" in complaint
+
+
 def test_a_damaged_image_is_reported_and_the_others_go_on(tmp_path: Path, scene: Path, capsys: Any) -> None:
     (scene / "images" / "2.png").write_bytes(b"no picture")
     status, _, complaint = reconstruct(
@@ -541,6 +572,7 @@ def test_features_that_are_there_already_are_matched(tmp_path: Path, scene: Path
     status, printed, _ = reconstruct(capsys, tmp_path / "f.h5", "--out", tmp_path / "out", "--camera", "shared")
     assert status == 0 and "1 cameras, 0 of them calibrated" in printed
     assert (tmp_path / "f.h5").read_bytes() == before and not (tmp_path / "out" / "features.h5").exists()
+    assert printed.splitlines()[-1].endswith("out: matches.h5, pairs.txt, database.db, sparse/0"), "what is written"
     assert json.loads((tmp_path / "out" / "reconstruction.json").read_text())["summary"]["registered"] == 8
     status, _, complaint = reconstruct(capsys, tmp_path / "f.h5", "--out", tmp_path / "new", "--compare", "sift")
     assert status == 2 and "expected images with --compare" in complaint
@@ -610,6 +642,7 @@ def test_nothing_to_reconstruct_is_said(tmp_path: Path, capsys: Any) -> None:
         cv2.imwrite(str(tmp_path / "noise" / f"{i}.png"), rng.integers(0, 255, (120, 160), np.uint8))
     status, printed, complaint = reconstruct(capsys, tmp_path / "noise", "--out", tmp_path / "out", "--method", "sift")
     assert status == 1 and "nothing could be reconstructed" in printed and complaint == ""
+    assert printed.splitlines()[-1].endswith("out: features.h5, matches.h5, pairs.txt, database.db")
     assert json.loads((tmp_path / "out" / "reconstruction.json").read_text())["summary"]["registered"] == 0
     assert list((tmp_path / "out").glob("*.tmp")) == [] and not list((tmp_path / "out").glob(".sparse-*"))
 
