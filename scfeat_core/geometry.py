@@ -213,10 +213,6 @@ _PINHOLE_SIZES = (0, 4, 5, 8, 12, 14)  # k1 k2 p1 p2, k3, k4 to k6, thin prism s
 _REPROJECTION = 0.1  # pixels: a ray that projects further from its pixel is none; solved ones are within 1e-6
 _MOST_REMEMBERED = 32
 _USABLE: set[tuple[Any, ...]] = set()
-# Without a test after each step, which takes most of the time, there are more steps than most points need, and few
-# points need more.
-_FEW_STEPS = (cv2.TERM_CRITERIA_COUNT, 15, 0.0)
-_SOLVED = 1e-6  # pixels
 _UNDISTORT_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-10)  # the default stops after 5 steps
 # OpenCV 4.5.4 (Ubuntu 22.04) iterates ten times and takes no criteria for fisheye cameras.
 _FISHEYE_OPTIONS: dict[str, Any] = (
@@ -240,28 +236,20 @@ def undistort_points(points: np.ndarray, camera: Camera) -> np.ndarray:
     if not fisheye and not np.any(camera.D):
         rays = (pixels[:, 0] - camera.K[:2, 2]) / (camera.K[0, 0], camera.K[1, 1])
         return np.where(np.isfinite(rays).all(1, keepdims=True), rays, np.nan)
-    rays = _undistort_fisheye(pixels, camera) if fisheye else _undistort_pinhole(pixels, camera, _FEW_STEPS)
-    error = _errors(rays, pixels, camera, fisheye)
-    if not fisheye and (left := np.flatnonzero(~(error < _SOLVED))).size:
-        rays[left] = _undistort_pinhole(pixels[left], camera, _UNDISTORT_CRITERIA)
-        error[left] = _errors(rays[left], pixels[left], camera, fisheye)
+    rays = _undistort_fisheye(pixels, camera) if fisheye else _undistort_pinhole(pixels, camera)
     # The iterations stop somewhere where there is nothing to find, and OpenCV bends wide angles back to 90 degrees.
-    return np.where(error[:, None] < _REPROJECTION, rays[:, 0], np.nan)
-
-
-def _errors(rays: np.ndarray, pixels: np.ndarray, camera: Camera, fisheye: bool) -> np.ndarray:
-    """(N,), how far rays (N, 1, 2) project from their pixels along x or y, whichever is more."""
-    return np.abs(_project(rays, camera, fisheye) - pixels).max((1, 2))
+    error = np.abs(_project(rays, camera, fisheye) - pixels).max(-1, keepdims=True)
+    return np.where(error < _REPROJECTION, rays, np.nan).reshape(-1, 2)
 
 
 def _undistort_fisheye(pixels: np.ndarray, camera: Camera) -> np.ndarray:
     return cv2.fisheye.undistortPoints(pixels, camera.K, camera.D[:4], **_FISHEYE_OPTIONS)
 
 
-def _undistort_pinhole(pixels: np.ndarray, camera: Camera, criteria: tuple[int, int, float]) -> np.ndarray:
+def _undistort_pinhole(pixels: np.ndarray, camera: Camera) -> np.ndarray:
     if hasattr(cv2, "undistortPointsIter"):  # OpenCV 4
-        return cv2.undistortPointsIter(pixels, camera.K, camera.D, None, None, criteria)
-    return cv2.undistortPoints(pixels, camera.K, camera.D, criteria=criteria)
+        return cv2.undistortPointsIter(pixels, camera.K, camera.D, None, None, _UNDISTORT_CRITERIA)
+    return cv2.undistortPoints(pixels, camera.K, camera.D, criteria=_UNDISTORT_CRITERIA)
 
 
 def project_rays(rays: np.ndarray, camera: Camera) -> np.ndarray:
