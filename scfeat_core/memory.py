@@ -10,8 +10,7 @@ KEEP = "SCFEAT_KEEP_FREED_MEMORY"  # environment variable: "0" leaves the C libr
 SMALL = 0.5  # of the largest: images below need so much less that what the largest left is worth giving back
 PATIENCE = 30  # images; cameras of several sizes take turns
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -19,15 +18,20 @@ def keep_freed_memory() -> None:
 
     By default glibc gives large blocks back to the system, which zeroes and maps them again for the next image or
     step: on a CPU 20 to 40 % of an extraction and 6 to 18 % of a training step, depending on what happens to lie at
-    the end of the heap. It holds for the whole process, which keeps as much as it once needed, or as :class:`Surplus`
-    leaves it; an application that wants its own way sets the environment variable SCFEAT_KEEP_FREED_MEMORY to 0.
+    the end of the heap. So all blocks come from one heap that is not trimmed: those of other threads than the main one
+    are, whatever they are told, and hold no block above 64 MB, such as the maps of one 1920x1080 image. Threads that
+    are there already may keep theirs.
+
+    It holds for the whole process, which keeps as much as it once needed, or as :class:`Surplus` leaves it; an
+    application that wants its own way sets the environment variable SCFEAT_KEEP_FREED_MEMORY to 0.
     """
     if os.environ.get(KEEP) == "0":
         return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_ARENA_MAX, 1)
 
 
 class Surplus:

@@ -32,7 +32,7 @@ from scfeat.msg import Features, FrontendStatus, Matches, Tracks
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from scfeat_core.errors import ConfigError, ScfeatError
-from scfeat_core.memory import give_back_freed_memory
+from scfeat_core.memory import give_back_freed_memory, keep_freed_memory
 
 from .diagnostics import CameraReport, NetworkReport, diagnostics_to_message, measure_memory
 from .endpoints import Endpoints
@@ -133,7 +133,7 @@ class FrontendNode(LifecycleNode):
         except Exception:
             self._release()
             raise
-        give_back_freed_memory()  # of the warm-up: the worker's thread has a heap of its own, 100 MB would lie here
+        give_back_freed_memory()  # of the warm-up and of loading
         return super().on_configure(state)
 
     @_explained
@@ -377,6 +377,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status. Arguments are those of any ROS 2 node (--ros-args ...)."""
     stop = threading.Event()
     handle_signals(lambda *_: stop.set())
+    keep_freed_memory()  # before the threads of the middleware, which would have heaps of their own
     try:
         _init(args)
         return _run(stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -31,15 +32,52 @@ print(resident() - before)
 """
 
 
+def need_glibc() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("another C library than glibc")
+
+
+def environment(keep: str) -> dict[str, str]:
+    return {**os.environ, memory.KEEP: keep, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 @pytest.mark.parametrize("keep", ["1", "0"])
 def test_what_a_large_image_left_is_given_back_after_many_small_ones(keep: str) -> None:
-    if not hasattr(__import__("ctypes").CDLL(None), "mallopt"):
-        pytest.skip("another C library than glibc")
-    environment = {**os.environ, memory.KEEP: keep, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", LEFT], env=environment, capture_output=True, text=True, check=True)
+    need_glibc()
+    done = subprocess.run([sys.executable, "-c", LEFT], env=environment(keep), capture_output=True, text=True)
     left, finally_left = map(float, done.stdout.split())
     assert finally_left < 20
     assert left > 150 if keep == "1" else left < 20
+
+
+AGAIN = """
+import resource, threading
+import numpy as np
+from scfeat_core.memory import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def run():
+    for megabytes in (1, 20, 50, 100):  # glibc maps what is above 32, and in other threads what is above 64
+        np.ones(megabytes * 131072)
+        before = faults()
+        for _ in range(3):
+            np.ones(megabytes * 131072)
+        print(faults() - before)
+
+keep_freed_memory()
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+
+
+def test_blocks_of_any_size_and_of_any_thread_are_not_mapped_again() -> None:
+    need_glibc()
+    done = subprocess.run([sys.executable, "-c", AGAIN], env=environment("1"), capture_output=True, text=True)
+    again = [int(line) for line in done.stdout.split()]
+    assert len(again) == 4 and max(again) < 100, f"{again} pages were faulted; those of 100 MB are 25,000"
 
 
 def test_it_is_given_back_only_where_small_images_stay_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
