@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -83,6 +84,7 @@ class Run:
         self._checkpoint = folder / "last.pt"
         self._log = folder / "log.jsonl"
         self._board: Any = None
+        self._lock: IO[str] | None = None
         self._plotted = time.monotonic()
 
     def open(self, *, resume: bool) -> dict[str, Any] | None:
@@ -112,15 +114,26 @@ class Run:
         return saved
 
     def start(self, state: TrainState, saved: dict[str, Any] | None) -> None:
-        """Begin, or take up what :meth:`open` returned."""
+        """Begin, or take up what :meth:`open` returned. Raises ConfigError where another process is at the same run."""
         if saved is not None:
             _restore(state, saved)
         if not self._main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
         self._drop_log_after(state.step)
         (self.folder / "config.json").write_text(json.dumps(dump_config(self.config), indent=1))
         self._board = _open_board(self.folder / "tensorboard", state.step)
+
+    def _take_lock(self) -> None:
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"expected a run that nobody is at, found another process training in {self.folder}; wait for it, end "
+                "it, or choose another --output"
+            ) from None
 
     def _damaged(self, found: str) -> ConfigError:
         return ConfigError(
@@ -207,6 +220,8 @@ class Run:
             self._board.close()
         if self._main and self._log.is_file():
             self.plot()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def plot_curves(rows: Sequence[Mapping[str, float]], path: Path) -> Path:

@@ -243,6 +243,19 @@ def test_a_run_goes_on_with_as_many_pairs_a_step(config: TrainConfig, tmp_path: 
     assert Run(tmp_path, whole).open(resume=True) is not None
 
 
+def test_two_processes_never_write_to_one_run(config: TrainConfig, tmp_path: Path) -> None:
+    state = create_state(config, torch.device("cpu"))
+    first, second = Run(tmp_path, config), Run(tmp_path, config)
+    first.start(state, None)
+    with pytest.raises(ConfigError, match="another process training in"):
+        second.start(state, None)
+    second.close()
+    first.close()
+    again = Run(tmp_path, config)
+    again.start(state, None)
+    again.close()
+
+
 @pytest.mark.parametrize("steps", [3, 60])
 def test_a_run_that_makes_no_step_fails(config: TrainConfig, tmp_path: Path, steps: int) -> None:
     data = replace(config.data_config_train, batch_size=1)
