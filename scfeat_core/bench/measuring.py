@@ -237,21 +237,30 @@ def _warnings(measured: Mapping[str, Any], settings: Settings) -> Iterator[str]:
             f"{', '.join(untold)} may have used the GPU, and scfeat did not: CUDA_VISIBLE_DEVICES= keeps all on the "
             "CPU, and a peer with a parameter 'device' is told"
         )
+    cases: dict[str, list[str]] = {}  # by what is to be said of them, which is said once
     for case in measured.get("cases", []):
-        if case["rounds"] < ROUNDS:
-            yield f"{case['name']}: {case['rounds']} rounds; medians of fewer than {ROUNDS} say little"
-        for contender in case["contenders"]:
-            yield from _contender_warnings(case["name"], contender)
-        figures = [each for contender in case["contenders"] for each in contender["stages"].values()]
-        if noisy := sum(each["noisy"] for each in figures):
-            yield (
-                f"{case['name']}: {noisy} of {len(figures)} medians are noisy, marked ~: 5 to 95 % of the rounds span "
-                "more than 30 % of them to each side"
-            )
+        for text in _case_warnings(case):
+            cases.setdefault(text, []).append(case["name"])
+    for text, names in cases.items():
+        everywhere = 1 < len(names) == len(measured["cases"])
+        yield f"{'everywhere' if everywhere else '; '.join(names)}: {text}"
 
 
-def _contender_warnings(case: str, contender: Mapping[str, Any]) -> Iterator[str]:
-    name = f"{case}: {contender['name']}"
+def _case_warnings(case: Mapping[str, Any]) -> Iterator[str]:
+    if case["rounds"] < ROUNDS:
+        yield f"{case['rounds']} rounds; medians of fewer than {ROUNDS} say little"
+    for contender in case["contenders"]:
+        yield from _contender_warnings(contender)
+    figures = [each for contender in case["contenders"] for each in contender["stages"].values()]
+    if noisy := sum(each["noisy"] for each in figures):
+        yield (
+            f"{noisy} of {len(figures)} medians are noisy, marked ~: 5 to 95 % of the rounds span more than 30 % of "
+            "them to each side"
+        )
+
+
+def _contender_warnings(contender: Mapping[str, Any]) -> Iterator[str]:
+    name = contender["name"]
     if contender["error"]:
         yield f"{name}: left out: {contender['error']}"
     if contender.get("note"):

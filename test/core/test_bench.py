@@ -310,6 +310,8 @@ def test_batches_and_variants_take_turns(settings):
     assert len(rows) == 5 and [row[2] for row in rows[1:]] == ["2", "2", "1", "1"]
     assert [row[5] for row in rows[1:]] == ["–", "–", "1.00", "1.00"], "with another budget, nothing to compare with"
     assert "Several cameras" in tables.as_text(found)
+    assert sum("1 rounds" in warning for warning in found["warnings"]) == 1, "what is said of all is said once"
+    assert any(warning.startswith("everywhere: 1 rounds") for warning in found["warnings"])
 
 
 def test_several_cameras_are_compared_with_one(results):
