@@ -58,7 +58,7 @@ FIGURES: dict[str, Figure] = {
     "epipolar_truth_px": Figure("true epipolar error", "px", "lower", "of inliers under the true motion, median", 2),
     "off_truth": Figure("inliers off by > 3 px", "%", "lower", "from the true epipolar line, median over frames", 1),
     "repeatability": Figure("repeatability", "%", "higher", "at 3 px, with depth, or where it only turned, median", 1),
-    "ate_m": Figure("ATE", "m", "lower", "RMSE of the positions of visual odometry, aligned by Sim(3)", 3),
+    "ate_m": Figure("ATE", "m", "lower", "RMSE of the positions of visual odometry, aligned by Sim(3)", 4),
     "rpe_m": Figure("RPE, translation", "m", "lower", "RMSE of the relative pose error", 4),
     "rpe_deg": Figure("RPE, rotation", "°", "lower", "RMSE of the relative pose error", 3),
     "lost": Figure("frames without a pose", "", "lower", "that the odometry could not place, after it began"),

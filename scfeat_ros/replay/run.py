@@ -19,7 +19,7 @@ import torch
 
 from scfeat_core import __version__
 from scfeat_core.config import dump_config
-from scfeat_core.errors import DataError, ImageError, ScfeatError, StaleImageError
+from scfeat_core.errors import ConfigError, DataError, ImageError, ScfeatError, StaleImageError
 from scfeat_core.evaluation.method_extractor import REIDENTIFY_COSINE, MethodExtractor
 from scfeat_core.frontend import Frontend, FrontendConfig
 from scfeat_core.network.weights import weights_id
@@ -166,6 +166,8 @@ class Player:
         calibration = self._calibrate(shot)
         try:
             result = self._process(shot, calibration)
+        except ConfigError:  # no image will do better
+            raise
         except Exception as error:  # as in the node: one image must not end all
             text = str(error) if isinstance(error, ScfeatError) else repr(error)
             return FrameRecord(shot.index, shot.stamp, _reason(error), text, timings=timings)

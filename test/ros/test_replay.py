@@ -845,6 +845,21 @@ def test_an_error_of_the_reader_is_raised_where_images_are_taken() -> None:
             next(items)
 
 
+def test_a_method_that_cannot_work_is_said_at_the_first_image(
+    short_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As AKAZE, which this OpenCV may not have: an hour of images would end in the same words."""
+    (tmp_path / "lost_method.py").write_text(
+        "from scfeat_core.errors import ConfigError\ncalls = []\n\n\n"
+        "def find(image, count):\n    calls.append(count)\n    raise ConfigError('install it')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="install it"):
+        replay(short_bag, tmp_path / "out", method="lost_method:find")
+    assert len(sys.modules.pop("lost_method").calls) == 1
+    assert replay(short_bag, tmp_path / "out")["processed"] == 11, "the folder is free for another method"
+
+
 def test_each_method_has_its_own_threshold_unless_one_is_set(short_bag: Path, tmp_path: Path) -> None:
     def cosine(method: str, **parameters: Any) -> float:
         return frontend_config(job(short_bag, tmp_path, method=method, parameters=parameters)).reidentify_cosine
