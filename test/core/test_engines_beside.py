@@ -253,6 +253,29 @@ def test_features_are_those_of_the_engine_once_it_is_there(tmp_path, monkeypatch
     extractor.close()
 
 
+@pytest.mark.parametrize("name", ["cuda_graph", "compile", "auto"])
+def test_on_cuda_images_go_on_while_it_is_made(name, model, tmp_path):
+    """A graph is recorded in the thread, while this one has matches and downloads in work, but no network."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    engine = create_engine(name, model, "cuda", build="beside", cache=Cache(tmp_path))
+    eager = create_engine("eager", model, "cuda")
+    for size in ((1, 96, 128), (2, 75, 101)):
+        image = given(*size).cuda()
+        expected = eager.run(image)
+        points = torch.rand(1000, 64, device="cuda")
+
+        def step(image: Tensor = image, expected: Maps = expected, points: Tensor = points) -> None:
+            assert parity.suffices(parity.compare(engine.run(image), expected))
+            assert (points @ points.T).argmax(1).cpu().shape == (1000,)
+
+        step()
+        until(lambda: "meanwhile" not in engine.note, step)
+        step()
+        assert engine.note == "" and (engine.name == name or name == "auto")
+    engine.close()
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
