@@ -16,6 +16,7 @@ Descriptors are absent where there are none (D = 0), and stay uint8 where they a
 from __future__ import annotations
 
 import contextlib
+import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -119,10 +120,24 @@ def require_h5py() -> Any:
     return h5py
 
 
+@contextlib.contextmanager
+def new_h5(path: Path) -> Iterator[Any]:
+    """An HDF5 file to fill, which then takes the place of ``path``, see :func:`replaced`. Raises ScfeatError.
+
+    It is made in memory: where a disk fills up under HDF5, it cannot close its file, and crashes the process.
+    """
+    h5py = require_h5py()
+    with replaced(path) as scratch:
+        with h5py.File(str(scratch), "w", driver="core", backing_store=False) as stored:
+            yield stored
+            stored.flush()
+            content = stored.id.get_file_image()
+        scratch.write_bytes(content)
+
+
 def write_h5(path: Path, items: Sequence[tuple[str, Features, float]], half: bool = False) -> None:
     """A new file with the features of some images: (name, features, uncertainty). Raises ScfeatError."""
-    h5py = require_h5py()
-    with replaced(path) as scratch, h5py.File(scratch, "w") as stored:
+    with new_h5(path) as stored:
         for name, features, uncertainty in items:
             _write_group(stored, name, features.numpy(), uncertainty, half)
 
@@ -177,15 +192,34 @@ def merge_h5(path: Path, parts: Sequence[Path], member: str = "keypoints") -> No
 
     member: what each group has, see :func:`h5_names`.
 
-    A name that occurs again is taken from the first file that has it. All or nothing: see :func:`replaced`.
+    A name that occurs again is taken from the first file that has it. All or nothing: see :func:`replaced`. Raises
+    ScfeatError where there is no room for it.
     """
     h5py = require_h5py()
-    with replaced(path) as scratch, h5py.File(scratch, "w") as merged:
-        for source in [*([path] if path.exists() else []), *parts]:
-            names = h5_names(source, member)
-            with open_h5(source) as stored:
-                for name in (name for name in names if name not in merged):
-                    stored.copy(name, merged.require_group(name.rpartition("/")[0] or "/"), name.rpartition("/")[2])
+    sources = [*([path] if path.exists() else []), *parts]
+    with replaced(path) as scratch:
+        _check_room(path, sum(source.stat().st_size for source in sources))
+        with h5py.File(scratch, "w") as merged:
+            for source in sources:
+                _add_groups(merged, source, member)
+
+
+def _add_groups(merged: Any, source: Path, member: str) -> None:
+    """Those that are not there yet."""
+    names = h5_names(source, member)
+    with open_h5(source) as stored:
+        for name in (name for name in names if name not in merged):
+            stored.copy(name, merged.require_group(name.rpartition("/")[0] or "/"), name.rpartition("/")[2])
+
+
+def _check_room(path: Path, size: int) -> None:
+    """size: bytes. Before HDF5 finds out: see :func:`new_h5`."""
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise ScfeatError(
+            f"expected room for {1e-6 * size:.1f} MB to write {path}, found {1e-6 * free:.1f} MB: free space, or "
+            "choose another folder"
+        )
 
 
 def open_h5(path: Path) -> Any:

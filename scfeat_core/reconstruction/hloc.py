@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from scfeat_core.errors import DataError, FeatureError
-from scfeat_core.feature_files import h5_names, open_h5, replaced, require_h5py
+from scfeat_core.feature_files import h5_names, new_h5, open_h5
 from scfeat_core.report import write
 from scfeat_core.types import GeometryModel, Matches, TwoViewGeometry
 
@@ -65,8 +65,7 @@ def check_group_names(names: Sequence[str]) -> None:
 
 def write_matches(path: Path, pairs: Iterable[MatchedPair]) -> None:
     """A new file with the matches of some pairs. Raises ScfeatError, and FeatureError for more keypoints than fit."""
-    h5py = require_h5py()
-    with replaced(path) as scratch, h5py.File(scratch, "w") as stored:
+    with new_h5(path) as stored:
         for pair in pairs:
             _write_pair(stored, pair)
 

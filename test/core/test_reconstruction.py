@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +17,9 @@ import numpy as np
 import pytest
 
 from scfeat_core import cli
-from scfeat_core.errors import CalibrationError, ConfigError, DataError, FeatureError
+from scfeat_core.errors import CalibrationError, ConfigError, DataError, FeatureError, ScfeatError
 from scfeat_core.evaluation.methods import create_method, match_features
-from scfeat_core.feature_files import read_h5, write_h5
+from scfeat_core.feature_files import merge_h5, read_h5, write_h5
 from scfeat_core.geometry import epipolar_distance, fundamental_from_pose, project_rays, warp_points
 from scfeat_core.reconstruction import mapping, workspace
 from scfeat_core.reconstruction.cameras import Cameras, calibrated, guessed, one_camera
@@ -38,7 +40,7 @@ from scfeat_core.reconstruction.truth import pose_errors, truth_of
 from scfeat_core.reconstruction.workspace import Plan, run
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.two_view import verify
-from scfeat_core.types import Camera, GeometryModel, Matches, Tracks, TwoViewGeometry
+from scfeat_core.types import Camera, Features, GeometryModel, Matches, Tracks, TwoViewGeometry
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install 'scfeat-python[reconstruct]'")
 pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is not installed: pip install 'scfeat-python[reconstruct]'")
@@ -553,6 +555,46 @@ def test_features_of_a_replay_alone_cannot_be_matched(tmp_path: Path, exact_reco
     run(recording_source(exact_recording), tmp_path / "model", Plan(mapping=False))
     status, _, complaint = reconstruct(capsys, tmp_path / "model" / "features.h5", "--out", tmp_path / "other")
     assert status == 2 and "found none; of a replay give the folder of the run" in complaint
+
+
+FULL_DISK = """
+import resource, signal
+from pathlib import Path
+import numpy as np
+from scfeat_core.errors import ScfeatError
+from scfeat_core.feature_files import merge_h5, write_h5
+from scfeat_core.types import Features
+
+features = Features(np.zeros((900, 2)), np.zeros(900), np.zeros((900, 64), np.float32), (640, 480), "made")
+items = [(f"{i}.png", features, 1.0) for i in range(4)]
+write_h5(Path("part.h5"), items)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    write_h5(Path("whole.h5"), items)
+except ScfeatError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """HDF5 cannot close a file that it cannot write, and takes the process with it in the end."""
+    found = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0 and found.stderr == "", found.stderr[-500:]
+    assert found.stdout.startswith("expected to write whole.h5, found: File too large; free space")
+    assert [file.name for file in tmp_path.iterdir()] == ["part.h5"]
+
+
+def test_parts_that_do_not_fit_on_the_disk_are_not_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = Features(np.zeros((9, 2)), np.zeros(9), np.zeros((9, 64), np.float32), (640, 480), "made")
+    write_h5(tmp_path / "part.h5", [("0.png", features, 1.0)])
+    room = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room._replace(free=1000))
+    with pytest.raises(ScfeatError, match=r"expected room for .* found 0\.0 MB: free space, or choose another folder"):
+        merge_h5(tmp_path / "all.h5", [tmp_path / "part.h5"])
+    monkeypatch.undo()
+    merge_h5(tmp_path / "all.h5", [tmp_path / "part.h5"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["all.h5", "part.h5"]
 
 
 def test_a_damaged_image_is_reported_and_the_others_go_on(tmp_path: Path, scene: Path, capsys: Any) -> None:
