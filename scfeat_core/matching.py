@@ -174,7 +174,7 @@ def _runs(predicted: np.ndarray, positions: np.ndarray, radius: float) -> tuple[
     starts = np.concatenate(([0], np.bincount(cell, minlength=width * height).cumsum()))
     along = (predicted[:, :1] - origin[0] + (-reach, reach)) / wide
     first, last = np.floor(along).astype(np.int64).clip(0, width - 1).T
-    middle = np.floor((predicted[:, 1] - origin[1]) / high).astype(np.int64) + 2
+    middle = np.floor((predicted[:, 1] - origin[1]) / high).astype(np.int64).clip(-1, height - 4) + 2
     row = (middle[:, None] + (-1, 0, 1)) * width
     return starts[row + first[:, None]], starts[row + last[:, None] + 1], cell.argsort(kind="stable")
 

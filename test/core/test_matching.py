@@ -185,6 +185,22 @@ def test_near_pairs_are_those_of_the_window(radius: float, spread: float) -> Non
         assert (np.diff(rows) >= 0).all()
 
 
+def test_predictions_just_within_reach_do_no_harm() -> None:
+    """Where rounding to float32 puts the edge of what is within reach a little farther than cells have it."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        radius = float(rng.uniform(0.5, 30))
+        positions = rng.uniform(900, 1400, (12, 2)).astype(np.float32)
+        low, high = positions.min(0) - matching._MARGIN * radius, positions.max(0) + matching._MARGIN * radius
+        corners = np.array([low, high, (low[0], high[1]), (high[0], low[1])], np.float32)
+        predicted = np.concatenate((corners, positions))
+        rows, columns = matching._near(predicted, positions, radius)
+        allowed = np.asarray(window(predicted, positions, radius)(slice(0, len(predicted))))
+        found = np.zeros_like(allowed)
+        found[rows, columns] = True
+        np.testing.assert_array_equal(found, allowed)
+
+
 @pytest.mark.parametrize("counts", [(513, 1024), (1, 3000), (3000, 1), (700, 500)])
 def test_blocks_that_stay_in_the_cache_change_no_match(monkeypatch, counts: tuple[int, int]) -> None:
     d0, d1 = (unit_rows(count, 64, seed=count) for count in counts)
