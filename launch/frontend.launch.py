@@ -16,7 +16,8 @@ from typing import NamedTuple
 CONFIG = Path(__file__).parent.parent / "config"
 NEW_PROFILE, OLD_PROFILE = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
 OLD_DISTRIBUTIONS = ("humble", "iron", "jazzy")  # they know the old name only; later ones complain about it
-TEXTS = ("image_transport", "weights", "device", "precision", "engine")  # arguments that are parameters, too, if they are not empty
+# Arguments that are parameters, too, if they are not empty.
+TEXTS = ("image_transport", "weights", "device", "precision", "engine")
 SWITCHES = ("autostart", "use_sim_time")
 LISTS = ("cameras", "stereo")
 TOPICS = ("image", "camera_info", "mask")  # of each camera

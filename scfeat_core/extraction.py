@@ -269,9 +269,13 @@ class Extractor:
         (descriptors,) = self._describe(descriptor_map, points[None])
         return descriptors.cpu().numpy() if not isinstance(keypoints, Tensor) else descriptors
 
-    def warm_up(self, size: tuple[int, int] = (640, 480)) -> None:
-        """Run once on a gray image of (width, height), so that the first real one does not pay for initialisation."""
-        self(torch.full((size[1], size[0]), 127, dtype=torch.uint8))
+    def warm_up(self, size: tuple[int, int] = (640, 480), batch: int = 1) -> None:
+        """Run once on gray images of (width, height), so that the first real ones do not pay for initialisation.
+
+        Engines that are made beside are not: they are made for the images that come.
+        """
+        with self._engine.unasked():
+            self.extract_batch([torch.full((size[1], size[0]), 127, dtype=torch.uint8)] * batch)
 
     def _budgets(self, max_keypoints: Sequence[int] | None, count: int) -> int | list[int]:
         if max_keypoints is None:

@@ -303,7 +303,10 @@ class Frontend:
 
     def warm_up(self, size: tuple[int, int] = (640, 480), batch: int = 1) -> None:
         """Run the network once on ``batch`` images of (width, height), so that the first frame does not pay for it."""
-        self.extractor.extract_batch([np.full((size[1], size[0]), 127, np.uint8)] * batch)
+        if isinstance(self.extractor, Extractor):
+            self.extractor.warm_up(size, batch)
+        else:
+            self.extractor.extract_batch([np.full((size[1], size[0]), 127, np.uint8)] * batch)
 
     def update(self, config: FrontendConfig) -> None:
         """Go on with other settings from the next frame; tracks go on, too.

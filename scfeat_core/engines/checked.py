@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class CheckedEngine:
         self._candidates = tuple(candidates)
         self._recipe = recipe
         self._beside = beside
+        self._asks = True
         self._in_work: Key | None = None
         self._eager = recipe.eager
         self._compared = self.precision == "float32"
@@ -63,6 +65,16 @@ class CheckedEngine:
             self._give_up(f"{reason}; eager in {self.precision} is used instead")
             return self._by_eager(image)
 
+    @contextmanager
+    def unasked(self) -> Iterator[None]:
+        before, self._asks = (self.name, self.precision), self._beside is None
+        try:
+            yield
+        finally:
+            self._asks = True
+            if self._beside is not None:
+                self.name, self.precision = before
+
     def close(self) -> None:
         """Give up what is being made, and what was."""
         if self._beside is not None:
@@ -85,7 +97,7 @@ class CheckedEngine:
         """None: eager."""
         if self._beside is not None and self._in_work is not None and (made := self._beside.take()) is not None:
             self._adopt(self._in_work, made)
-        if self._candidates and key not in self._runners:
+        if self._candidates and self._asks and key not in self._runners:
             self._ask(key)
         return self._runners.get(key)
 

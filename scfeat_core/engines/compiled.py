@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scfeat_core.engines.cache import Cache
 from scfeat_core.engines.contract import Facts, Maps, Runner, Shape, Target
+from scfeat_core.engines.eager import exact
 
 
 def build(target: Target, image: Tensor, cache: Cache) -> Runner:
@@ -31,7 +32,8 @@ def build(target: Target, image: Tensor, cache: Cache) -> Runner:
         program = torch._inductor.aoti_load_package(str(path))
 
     def run(image: Tensor) -> Maps:
-        score_map, descriptor_map = program(image.contiguous(memory_format=torch.channels_last))
+        with exact(target.device):
+            score_map, descriptor_map = program(image.contiguous(memory_format=torch.channels_last))
         return score_map, descriptor_map
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -41,6 +42,10 @@ class Engine(Protocol):
 
     def run(self, image: Tensor) -> Maps:
         """image: (B, 3, H, W) float32, normalised, on the device of the engine. See :data:`Maps`."""
+        ...
+
+    def unasked(self) -> AbstractContextManager[None]:
+        """The block runs images of no size that will come: nothing is made beside for them."""
         ...
 
     def close(self) -> None:

@@ -31,9 +31,12 @@ class EagerEngine:
     @torch.inference_mode()
     def run(self, image: Tensor) -> Maps:
         half = self._dtype != torch.float32
-        with _exact(self._device), torch.autocast(self._device.type, self._dtype, enabled=half):
+        with exact(self._device), torch.autocast(self._device.type, self._dtype, enabled=half):
             score_map, descriptor_map = self.network(image)
         return score_map, descriptor_map
+
+    def unasked(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         pass
@@ -94,5 +97,6 @@ def _switches() -> list[tuple[Any, str, Any]]:
 _EXACT = WithoutTensorFloat()
 
 
-def _exact(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def exact(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """:class:`WithoutTensorFloat` where it is needed; one for all of the process."""
     return _EXACT if device.type == "cuda" else contextlib.nullcontext()

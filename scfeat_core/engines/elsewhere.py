@@ -41,7 +41,8 @@ class OtherProcess:
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
-        self._lock = threading.Lock()  # of the process: none begins after stop()
+        # Of the process: none goes on after stop(), which the garbage collector may call anywhere, inside of it, too.
+        self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def make(self, job: Callable[[], bytes]) -> bytes:
@@ -80,14 +81,17 @@ class OtherProcess:
         with self._lock:
             if self._stopped.is_set():
                 raise Stopped
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
                 start_new_session=True,
             )
-            return self._process
+            if self._stopped.is_set():
+                _end(process)
+                raise Stopped
+            return process
 
 
 class Beside(Generic[Result]):
@@ -147,6 +151,8 @@ def _stop(workshop: OtherProcess, thread: threading.Thread) -> None:
 
 
 def _join(thread: threading.Thread) -> None:
+    if thread is threading.current_thread():  # whose garbage was collected here
+        return
     thread.join(PATIENCE)
     if thread.is_alive():
         log.error("an engine has been loading for more than %g s; it is left alone", PATIENCE)

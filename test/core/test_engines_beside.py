@@ -304,6 +304,40 @@ def test_an_engine_that_is_dropped_ends_what_it_makes(model):
     assert not making() and not children()
 
 
+def test_an_engine_that_is_collected_in_the_thread_that_makes_it_ends(model, capfd):
+    """Garbage is collected in any thread: there nothing can be waited for."""
+    gate = Gate()
+
+    def build(target: Target, image: Tensor, cache: Cache) -> Runner:
+        runner = gate(target, image, cache)
+        gc.collect()
+        return runner
+
+    cycle = [beside(build, model)]
+    cycle[0].run(given(1, 32, 32))
+    cycle.append(cycle)  # type: ignore[arg-type]
+    gc.disable()
+    try:
+        del cycle
+        gate.open.set()
+        until(lambda: not making())
+    finally:
+        gc.enable()
+    assert "cannot join" not in capfd.readouterr().err
+
+
+def test_what_is_stopped_while_its_process_starts_ends(monkeypatch):
+    workshop, started = OtherProcess(), subprocess.Popen
+
+    def collected_meanwhile(*arguments, **options):
+        workshop.stop()  # as a finaliser would, in this thread
+        return started(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", collected_meanwhile)
+    with pytest.raises(Stopped):
+        workshop.make(partial(time.sleep, 1e6))  # type: ignore[arg-type]
+
+
 def test_closing_does_not_wait_for_another_process_that_makes_the_entry(model, tmp_path):
     first, second = OtherProcess(), OtherProcess()
     stopped = []
@@ -362,7 +396,9 @@ def test_the_end_of_the_process_ends_what_it_makes(then, tmp_path):
 def test_a_closed_front_end_makes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     frontend = Frontend(FrontendConfig(engine="compile"), build_engines="beside")
-    frontend.warm_up((128, 96))
+    frontend.warm_up()
+    assert (frontend.extractor.engine, frontend.extractor.engine_note) == ("compile", ""), "for no size that comes"
+    frontend.process(parity.rendered_images(1, 96, 128)[0], 0)
     assert "compile for 1 image(s) of 128x96 is being made" in frontend.extractor.engine_note
     until(children)
     frontend.close()

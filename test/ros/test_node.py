@@ -313,7 +313,7 @@ def test_images_do_not_wait_for_an_engine(
     client = Client(ros)
     client.connect()
     status = client.settle(client.ask(image_message(texture(), START)).header)
-    note = "compile for 1 image(s) of 640x480 is being made; eager meanwhile"
+    note = f"compile for 1 image(s) of {WIDTH}x{HEIGHT} is being made; eager meanwhile"
     assert status.last_error == note
     change = client.node.create_client(ChangeState, "scfeat/change_state")
     ros.spin_until(change.service_is_ready, PATIENCE, "the lifecycle services")
