@@ -36,11 +36,12 @@ def find_depth(bag: Bag, images: Topic, name: str | None, warn: Callable[[str], 
             raise DataError(f"expected depth maps (16UC1, 32FC1) on {name} in {bag.path}, found them on: {listed}")
         return named[0]
     frame = _frame(bag, images)
-    same = [topic for topic in found if _frame(bag, topic) == frame]
+    same = [topic for topic in found if frame and _frame(bag, topic) == frame]
     if found and not same:
         warn(
             f"depth maps on {', '.join(topic.name for topic in found)} are of another frame_id than the images "
-            f"('{frame}'), so they are not used: register them, or name one with --depth if it shows the same view"
+            f"('{frame}'), or of none, so they are not used: register them, or name one with --depth if it shows the "
+            "same view"
         )
     return same[0] if same else None
 
@@ -54,20 +55,32 @@ def _frame(bag: Bag, topic: Topic) -> str | None:
 
 
 @contextmanager
-def depth_maps(path: Path, topic: Topic) -> Iterator[DepthAt]:
-    """What gives the depth map next to a stamp, within 20 ms; asked in the order of time, as it reads the bag once."""
+def depth_maps(path: Path, topic: Topic, warn: Callable[[str], None]) -> Iterator[DepthAt]:
+    """What gives the depth map next to a stamp, within 20 ms; asked in the order of time, as it reads the bag once.
+
+    ``warn`` is told in the end what of them is damaged.
+    """
     with open_bag(path) as bag:
-        yield _Maps(bag, topic)
+        maps = _Maps(bag, topic)
+        yield maps
+        if maps.damaged:
+            warn(f"{maps.damaged} depth maps on {topic.name} are damaged, their frames have no repeatability")
+        if maps.end:
+            warn(f"depth maps on {topic.name} cannot be read to the end: {maps.end}")
 
 
 class _Maps:
-    """State: the messages that were read last, and the maps that were made of them last."""
+    """State: the messages that were read last, the maps that were made of them last, and what was damaged.
+
+    damaged: maps. end: why no further ones can be read; empty where they can.
+    """
 
     def __init__(self, bag: Bag, topic: Topic) -> None:
         self._bag = bag
-        self._messages = _stamped(bag, topic)
+        self._messages = self._stamped(topic)
         self._read: deque[tuple[int, BagMessage]] = deque(maxlen=_HELD)
         self._made: dict[int, np.ndarray | None] = {}
+        self.damaged, self.end = 0, ""
 
     def __call__(self, stamp: int) -> np.ndarray | None:
         while not self._read or self._read[-1][0] < stamp + NEAR:
@@ -85,13 +98,13 @@ class _Maps:
         try:
             return depth_to_array(self._bag.deserialize(message))
         except ScfeatError:
+            self.damaged += 1
             return None
 
-
-def _stamped(bag: Bag, topic: Topic) -> Iterator[tuple[int, BagMessage]]:
-    """Messages with their stamps, as far as the bag can be read."""
-    try:
-        for message in bag.messages([topic]):
-            yield header_stamp(message.data), message
-    except DataError:
-        return
+    def _stamped(self, topic: Topic) -> Iterator[tuple[int, BagMessage]]:
+        """Messages with their stamps, as far as the bag can be read."""
+        try:
+            for message in self._bag.messages([topic]):
+                yield header_stamp(message.data), message
+        except DataError as error:
+            self.end = str(error)

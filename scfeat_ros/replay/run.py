@@ -359,7 +359,7 @@ def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
 
     recording = read_run(job.out)
     odometry, scores, missing = _trajectory(job.out, recording, source.truth_problem, report)
-    with source.depths() as depth_at:
+    with source.depths(lambda text: report(f"warning: {text}")) as depth_at:
         metrics = summarise(recording, odometry, scores, missing, depth_at)
     write_metrics(job.out, metrics)
     if job.report:

@@ -148,12 +148,13 @@ class Source:
         return found
 
     @contextmanager
-    def depths(self) -> Iterator[DepthAt | None]:
-        """Depth maps by the stamp of an image, which must not go back; None where there are none."""
+    def depths(self, warn: Callable[[str], None]) -> Iterator[DepthAt | None]:
+        """Depth maps by the stamp of an image, which must not go back; None where there are none. warn(text): told
+        what of them is damaged."""
         if self.depth_topic is None:
             yield None
             return
-        with depth_maps(self.job.bag, self.depth_topic) as depth_at:
+        with depth_maps(self.job.bag, self.depth_topic, warn) as depth_at:
             yield depth_at
 
     # -- choices -------------------------------------------------------------------------------------------------------

@@ -501,6 +501,35 @@ def test_depth_maps_of_another_view_or_time_are_not_used(tmp_path: Path) -> None
     assert late["repeatability"] is None and "where two of them show the same" in late["missing"]["repeatability"]
 
 
+def test_damaged_depth_maps_are_told(tmp_path: Path) -> None:
+    path, lines = depth_bag(tmp_path / "bag"), []
+    with open_bag(path) as source:
+        types = {topic.name: topic.type for topic in source.topics}
+        kept = list(source.messages(source.topics))
+    of_depth = [i for i, message in enumerate(kept) if message.topic == "/eye/depth_registered"]
+    kept[of_depth[3]] = replace(kept[of_depth[3]], data=kept[of_depth[3]].data[:300])
+    write_bag(tmp_path / "damaged", types, kept)
+    (tmp_path / "damaged" / "groundtruth.txt").write_bytes((path / "groundtruth.txt").read_bytes())
+    run_job(job(tmp_path / "damaged", tmp_path / "out"), lines.append, progress=False)
+    assert np.isfinite(read_metrics(tmp_path / "out").per_frame["repeatability"]).sum() == 5
+    assert "warning: 1 depth maps on /eye/depth_registered are damaged, their frames have no repeatability" in lines
+
+
+def test_depth_maps_without_a_frame_are_of_an_unknown_view(tmp_path: Path) -> None:
+    path = depth_bag(tmp_path / "bag", frame_id="")
+    with open_bag(path) as source:
+        kept = [message for message in source.messages(source.topics) if message.topic != "/eye/image/compressed"]
+    kept += [
+        BagMessage("/eye/image/compressed", START + i * STEP, jpeg(START + i * STEP, picture(3 * i), frame_id=""))
+        for i in range(8)
+    ]
+    types = {"/eye/image/compressed": COMPRESSED_IMAGE, "/eye/depth_registered": IMAGE, "/eye/camera_info": CAMERA_INFO}
+    write_bag(tmp_path / "nameless", types, sorted(kept, key=lambda message: message.log_time))
+    (tmp_path / "nameless" / "groundtruth.txt").write_bytes((path / "groundtruth.txt").read_bytes())
+    assert replay(tmp_path / "nameless", tmp_path / "out")["repeatability"] is None
+    assert "name one with --depth" in read_run(tmp_path / "out").facts["warnings"][0]
+
+
 def test_ground_truth_of_another_clock_is_moved_with_a_warning(tmp_path: Path) -> None:
     path = bag(tmp_path / "bag", images(4))
     (tmp_path / "poses.txt").write_text("5.0 0 0 0 0 0 0 1\n5.05 1 0 0 0 0 0 1\n")
