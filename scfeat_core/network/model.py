@@ -54,7 +54,12 @@ VARIANTS: dict[str, ModelConfig] = {
             fusion_order="conv_up",
         ),
         detector=DetectorConfig(
-            feature_channels=32, image_channels=16, merge_channels=16, use_peakiness=False, stride=2
+            feature_channels=32,
+            image_channels=16,
+            merge_channels=16,
+            peak_norm="absmax",
+            use_peakiness=False,
+            stride=2,
         ),
         descriptor_source="local_map",
     ),

@@ -222,6 +222,12 @@ class TrainConfig:
                 f"{list(self.optimal_modules)}, data: {self.data}, warp_share: {self.warp_share}; add localheader, or "
                 "set data: photos or warp_share"
             )
+        cell, view = self.DistillationLoss_config.cell, self.data_config_train.warps.view_size
+        if self.teacher and 2 * cell > view:
+            raise ConfigError(
+                f"DistillationLoss_config.cell: expected at most half of data_config_train.warps.view_size ({view}), "
+                f"found {cell}; lower it"
+            )
 
     @property
     def steps(self) -> int:

@@ -236,7 +236,7 @@ class WarpObjective:
 def _teacher(config: TrainConfig) -> SCFeat | None:
     if not config.teacher:
         return None
-    model = load_model(weights_in(config.teacher)).requires_grad_(False).eval()
+    model = load_model(weights_in(config.teacher, "teacher")).requires_grad_(False).eval()
     return model.to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

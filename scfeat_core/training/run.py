@@ -90,10 +90,19 @@ class Run:
     def open(self, *, resume: bool) -> dict[str, Any] | None:
         """The saved state to go on from, or None for a new run.
 
-        Raises ConfigError where the folder holds another run, a damaged one, or none to resume, and ScfeatError where
-        it cannot be written to.
+        Raises ConfigError where the folder holds another run, a damaged one, or none to resume, or another process is
+        at it, and ScfeatError where it cannot be written to.
         """
         check_folder(self.folder)
+        if self._main:
+            self._take_lock()
+        try:
+            return self._read(resume)
+        except BaseException:
+            self._release()
+            raise
+
+    def _read(self, resume: bool) -> dict[str, Any] | None:
         if not self._checkpoint.is_file():
             if resume:
                 raise ConfigError(
@@ -114,18 +123,17 @@ class Run:
         return saved
 
     def start(self, state: TrainState, saved: dict[str, Any] | None) -> None:
-        """Begin, or take up what :meth:`open` returned. Raises ConfigError where another process is at the same run."""
+        """Begin, or take up what :meth:`open` returned."""
         if saved is not None:
             _restore(state, saved)
         if not self._main:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
         self._drop_log_after(state.step)
         (self.folder / "config.json").write_text(json.dumps(dump_config(self.config), indent=1))
         self._board = _open_board(self.folder / "tensorboard", state.step)
 
     def _take_lock(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,6 +142,8 @@ class Run:
                 f"expected a run that nobody is at, found another process training in {self.folder}; wait for it, end "
                 "it, or choose another --output"
             ) from None
+        except OSError as error:  # as of some network file systems
+            log.warning("%s cannot be locked (%s): see to it that no second process trains there", self.folder, error)
 
     def _damaged(self, found: str) -> ConfigError:
         return ConfigError(
@@ -220,6 +230,9 @@ class Run:
             self._board.close()
         if self._main and self._log.is_file():
             self.plot()
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.close()
 

@@ -147,8 +147,8 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in module.state_dict().items()}
 
 
-def weights_in(path: str) -> str | Path:
-    """The file that a run wrote, where ``path`` is the run's folder."""
+def weights_in(path: str, key: str = "load_path") -> str | Path:
+    """The file that a run wrote, where ``path`` is the run's folder. key: of the setting that names it."""
     if path in shipped_weights():
         return path
     folder = Path(path).expanduser()
@@ -156,13 +156,13 @@ def weights_in(path: str) -> str | Path:
         if path.endswith(".safetensors"):
             return folder
         raise WeightsError(
-            f"load_path: expected a run at {folder}, found none; train it first, or give the folder of another run, a "
+            f"{key}: expected a run at {folder}, found none; train it first, or give the folder of another run, a "
             f".safetensors file, or shipped weights ({', '.join(shipped_weights())})"
         )
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise WeightsError(
-            f"load_path: expected one .safetensors file in {folder}, found {len(files)}; a run writes it at its first "
+            f"{key}: expected one .safetensors file in {folder}, found {len(files)}; a run writes it at its first "
             "save. Give the file itself"
         )
     return files[0]

@@ -74,27 +74,32 @@ def train(
             )
         run = Run(folder, config, main=group.is_main, world=group.world)
         saved = run.open(resume=resume)
-        data = open_data(config, validate=group.is_main)
-        state = create_state(config, device, None if saved is None else saved["network"])
-        run.start(state, saved)
-        group.wait(device)  # no process looks into the folder any more, so the first one may write
-        if group.is_main:
-            pairs = config.data_config_train.batch_size * group.world
-            log.info("%s; %d a step, on %s", data.summary, pairs, device)
-            log.info("steps %d to %d in %s%s", state.step, config.steps, folder, _time_left(state, config))
-        if is_finished(state, config):
-            log.info("nothing to do; a larger epoch_step goes on")
-            run.close()
-            return run.weights(state.model)
         try:
-            meter = Throughput(device, config.precision) if measure else None
-            _Loop(state, data, run, group, progress, until, meter).run()
-        except KeyboardInterrupt:
-            log.warning("interrupted after step %d; --resume goes on from the last save in %s", state.step, folder)
-            raise
+            return _train(run, saved, group, progress, until, measure)
         finally:
             run.close()
+
+
+def _train(run: Run, saved: dict[str, Any] | None, group: Group, progress: bool, until: float, measure: bool) -> Path:
+    config, device = run.config, torch.device(run.config.device)
+    data = open_data(config, validate=group.is_main)
+    state = create_state(config, device, None if saved is None else saved["network"])
+    run.start(state, saved)
+    group.wait(device)  # no process looks into the folder any more, so the first one may write
+    if group.is_main:
+        pairs = config.data_config_train.batch_size * group.world
+        log.info("%s; %d a step, on %s", data.summary, pairs, device)
+        log.info("steps %d to %d in %s%s", state.step, config.steps, run.folder, _time_left(state, config))
+    if is_finished(state, config):
+        log.info("nothing to do; a larger epoch_step goes on")
         return run.weights(state.model)
+    try:
+        meter = Throughput(device, config.precision) if measure else None
+        _Loop(state, data, run, group, progress, until, meter).run()
+    except KeyboardInterrupt:
+        log.warning("interrupted after step %d; --resume goes on from the last save in %s", state.step, run.folder)
+        raise
+    return run.weights(state.model)
 
 
 class _Loop:

@@ -77,10 +77,23 @@ def test_teacher_has_to_have_something_to_teach() -> None:
         TrainConfig("", teacher="lite", optimal_modules=("localheader",), data="posed_images")
 
 
+def test_a_view_has_cells() -> None:
+    with pytest.raises(ConfigError, match="cell: expected at most half"):
+        TrainConfig(
+            "",
+            teacher="lite",
+            data="photos",
+            optimal_modules=("localheader",),
+            DistillationLoss_config=DistillationConfig(cell=1000),
+        )
+
+
 def test_teacher_is_looked_for_at_once(tmp_path: Path) -> None:
     config = TrainConfig("", teacher=str(tmp_path / "no.safetensors"), data="photos", optimal_modules=("localheader",))
     with pytest.raises(WeightsError, match=r"no\.safetensors"):
         WarpObjective(None, config)
+    with pytest.raises(WeightsError, match=r"teacher: expected a run at .*nowhere"):
+        WarpObjective(None, replace(config, teacher=str(tmp_path / "nowhere")))
 
 
 def test_only_the_pupil_learns_and_only_until_it_is_told(tmp_path: Path) -> None:

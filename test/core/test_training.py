@@ -237,6 +237,7 @@ def test_a_run_goes_on_with_as_many_pairs_a_step(config: TrainConfig, tmp_path: 
     run.save(create_state(config, torch.device("cpu")))
     run.close()
     assert run.open(resume=True) is not None
+    run.close()
     with pytest.raises(ConfigError, match="made with 4 pairs a step, found 2 .*processes 1"):
         Run(tmp_path, config).open(resume=True)
     whole = replace(config, data_config_train=replace(config.data_config_train, batch_size=4))
@@ -244,15 +245,14 @@ def test_a_run_goes_on_with_as_many_pairs_a_step(config: TrainConfig, tmp_path: 
 
 
 def test_two_processes_never_write_to_one_run(config: TrainConfig, tmp_path: Path) -> None:
-    state = create_state(config, torch.device("cpu"))
-    first, second = Run(tmp_path, config), Run(tmp_path, config)
-    first.start(state, None)
+    first = Run(tmp_path, config)
+    assert first.open(resume=False) is None
     with pytest.raises(ConfigError, match="another process training in"):
-        second.start(state, None)
-    second.close()
+        train(config, tmp_path, progress=False)
+    assert not list(tmp_path.glob("*.*s*")), "the second one left something behind"
     first.close()
     again = Run(tmp_path, config)
-    again.start(state, None)
+    again.open(resume=False)
     again.close()
 
 

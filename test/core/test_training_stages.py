@@ -198,6 +198,10 @@ def test_a_checkpoint_brings_its_network(tmp_path: Path) -> None:
         create_model(replace(config, model_config={"backbone": {"cn_fusee": "ratio"}}))
 
 
+def test_the_shipped_weights_are_a_start_for_their_variant() -> None:
+    create_model(TrainConfig("", model="lite", load_path="lite"))
+
+
 def test_a_detector_of_another_kind_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded = SCFeat(VARIANTS["lite"])
     save_model(loaded, tmp_path / "lite.safetensors", half=False)

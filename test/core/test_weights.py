@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from scfeat_core.errors import WeightsError
 from scfeat_core.network import weights
-from scfeat_core.network.model import SCFeat
+from scfeat_core.network.model import VARIANTS, SCFeat
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_safetensors_of_another_program(saved: Path) -> None:
 
 def test_tensors_that_do_not_fit_the_header(saved: Path, model: SCFeat) -> None:
     tensors = load_file(saved)
-    del tensors["detector.conv_score.bias"]
+    del tensors["detector.score.0.bias"]
     header = {"format": "scfeat", "config": "{}", "data": weights._digest(tensors)}
     save_file(tensors, saved, metadata=header)
     with pytest.raises(WeightsError, match="do not fit"):
@@ -125,13 +125,14 @@ def test_header_of_another_version(saved: Path) -> None:
 
 def test_numbers_that_float16_cannot_hold_are_not_saved(tmp_path: Path) -> None:
     model = SCFeat.create("lite")
-    model.detector.conv_score.bias.data.fill_(1e6)
+    model.detector.score.0.bias.data.fill_(1e6)
     with pytest.raises(WeightsError, match=r"detector\.conv_score\.bias"):
         weights.save_model(model, tmp_path / "large.safetensors")
 
 
-def test_lite_is_shipped() -> None:
+def test_lite_is_shipped_as_the_variant_is_trained() -> None:
     assert "lite" in weights.shipped_weights()
+    assert SCFeat.from_pretrained("lite").config == VARIANTS["lite"]
 
 
 @pytest.mark.parametrize("name", weights.shipped_weights())
