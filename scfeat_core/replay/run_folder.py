@@ -98,6 +98,7 @@ def begin_run(folder: Path, inputs: Mapping[str, Any], overwrite: bool = False) 
     ScfeatError where the folder holds a run of other inputs, or cannot be written.
     """
     inputs = json.loads(json.dumps(dict(inputs)))  # as they come back from a file: lists, not tuples
+    _sweep(folder)
     if not overwrite and (found := _inputs_of(folder)) is not None:
         _check_inputs(folder, inputs, found)
         if not (folder / UNFINISHED).exists():
@@ -167,6 +168,15 @@ def _remove(folder: Path) -> None:
         raise ScfeatError(
             f"expected to write to {folder}, found: {error.strerror or error}; choose another folder (--out)"
         ) from error
+
+
+def _sweep(folder: Path) -> None:
+    """What a process that was killed had half written: the scratch files of ``replaced``."""
+    for name in (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED, f"{UNFINISHED}/*"):
+        parent, _, last = name.rpartition("/")
+        for file in (folder / parent).glob(f".{last}.*.tmp"):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _discard(folder: Path) -> None:

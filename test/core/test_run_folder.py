@@ -125,6 +125,18 @@ def test_an_interrupted_run_can_be_read_and_goes_on(tmp_path: Path) -> None:
     assert begin_run(tmp_path / "run", INPUTS) is None
 
 
+def test_what_a_killed_replay_left_half_written_goes(tmp_path: Path) -> None:
+    """Of an hour that is gigabytes. Files of others stay."""
+    begin_run(tmp_path, INPUTS).add(RECORDS[:3], {})
+    left = [
+        tmp_path / name for name in (".frames.npz.0123.tmp", ".report.html.0123.tmp", "unfinished/.state.npz.01.tmp")
+    ]
+    for file in [*left, tmp_path / ".notes.tmp"]:
+        file.write_bytes(b"half")
+    assert begin_run(tmp_path, INPUTS).progress.frames == 3
+    assert not any(file.exists() for file in left) and (tmp_path / ".notes.tmp").exists()
+
+
 def test_a_run_without_frames(tmp_path: Path) -> None:
     write_run(tmp_path, Recording({}, []))
     found = read_run(tmp_path)
