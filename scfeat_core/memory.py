@@ -18,20 +18,33 @@ def keep_freed_memory() -> None:
 
     By default glibc gives large blocks back to the system, which zeroes and maps them again for the next image or
     step: on a CPU 20 to 40 % of an extraction and 6 to 18 % of a training step, depending on what happens to lie at
-    the end of the heap. So all blocks come from one heap that is not trimmed: those of other threads than the main one
-    are, whatever they are told, and hold no block above 64 MB, such as the maps of one 1920x1080 image. Threads that
-    are there already may keep theirs.
+    the end of the heap. So all blocks come from a heap, and that is not trimmed.
 
-    It holds for the whole process, which keeps as much as it once needed, or as :class:`Surplus` leaves it; an
-    application that wants its own way sets the environment variable SCFEAT_KEEP_FREED_MEMORY to 0.
+    It holds for the whole process, which keeps as much as it once needed, or as :class:`Surplus` leaves it. What the
+    user has set of it in the environment (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_, GLIBC_TUNABLES) stays, and an
+    application that wants its own way sets SCFEAT_KEEP_FREED_MEMORY to 0.
     """
-    if os.environ.get(KEEP) == "0":
+    _set(_TRIM_THRESHOLD, 2**31 - 1, "MALLOC_TRIM_THRESHOLD_")
+    _set(_MMAP_MAX, 0, "MALLOC_MMAP_MAX_")
+
+
+def share_heap() -> None:
+    """Let the threads that begin from now on share the heap of the main one, where the C library is glibc.
+
+    Those of others are trimmed whatever they are told, and hold no block above 64 MB, such as the maps of one
+    1920x1080 image. The price is one lock for all threads, which is held for milliseconds while memory is given back:
+    for processes of ours, and not for others with many threads that allocate, or with real-time ones. The environment
+    may say otherwise, as for :func:`keep_freed_memory` (MALLOC_ARENA_MAX).
+    """
+    _set(_ARENA_MAX, 1, "MALLOC_ARENA_MAX")
+
+
+def _set(parameter: int, value: int, variable: str) -> None:
+    """variable: of the environment, by which the user has set it."""
+    if os.environ.get(KEEP) == "0" or variable in os.environ or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_ARENA_MAX, 1)
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 class Surplus:

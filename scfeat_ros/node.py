@@ -32,7 +32,7 @@ from scfeat.msg import Features, FrontendStatus, Matches, Tracks
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from scfeat_core.errors import ConfigError, ScfeatError
-from scfeat_core.memory import give_back_freed_memory, keep_freed_memory
+from scfeat_core.memory import give_back_freed_memory, share_heap
 
 from .diagnostics import CameraReport, NetworkReport, diagnostics_to_message, measure_memory
 from .endpoints import Endpoints
@@ -377,7 +377,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status. Arguments are those of any ROS 2 node (--ros-args ...)."""
     stop = threading.Event()
     handle_signals(lambda *_: stop.set())
-    keep_freed_memory()  # before the threads of the middleware, which would have heaps of their own
+    share_heap()  # before the threads of the middleware begin, which would have heaps of their own
     try:
         _init(args)
         return _run(stop)

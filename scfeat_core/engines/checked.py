@@ -112,10 +112,15 @@ class CheckedEngine:
             self._adopt(key, self._recipe.make(self._asked, self._candidates, shape))
         elif self._in_work is None:
             self._in_work = key
-            self._making = f"{self._asked} for {describe(shape)} is being made; eager meanwhile"
+            self._making = self._announced(shape)
             log.info("%s", self._making)
             asked, candidates, recipe = self._asked, self._candidates, self._recipe
             self._beside.start(lambda: recipe.make(asked, candidates, shape))
+
+    def _announced(self, shape: Shape) -> str:
+        if self._asked == "eager":
+            return f"{self._recipe.target.precision} is being compared with float32, which runs meanwhile"
+        return f"{self._asked} for {describe(shape)} is being made; eager meanwhile"
 
     def _adopt(self, key: Key, made: Made) -> None:
         self._in_work, self._making = None, ""

@@ -276,6 +276,17 @@ def test_on_cuda_images_go_on_while_it_is_made(name, model, tmp_path):
     engine.close()
 
 
+def test_eager_in_a_precision_is_compared_while_float32_runs(model):
+    engine = create_engine("eager", model, precision="bfloat16", build="beside", cache=Cache(None))
+    image = given(1, 96, 128)
+    engine.run(image)
+    note = "bfloat16 is being compared with float32, which runs meanwhile"
+    assert state(engine) == ("eager", "float32", note)
+    serve(engine, image)
+    assert state(engine) == ("eager", "bfloat16", "")
+    engine.close()
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,7 @@ def test_what_a_large_image_left_is_given_back_after_many_small_ones(keep: str) 
 AGAIN = """
 import resource, threading
 import numpy as np
-from scfeat_core.memory import keep_freed_memory
+from scfeat_core.memory import keep_freed_memory, share_heap
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -66,6 +66,7 @@ def run():
             np.ones(megabytes * 131072)
         print(faults() - before)
 
+share_heap()
 keep_freed_memory()
 thread = threading.Thread(target=run)
 thread.start()
@@ -78,6 +79,35 @@ def test_blocks_of_any_size_and_of_any_thread_are_not_mapped_again() -> None:
     done = subprocess.run([sys.executable, "-c", AGAIN], env=environment("1"), capture_output=True, text=True)
     again = [int(line) for line in done.stdout.split()]
     assert len(again) == 4 and max(again) < 100, f"{again} pages were faulted; those of 100 MB are 25,000"
+
+
+KEPT = """
+import os
+import numpy as np
+from scfeat_core.memory import keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+keep_freed_memory()
+before = resident()
+np.ones(100 * 131072)
+print(resident() - before)
+"""
+
+
+def test_what_the_user_has_set_stays() -> None:
+    need_glibc()
+
+    def kept(**variables: str) -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", KEPT], env=environment("1") | variables, capture_output=True, text=True
+        )
+        return float(done.stdout)
+
+    assert kept() > 80, "of 100 MB"
+    assert kept(MALLOC_MMAP_MAX_="65536") < 20
+    assert kept(GLIBC_TUNABLES="glibc.malloc.mmap_max=65536") < 20
 
 
 def test_it_is_given_back_only_where_small_images_stay_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
