@@ -126,7 +126,7 @@ def test_header_of_another_version(saved: Path) -> None:
 def test_numbers_that_float16_cannot_hold_are_not_saved(tmp_path: Path) -> None:
     model = SCFeat.create("lite")
     model.detector.score[0].bias.data.fill_(1e6)
-    with pytest.raises(WeightsError, match=r"detector\.conv_score\.bias"):
+    with pytest.raises(WeightsError, match=r"detector\.score\.0\.bias"):
         weights.save_model(model, tmp_path / "large.safetensors")
 
 
