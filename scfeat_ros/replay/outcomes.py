@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from scfeat_core.checks import Check, Verdict, check_names, judge, parse
-from scfeat_core.errors import ConfigError
+from scfeat_core.errors import ConfigError, ScfeatError
 from scfeat_core.replay.figures import SUMMARY_NAMES
 from scfeat_core.replay.metrics import NEVER_BEGAN
 from scfeat_core.report import write
@@ -140,13 +140,23 @@ def conclude(
         say(text_table(runs, verdicts))
     for line in _complaints(runs, verdicts):
         complain(line)
+    files = [(args.json, as_json), (args.junit, junit)]
     if args.table is not None:
-        write(args.table, _TABLES[args.table.suffix](runs, verdicts))
-    if args.json is not None:
-        write(args.json, as_json(runs, verdicts))
-    if args.junit is not None:
-        write(args.junit, junit(runs, verdicts))
+        files.append((args.table, _TABLES[args.table.suffix]))
+    _write_all([(path, make(runs, verdicts)) for path, make in files if path is not None])
     return exit_status(runs, verdicts)
+
+
+def _write_all(files: Sequence[tuple[Path, str | bytes]]) -> None:
+    """What cannot be written is told when all others are."""
+    errors = []
+    for path, content in files:
+        try:
+            write(path, content)
+        except ScfeatError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def exit_status(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) -> int:

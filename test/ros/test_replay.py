@@ -889,6 +889,18 @@ def test_a_method_that_cannot_work_is_said_at_the_first_image(
     assert replay(short_bag, tmp_path / "out")["processed"] == 11, "the folder is free for another method"
 
 
+def test_a_file_that_cannot_be_written_takes_no_other_with_it(
+    short_bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table goes where there is a folder; continuous integration still gets its JUnit."""
+    (tmp_path / "file").write_text("in the way")
+    words = (short_bag, "--method", "orb", "--frames", 3, "--no-report", "--out", tmp_path / "run")
+    written = ("--table", tmp_path / "file" / "all.csv", "--json", tmp_path / "all.json", "--junit", tmp_path / "j.xml")
+    assert command(*words, *written) == 2
+    assert "expected to write" in capsys.readouterr().err
+    assert json.loads((tmp_path / "all.json").read_text())["runs"] and ElementTree.parse(tmp_path / "j.xml").getroot()
+
+
 def test_each_method_has_its_own_threshold_unless_one_is_set(short_bag: Path, tmp_path: Path) -> None:
     def cosine(method: str, **parameters: Any) -> float:
         return frontend_config(job(short_bag, tmp_path, method=method, parameters=parameters)).reidentify_cosine
