@@ -192,7 +192,7 @@ def test_cameras_that_are_no_rig_are_named_with_the_fix():
 
 
 def test_real_pairs_of_a_rectified_rig(shared_data):
-    """KITTI: with the gate, matches have disparities; without it, a tenth and more of them cannot be true."""
+    """KITTI: with the gate, matches have disparities; without it, one in twenty and more of them cannot be true."""
     bag = pytest.importorskip("rosbags.highlevel", reason="rosbags is not installed: run `make setup`")
     folder = shared_data / "bag" / "kitti_seq1"
     if not folder.is_dir():
@@ -219,5 +219,5 @@ def test_real_pairs_of_a_rectified_rig(shared_data):
     gated, free = match_stereo(left, right, *rig_cameras), match(left, right)
     errors = [left.keypoints[m.indices0] - right.keypoints[m.indices1] for m in (gated, free)]
     possible = [(abs(e[:, 1]) <= 2) & (e[:, 0] >= -2) for e in errors]
-    assert possible[0].all() and possible[1].mean() < 0.9
+    assert possible[0].all() and possible[1].mean() < 0.95
     assert possible[0].sum() > possible[1].sum() > 150
