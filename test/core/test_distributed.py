@@ -192,6 +192,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(
         return state
 
     monkeypatch.setattr(trainer, "create_state", in_halves)
+    torch.set_num_threads(1)  # as the processes have, for the same reason
     half = replace(config, data_config_train=replace(config.data_config_train, batch_size=2))
     both = launch(half, tmp_path / "two", 2)
     trainer.train(config, tmp_path / "one", progress=False)
