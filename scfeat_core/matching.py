@@ -14,9 +14,7 @@ from scfeat_core.types import Array, Features, Matches
 
 _MAX_SIMILARITIES = 1 << 24  # held at once: 64 MB of float32, 4096 x 4096 in one piece
 _CACHED = 1 << 18  # on a CPU, for each thread: 1 MB, which stays in the cache of a core
-# Values of descriptors that are gathered at once: few enough for torch to do it in one thread, as waking others up, and
-# waiting for them on a busy machine, takes longer than the work.
-_GATHERED = (1 << 15) - 1
+_GATHERED = 1 << 15  # values of descriptors at once, which stay in the cache of a core
 _MOST_CELLS = 64  # that points are sorted into, one above the other
 _CELLS_A_SIDE = 4  # of them make a square: the narrower they are, the fewer points that are too far to the side
 _MARGIN = 1.01  # of the radius, for rounding
@@ -215,8 +213,7 @@ def _mutual_nearest(d0: Tensor, d1: Tensor, min_cosine: float, max_ratio: float 
         empty = d0.new_zeros(0, dtype=torch.int64)
         return Matches(empty, empty, d0.new_zeros(0))
     found = _nearest(d0, d1, max_ratio is not None, gate)
-    on_host = d0.device.type == "cpu"
-    rows = _mutual_on_host(found, min_cosine) if on_host else _mutual(found, min_cosine).nonzero()[:, 0]
+    rows = _mutual(found, min_cosine).nonzero()[:, 0]
     index1, similarity = found.index1[rows], found.similarity[rows]
     if max_ratio is not None:
         distance = _distance(similarity)
@@ -247,13 +244,6 @@ def _mutual(found: _Nearest, min_cosine: float) -> Tensor:
     first = torch.full_like(found.best0, number, dtype=torch.int64)
     first.scatter_reduce_(0, found.index1, torch.where(good, index0, number), "amin")
     return good & (first[found.index1] == index0)
-
-
-def _mutual_on_host(found: _Nearest, min_cosine: float) -> Tensor:
-    """Rows of view 0 that :func:`_mutual` says have their partner, by numpy, whose calls are quicker."""
-    similarity, index1, best0 = (each.numpy() for each in (found.similarity, found.index1, found.best0))
-    good = (similarity == best0.take(index1)) & (similarity >= min_cosine) & (similarity > -np.inf)
-    return torch.from_numpy(_first(index1, np.flatnonzero(good)))
 
 
 class _Nearest(NamedTuple):

@@ -94,9 +94,9 @@ class Run:
         at it, and ScfeatError where it cannot be written to.
         """
         check_folder(self.folder)
-        if self._main:
-            self._take_lock()
         try:
+            if self._main:
+                self._take_lock()
             return self._read(resume)
         except BaseException:
             self._release()
