@@ -117,6 +117,22 @@ class Ros:
             self.executor.spin_once(timeout_sec=0.01)
         return value
 
+    def call(self, client: Any, request: Any, again: bool = False, timeout: float = 90.0) -> Any:
+        """The answer of a service.
+
+        A node that does not know yet who asks loses its answer. So what a new client asks first must be something
+        that may be asked ``again``: it is, every two seconds, until there is an answer.
+        """
+        self.spin_until(client.service_is_ready, timeout, client.srv_name)
+        asked = [client.call_async(request)]
+
+        def ask() -> None:
+            if again:
+                asked.append(client.call_async(request))
+
+        answered = lambda: [future for future in asked if future.done()]  # noqa: E731
+        return self.pump(ask, answered, period=2.0, timeout=timeout, what=f"an answer of {client.srv_name}")[0].result()
+
     def close(self) -> None:
         self.executor.shutdown()
         for node in reversed(self._nodes):

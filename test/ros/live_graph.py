@@ -123,11 +123,8 @@ class Client:
     def set_parameters(self, **values: Any) -> str:
         """Set parameters of the node, all at once; empty, or why they were refused."""
         service = self.node.create_client(SetParametersAtomically, "scfeat/set_parameters_atomically")
-        self.ros.spin_until(service.service_is_ready, PATIENCE, "the parameter service")
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
-        future = service.call_async(SetParametersAtomically.Request(parameters=parameters))
-        self.ros.spin_until(future.done, PATIENCE, "an answer of the parameter service")
-        result = future.result().result
+        result = self.ros.call(service, SetParametersAtomically.Request(parameters=parameters), again=True).result
         self.node.destroy_client(service)
         assert result.successful == (result.reason == "")
         return result.reason

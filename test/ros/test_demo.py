@@ -115,10 +115,12 @@ def test_bag_with_pictures_that_cannot_be_decoded(spawn, tmp_path: Path) -> None
 
 def test_thinned_images_make_a_picture_too(spawn, tmp_path: Path) -> None:
     jpeg_bag(tmp_path / "bag")
-    words = ("--weights", "random", "--bag", tmp_path / "bag", "--fps", 5, "--max-fps", 1)
+    # seconds between two images: also a machine that does other things as well takes none for an image too many
+    words = ("--weights", "random", "--bag", tmp_path / "bag", "--fps", 1, "--max-fps", 0.2)
     process = demo(spawn, *words, "--output", tmp_path / "out")
     assert process.wait(PATIENCE) == 0, process.output
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["frames"]["published"] == 3
+    frames = json.loads((tmp_path / "out" / "summary.json").read_text())["frames"]
+    assert frames["published"] == 3 and frames["processed"] >= 2, process.output
     assert cv2.imread(str(tmp_path / "out" / "matches.png")).shape == (192, 512, 3)
 
 

@@ -247,13 +247,6 @@ def launched(spawn: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
-def call(ros: Any, node: Any, kind: Any, name: str, request: Any) -> Any:
-    client = node.create_client(kind, name)
-    ros.spin_until(client.service_is_ready, 90.0, what=name)
-    future = client.call_async(request)
-    return ros.spin_until(lambda: future.done() and future.result(), 90.0, what=f"the answer of {name}")
-
-
 def subscriptions(node: Any, namespace: str) -> set[str]:
     return {name for name, _ in node.get_subscriber_names_and_types_by_node("scfeat", namespace)}
 
@@ -267,17 +260,21 @@ def test_two_cameras_are_launched_for_a_lifecycle_manager(launched: Any, ros: An
 
     process = launched(kind, **TWO)
     client = ros.create_node("manager")
-    state = call(ros, client, GetState, "/robot/scfeat/get_state", GetState.Request()).current_state
+    state = ros.call(
+        client.create_client(GetState, "/robot/scfeat/get_state"), GetState.Request(), again=True
+    ).current_state
     assert state.id == State.PRIMARY_STATE_UNCONFIGURED
     names = ["cameras", "stereo", "weights", "autostart", "use_imu", "max_keypoints", "use_sim_time"]
     request = GetParameters.Request(names=names)
-    got = call(ros, client, GetParameters, "/robot/scfeat/get_parameters", request).values
+    got = ros.call(client.create_client(GetParameters, "/robot/scfeat/get_parameters"), request, again=True).values
     assert list(got[0].string_array_value) == ["left", "right"] and list(got[1].string_array_value) == ["left:right"]
     assert got[2].string_value == "random" and not got[3].bool_value and got[4].bool_value
     assert got[5].integer_value == NodeParameters().max_keypoints and not got[6].bool_value
+    change = client.create_client(ChangeState, "/robot/scfeat/change_state")
+    refused = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE))
+    assert not ros.call(change, refused, again=True).success
     for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
-        request = ChangeState.Request(transition=Transition(id=transition))
-        assert call(ros, client, ChangeState, "/robot/scfeat/change_state", request).success, process.output
+        assert ros.call(change, ChangeState.Request(transition=Transition(id=transition))).success, process.output
     topics = {"/left/image_raw", "/right/image_raw", "/left/camera_info", "/right/camera_info", "/imu/data"}
     topics |= {"/robot/masks/left", "/robot/masks/right"}
     ros.spin_until(lambda: topics <= subscriptions(client, "/robot"), what="the subscriptions")
@@ -296,7 +293,7 @@ def test_a_parameter_file_of_the_user_is_taken(launched: Any, ros: Any, tmp_path
     process = launched("py", params_file=str(path), device="cpu", image="camera/image_raw")
     client = ros.create_node("user")
     request = GetParameters.Request(names=["max_keypoints", "device", "use_sim_time"])
-    got = call(ros, client, GetParameters, "/scfeat/get_parameters", request).values
+    got = ros.call(client.create_client(GetParameters, "/scfeat/get_parameters"), request, again=True).values
     assert got[0].integer_value == 77 and got[1].string_value == "cpu" and got[2].bool_value
     topics = {"/camera/image_raw", "/camera/camera_info", "/clock"}
     ros.spin_until(lambda: topics <= subscriptions(client, "/"), 90.0, what="the subscriptions")

@@ -316,11 +316,10 @@ def test_images_do_not_wait_for_an_engine(
     note = f"compile for 1 image(s) of {WIDTH}x{HEIGHT} is being made; eager meanwhile"
     assert status.last_error == note
     change = client.node.create_client(ChangeState, "scfeat/change_state")
-    ros.spin_until(change.service_is_ready, PATIENCE, "the lifecycle services")
+    refused = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+    assert not ros.call(change, refused, again=True).success
     for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
-        answer = change.call_async(ChangeState.Request(transition=Transition(id=transition)))
-        ros.spin_until(answer.done, PATIENCE, "the transition")
-        assert answer.result().success, process.output
+        assert ros.call(change, ChangeState.Request(transition=Transition(id=transition))).success, process.output
     assert not list(tmp_path.rglob("*.pt2")) and children_of(process.popen.pid) == []
     assert process.stop() == 0 and "Traceback" not in process.output
 
@@ -494,19 +493,14 @@ def test_a_lifecycle_manager_takes_it_round_fifty_times_without_growth(ros: Any,
     client = Client(ros)
     change = client.node.create_client(ChangeState, "scfeat/change_state")
     state = client.node.create_client(GetState, "scfeat/get_state")
-    ros.spin_until(lambda: change.service_is_ready() and state.service_is_ready(), PATIENCE, "the lifecycle services")
-
-    def call(service: Any, request: Any) -> Any:
-        future = service.call_async(request)
-        ros.spin_until(future.done, PATIENCE, "an answer of the service")
-        return future.result()
 
     def go(transition: int, expected: int) -> None:
-        assert call(change, ChangeState.Request(transition=Transition(id=transition))).success, process.output
-        assert call(state, GetState.Request()).current_state.id == expected
+        assert ros.call(change, ChangeState.Request(transition=Transition(id=transition))).success, process.output
+        assert ros.call(state, GetState.Request()).current_state.id == expected
 
-    change.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE)))
-    assert call(state, GetState.Request()).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
+    refused = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE))
+    assert not ros.call(change, refused, again=True).success
+    assert ros.call(state, GetState.Request(), again=True).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
     for turn in range(2):
         go(Transition.TRANSITION_CONFIGURE, State.PRIMARY_STATE_INACTIVE)
         assert not client.node.get_subscriptions_info_by_topic("/image"), "subscribed before it was activated"
@@ -546,19 +540,13 @@ def test_a_bad_qos_override_fails_the_transition_and_nothing_else(ros: Any, star
     client = Client(ros)
     change = client.node.create_client(ChangeState, "scfeat/change_state")
     state = client.node.create_client(GetState, "scfeat/get_state")
-    ros.spin_until(lambda: change.service_is_ready() and state.service_is_ready(), PATIENCE, "the lifecycle services")
-    # An answer is lost where the node does not know yet who asks, so first what may be asked again.
-    asked: list[Any] = []
-    ask = lambda: asked.append(state.call_async(GetState.Request()))  # noqa: E731
-    ros.pump(ask, lambda: [each for each in asked if each.done()], period=2.0, timeout=PATIENCE, what="a first answer")
+    refused = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE))
+    assert not ros.call(change, refused, again=True).success
+    assert ros.call(state, GetState.Request(), again=True).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
     for _ in range(2):
         configure = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
-        changed = change.call_async(configure)
-        ros.spin_until(changed.done, PATIENCE, "an answer of the service")
-        assert not changed.result().success
-        current = state.call_async(GetState.Request())
-        ros.spin_until(current.done, PATIENCE, "the state")
-        assert current.result().current_state.id == State.PRIMARY_STATE_UNCONFIGURED
+        assert not ros.call(change, configure).success
+        assert ros.call(state, GetState.Request()).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
     assert process.output.count("qos_overrides./scfeat/matches.*") == 2 == process.output.count("`bogus`")
     assert process.stop() == 0, process.output
     assert "Traceback" not in process.output

@@ -252,10 +252,7 @@ class Watched:
         self.changes.append(values)
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
-        client = self._client.create_client(kind, f"/scfeat/{name}")
-        self._ros.spin_until(client.service_is_ready, what=name)
-        future = client.call_async(request)
-        return self._ros.spin_until(lambda: future.done() and future.result(), what=f"the answer of {name}")
+        return self._ros.call(self._client.create_client(kind, f"/scfeat/{name}"), request)
 
     def set(self, **values: Any) -> Any:
         """All at once, as ``set_parameters_atomically`` does."""
