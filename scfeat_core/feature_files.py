@@ -16,7 +16,9 @@ Descriptors are absent where there are none (D = 0), and stay uint8 where they a
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import stat
 import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -32,23 +34,45 @@ _NPZ_MEMBERS = {"keypoints.npy", "scores.npy", "descriptors.npy"}
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, option: str = "") -> Iterator[Path]:
     """The name of a file to write, which takes the place of ``path`` at once, when it is complete, or not at all.
 
-    Raises ScfeatError where it cannot be written.
+    A link stays one, to the new file; what is no file, such as /dev/stdout, is written to itself. option: of the
+    command, which chooses the folder. Raises ScfeatError where it cannot be written.
     """
-    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"  # machines that share the folder do not collide
+    if _is_stream(path):
+        with _told(path, option):
+            yield path
+        return
+    target = Path(os.path.realpath(path))
+    scratch = target.with_name(
+        f".{target.name}.{uuid.uuid4().hex}.tmp"
+    )  # machines that share the folder do not collide
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield scratch
-        scratch.replace(path)
-    except OSError as error:
-        raise ScfeatError(
-            f"expected to write {path}, found: {error.strerror or error}; free space, or choose another folder"
-        ) from error
+        with _told(path, option):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield scratch
+            scratch.replace(target)
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
+
+
+def _is_stream(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode))
+    return False
+
+
+@contextlib.contextmanager
+def _told(path: Path, option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = f"another folder ({option})" if option else "another folder"
+        raise ScfeatError(
+            f"expected to write {path}, found: {error.strerror or error}; free space, or choose {folder}"
+        ) from error
 
 
 # -- npz ---------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import numpy as np
 
 from scfeat_core import charts
 from scfeat_core.errors import ScfeatError
+from scfeat_core.feature_files import replaced
 
 Number = int | float | None
 Figures = Mapping[str, Mapping[str, Number | Mapping[str, Number]]]
@@ -96,15 +97,11 @@ def write_json(path: Path, figures: Figures, facts: Mapping[str, Any]) -> None:
     write(path, json.dumps({**figures, "setup": dict(facts)}, indent=2, allow_nan=False) + "\n")
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file and its folder. Raises ScfeatError with the path and the reason."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    except OSError as error:
-        raise ScfeatError(
-            f"expected to write {path}, found {error.strerror or error}: choose another folder with --output"
-        ) from error
+def write(path: Path, content: str | bytes, option: str = "") -> None:
+    """Write a file and its folder, all of it or nothing. option: of the command, which chooses the folder. Raises
+    ScfeatError with the path and the reason."""
+    with replaced(path, option) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_folder(folder: Path) -> None:

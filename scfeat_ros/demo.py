@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _clear(output: Path) -> None:
     """Remove what an earlier run left. Raises ScfeatError now, not after minutes, where nothing can be written."""
-    write(output / "summary.json", "{}\n")
+    write(output / "summary.json", "{}\n", "--output")
     for name in ("summary.json", "matches.png", "index.html"):
         (output / name).unlink(missing_ok=True)
 

@@ -142,8 +142,8 @@ def run(args: argparse.Namespace) -> int:
     results = comparing.read_results(args.results) if args.results else _measured(args)
     print(as_text(results, "markdown" if args.markdown else "plain"))
     if args.results is None:
-        write(args.out / JSON_FILE, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    write(args.out / PAGE, page(results))
+        write(args.out / JSON_FILE, json.dumps(results, indent=1, allow_nan=False) + "\n", "--out")
+    write(args.out / PAGE, page(results), "--out")
     print(f"\n{args.out / PAGE}")
     failed = [] if old is None else _compared(old, results, args, checks)
     return EXIT_INTERRUPTED if results["interrupted"] else EXIT_FAILED if failed else 0

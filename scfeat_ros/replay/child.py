@@ -65,7 +65,8 @@ def execute(run: RunJob | None, job: Any, progress: Callable[[int, int], None]) 
     except ScfeatError as error:
         return {"summary": None, "error": str(error), "interrupted": False}
     except Exception as error:  # of one bag: the others go on
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # of a log whose disk is full
+            traceback.print_exc()
         return {"summary": None, "error": f"unexpected {type(error).__name__}: {error}", "interrupted": False}
 
 
@@ -76,8 +77,9 @@ def _replay() -> RunJob:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # of a log whose disk is full: the results may be on another
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def main(folder: Path) -> int:

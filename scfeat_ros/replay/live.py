@@ -249,7 +249,7 @@ def run_live(
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left. Raises ScfeatError now, not after minutes, where nothing can be written."""
-    write(folder / FILES[0], "{}\n")
+    write(folder / FILES[0], "{}\n", "--out")
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 

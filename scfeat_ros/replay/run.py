@@ -79,6 +79,8 @@ def finished(job: ReplayJob) -> Summary | None:
 
     if job.overwrite or not (job.out / "run.json").exists() or (job.out / "unfinished").exists():
         return None
+    if job.report and not (job.out / "report.html").exists():  # the disk was full, or none was asked for
+        return None
     with suppress(ScfeatError):
         if begin_run(job.out, _inputs(job, Source(job))) is None:
             summary = _flat(read_metrics(job.out))
@@ -355,10 +357,13 @@ def _say_choices(source: Source, report: Report) -> None:
 
 def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
     """Figures, trajectory and report of the folder of a job, from its files."""
+    from scfeat_core.odometry.trajectory import write_tum
     from scfeat_core.replay.metrics import summarise, write_metrics
 
     recording = read_run(job.out)
-    odometry, scores, missing = _trajectory(job.out, recording, source.truth_problem, report)
+    odometry, scores, missing = _trajectory(recording, source.truth_problem, report)
+    if odometry is not None:
+        write_tum(job.out / "trajectory.txt", odometry)
     with source.depths(lambda text: report(f"warning: {text}")) as depth_at:
         metrics = summarise(recording, odometry, scores, missing, depth_at)
     write_metrics(job.out, metrics)
@@ -376,14 +381,14 @@ def _flat(metrics: Metrics) -> Summary:
 
 
 def _trajectory(
-    folder: Path, recording: Recording, problem: str, report: Report
+    recording: Recording, problem: str, report: Report
 ) -> tuple[Odometry | None, TrajectoryScores | None, dict[str, str]]:
     """The path of the camera, and how good it is; None where it cannot be told. Also why, by figure.
 
     problem: what is wrong with the ground truth.
     """
     from scfeat_core.odometry.estimation import estimate
-    from scfeat_core.odometry.trajectory import evaluate, write_tum
+    from scfeat_core.odometry.trajectory import evaluate
 
     if recording.camera is None:
         return None, None, dict.fromkeys(("lost", "initialisations", *_ERRORS), "there is no calibration")
@@ -391,7 +396,6 @@ def _trajectory(
     missing = dict.fromkeys(_ERRORS, problem or NO_TRUTH)
     try:
         odometry = estimate(recording.frames, recording.camera)
-        write_tum(folder / "trajectory.txt", odometry)
         if recording.truth is not None:
             scores = evaluate(odometry, recording.truth)
             missing = dict.fromkeys(_ERRORS[1:], scores.rpe_missing)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -97,6 +99,39 @@ def test_encoded_pictures_keep_their_colours(shape: tuple[int, ...]) -> None:
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """The option that chooses the folder is named where there is one, and no other."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(ScfeatError, match="--output"):
+    with pytest.raises(ScfeatError, match="summary.json, found: .*; free space, or choose another folder$"):
         write(tmp_path / "file" / "summary.json", "{}")
+    with pytest.raises(ScfeatError, match=r"choose another folder \(--out\)$"):
+        write(tmp_path / "file" / "summary.json", "{}", "--out")
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    page = tmp_path / "page.html"
+    write(page, "before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        for path in (page, tmp_path / "new.html"):
+            with pytest.raises(ScfeatError, match=f"{path.name}, found: File too large"):
+                write(path, 50_000 * "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"] and page.read_text() == "before"
+
+
+def test_pipes_and_links_stay_what_they_are(tmp_path: Path) -> None:
+    """As in --json /dev/stdout."""
+    reader, writer = os.pipe()
+    write(Path(f"/dev/fd/{writer}"), "{}")
+    os.close(writer)
+    assert os.read(reader, 100) == b"{}"
+    os.close(reader)
+    with pytest.raises(ScfeatError, match="No space left"):
+        write(Path("/dev/full"), "{}")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "there" / "all.json")
+    write(tmp_path / "link.json", "{}")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "there" / "all.json").read_text() == "{}"

@@ -829,6 +829,41 @@ def test_no_room_for_the_outputs_is_said_and_the_run_goes_on_when_there_is(
     assert len(read_run(tmp_path / "out").frames) == 12
 
 
+def test_a_disk_that_runs_full_at_the_report_keeps_all_else(
+    short_bag: Path, tmp_path: Path, small_disk: Callable[..., list[str]]
+) -> None:
+    """The report is not begun, and the next command makes it; nor does a batch take the run for complete."""
+    given, out, saved = tmp_path / "given", tmp_path / "out", tmp_path / "saved"
+    replay(short_bag, given)
+    out.mkdir()
+    pages = sum(-(-file.stat().st_size // 4096) for file in given.iterdir())
+    words = ["--method", "orb", "--set", "max_keypoints=150", "--out", out]
+    command_line = [sys.executable, "-m", "scfeat_core.cli", "replay", short_bag, *words]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    full = small_disk(out, 4 * pages + 64, saved, given)
+    done = subprocess.run([*full, *command_line], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert f"scfeat replay: error: expected to write {out / 'report.html'}, found: No space left" in done.stderr
+    assert "free space, or choose another folder" in done.stderr and "Traceback" not in done.stderr
+    assert {file.name for file in saved.iterdir()} == {file.name for file in given.iterdir()}
+    assert read_metrics(saved).summary["processed"] == 11 and len(read_run(saved).frames) == 12
+    assert finished(job(short_bag, saved)) is not None and finished(job(short_bag, saved, report=True)) is None
+    replay(short_bag, saved, report=True)
+    assert (saved / "report.html").exists() and finished(job(short_bag, saved, report=True)) is not None
+
+
+def test_a_trajectory_that_cannot_be_written_is_an_error(short_bag: Path, tmp_path: Path) -> None:
+    """It is not that there is none; a folder in its place stands for whatever keeps it from being written."""
+    replay(short_bag, tmp_path / "out")
+    (tmp_path / "out" / "trajectory.txt").unlink()
+    (tmp_path / "out" / "trajectory.txt").mkdir()
+    with pytest.raises(ScfeatError, match="expected to write .*trajectory.txt, found: Is a directory"):
+        replay(short_bag, tmp_path / "out")
+    assert len(read_run(tmp_path / "out").frames) == 12
+    (tmp_path / "out" / "trajectory.txt").rmdir()
+    assert replay(short_bag, tmp_path / "out")["processed"] == 11
+
+
 def test_nothing_of_ros_is_imported(short_bag: Path, tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -28,6 +29,7 @@ from scfeat_ros.bags import write_bag
 from scfeat_ros.image_folders import Options, read_folder
 from scfeat_ros.processes import Child
 from scfeat_ros.replay.batch import cores, output_folders, run_jobs
+from scfeat_ros.replay.child import hand_over, result_of
 
 PATIENCE = 240.0  # seconds, on a machine with other work
 JOBS = '''
@@ -199,6 +201,19 @@ def test_process_that_has_no_room_is_an_error_of_its_run(
     (job,) = small(jobs, tmp_path, "fine")
     (run,) = run_jobs([replace(job, out=tmp_path / ("x" * 300))], run=jobs.work, report=lambda text: None)
     assert run.state == "error" and "expected to start a process" in run.error
+
+
+@pytest.mark.parametrize(("what", "error"), [("fine", ""), ("bug", "unexpected RuntimeError: never thought of that")])
+def test_log_that_runs_full_takes_nothing_of_the_result(jobs: Any, tmp_path: Path, what: str, error: str) -> None:
+    (job,) = small(jobs, tmp_path, what)
+    hand_over(tmp_path, jobs.work, job)
+    paths = os.pathsep.join([str(Path(jobs.__file__).parent), *sys.path])
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "scfeat_ros.replay.child", str(tmp_path)]
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, stdout=full, stderr=full, env=environment, timeout=PATIENCE, check=False)
+    result = result_of(tmp_path)
+    assert result is not None and result["error"] == error
 
 
 def test_children_of_a_killed_parent_end_in_order(spawn: Callable[..., Any], jobs: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,7 +105,7 @@ def record(
     return path
 
 
-def live(spawn: Callable[..., Any], *words: object, before: tuple[str, ...] = ()) -> Any:
+def live(spawn: Callable[..., Any], *words: object, before: Sequence[str] = ()) -> Any:
     command = [*before, sys.executable, "-m", "scfeat_core.cli", "replay", "--live", *(str(word) for word in words)]
     return spawn(command, OMP_NUM_THREADS="1")
 
@@ -256,7 +256,7 @@ def test_a_node_that_dies(spawn, tmp_path: Path) -> None:
 
 
 @pytest.mark.live
-def test_a_running_node(ros, start, spawn, tmp_path: Path) -> None:
+def test_a_running_node(ros, start, spawn, small_disk, tmp_path: Path) -> None:
     """One node, and all that can go wrong with it, the end of it last."""
     remaps = ("-r", "image:=/eye/image", "-r", "camera_info:=/eye/camera_info", "-p", "image_transport:=compressed")
     parameters = ("-p", "max_keypoints:=1000", "-p", "descriptor_type:=float32")
@@ -323,7 +323,7 @@ def test_a_running_node(ros, start, spawn, tmp_path: Path) -> None:
     node.popen.send_signal(signal.SIGCONT)
 
     # a disk that runs full
-    process = full_disk(play, good, tmp_path)
+    process = play(good, "--rate", 0.25, before=small_disk(out, 4200, tmp_path / "saved"))
     assert process.wait(PATIENCE) == 2, process.output
     assert "no space left" in process.output
     out = tmp_path / "saved"
@@ -340,16 +340,6 @@ def damage(bag: Path) -> Path:
     data[1_400_000:1_600_000] = bytes(200_000)
     file.write_bytes(data)
     return bag
-
-
-def full_disk(play: Callable[..., Any], bag: Path, tmp_path: Path) -> Any:
-    """The replay with a file system of 4.2 MB for its output, which is copied to ``saved`` before it is gone."""
-    out, saved = tmp_path / "out", tmp_path / "saved"
-    mount = f"mount -t tmpfs -o size=4200k tmpfs {out}"
-    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
-        pytest.skip("no file systems can be mounted here: unshare -rm")
-    script = f'{mount} && "$@"; code=$?; cp -r {out} {saved}; exit $code'
-    return play(bag, "--rate", 0.25, before=("unshare", "-rm", "sh", "-c", script, "sh"))
 
 
 # -- what is played ----------------------------------------------------------------------------------------------------
