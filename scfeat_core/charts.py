@@ -198,13 +198,19 @@ def _step(rough: float) -> float:
 
 def _plot(parts: Sequence[str], x_axis: _Axis, y_axis: _Axis, x_label: str, attributes: str = "") -> str:
     ys = "".join(f'<span style="top:{y_axis.down(y) / 10:.1f}%">{_number(y)}</span>' for y in y_axis.ticks)
-    xs = "".join(f'<span style="left:{x_axis.along(x) / 10:.1f}%">{_number(x)}</span>' for x in x_axis.ticks)
+    xs = "".join(_below(x_axis.along(x) / 10, _number(x)) for x in x_axis.ticks)
     return (
         f'<div class="plot"><div class="ys">{ys}</div><div class="area" {attributes}>'
         f'<svg viewBox="0 0 {_SIZE} {_SIZE}" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg></div>'
         f'<div class="xs">{xs}</div>'
         f'<div class="label">{_text(x_label)}</div></div>'
     )
+
+
+def _below(percent: float, number: str) -> str:
+    """A number below the x axis; one at its end does not stick out of a narrow page."""
+    kind = ' class="end"' if percent > 95 else ""
+    return f'<span{kind} style="left:{percent:.1f}%">{number}</span>'
 
 
 def _figure(title: str, legend: str, body: str, note: str) -> str:
@@ -301,6 +307,7 @@ figure.chart { margin: 0; min-width: 0; }
 .ys span { position: absolute; right: 7px; transform: translateY(-50%); white-space: nowrap; }
 .xs { grid-column: 2; position: relative; height: 18px; }
 .xs span { position: absolute; transform: translateX(-50%); top: 3px; white-space: nowrap; }
+@media (max-width: 600px) { .xs .end { transform: translateX(-80%); } }
 .plot .label { grid-column: 2; text-align: center; }
 .area svg *, svg.plan * { vector-effect: non-scaling-stroke; fill: none; }
 .grid { stroke: var(--line); stroke-width: 1; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -290,11 +291,11 @@ addEventListener('load', () => {
     lines: document.querySelectorAll('polyline').length,
     headings: [...document.querySelectorAll('h2')].map(heading => heading.innerText),
     loaded: performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !name.startsWith('data:')),
-    width: document.documentElement.scrollWidth, room: innerWidth,
+    width: document.documentElement.scrollWidth, room: document.documentElement.clientWidth,
   };
   const result = document.createElement('pre');
   result.id = 'probe'; result.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(found))));
-  document.body.append(result);
+  parent.document.body.append(result);
 });
 </script>"""
 
@@ -303,7 +304,7 @@ addEventListener('load', () => {
 def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """``browse(page, width=1200)``: what a real browser makes of a page: problems (errors, warnings, what its policy
     forbids), images (their widths, 0 of damaged ones), tables, lines, headings, tips, loaded (from elsewhere),
-    width, room."""
+    width, room. In a frame, as a window cannot be as narrow as that of a telephone."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     browser = next((path for name in names if (path := shutil.which(name))), None)
     if browser is None:
@@ -314,9 +315,11 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, 
         probed = folder / "page.html"
         text = page.read_text(encoding="utf-8")
         before_the_policy = text.replace("<meta charset", f"{_PROBE}<meta charset", 1)
-        probed.write_text(before_the_policy, encoding="utf-8")
+        style = f"border: 0; width: {width}px; height: 900px"
+        frame = f'<iframe srcdoc="{html.escape(before_the_policy)}" style="{style}"></iframe>'
+        probed.write_text(f'<!DOCTYPE html><meta charset="utf-8"><body>{frame}', encoding="utf-8")
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--timeout=20000"]
+        command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width + 100},1000", "--timeout=20000"]
         result = subprocess.run(
             [*command, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=90, check=False
         )

@@ -116,13 +116,16 @@ class TestRefusals:
 
 
 class TestPage:
-    def test_in_a_browser(self, write: Write, browse: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("width", [1200, 400])
+    def test_in_a_browser(
+        self, write: Write, browse: Callable[..., dict[str, Any]], tmp_path: Path, width: int
+    ) -> None:
         folders = [
             write("a", frames=20, turn=0.01, outliers=0.2),
             write("b<c>", frames=20, turn=0.01, outliers=0.4, facts={"settings": {"grid": 4}}),
         ]
         assert cli.main(["compare", *map(str, folders), "--out", str(tmp_path / "out")]) == 0
-        seen = browse(tmp_path / "out" / "compare.html")
+        seen = browse(tmp_path / "out" / "compare.html", width)
         assert seen["problems"] == [] and seen["loaded"] == []
         assert seen["headings"] == ["What differs", "Trajectory", "How long tracks live", "Over time"]
         assert seen["tables"] == 2 and seen["lines"] >= 2 * 8 and seen["width"] <= seen["room"]

@@ -68,7 +68,7 @@ def made(make_recording: Make) -> Recording:
 
 
 class TestPage:
-    @pytest.mark.parametrize("width", [1200, 500])
+    @pytest.mark.parametrize("width", [1200, 400])
     def test_in_a_browser(
         self, made: Recording, browse: Callable[..., dict[str, Any]], tmp_path: Path, width: int
     ) -> None:

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import resource
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,6 +91,17 @@ def test_page_is_well_formed_and_self_contained() -> None:
     assert "url(" not in page
     assert "a &lt;b&gt; &amp; c" in page
     assert page.count("<polyline") == 2, "a gap splits the line, a series without values has none"
+
+
+@pytest.mark.parametrize("frames", [101, 10_001, 12_001, 1_000_001])
+def test_nothing_is_wider_than_a_telephone(tmp_path: Path, browse: Callable[..., dict[str, Any]], frames: int) -> None:
+    """Nor are numbers below an axis that ends at the edge of the page."""
+    series = [Series("Keypoints", np.arange(float(frames)))]
+    picture = Picture(np.zeros((48, 640, 3), np.uint8), "matches")
+    write(tmp_path / "page.html", html_page("demo", 30 * "text ", FIGURES, [picture], series, {"machine": "x86_64"}))
+    seen = browse(tmp_path / "page.html", 400)
+    assert seen["problems"] == [] and seen["lines"] == 1
+    assert 380 < seen["room"] <= 400 and seen["width"] <= seen["room"]
 
 
 @pytest.mark.parametrize("shape", [(24, 32, 3), (24, 32)])
