@@ -141,6 +141,7 @@ class WarpObjective:
         self._source = source
         self._config = config
         self._teacher = _teacher(config)
+        self._one_backbone: bool | None = None  # of teacher and pupil; None before there was one
 
     def source(self, step: int) -> Source:
         return self._source
@@ -165,7 +166,7 @@ class WarpObjective:
         temperature = settings.temperature_at(step // config.epoch_step)
         self._add_keypoint_part(losses, network, (map0, map1), draws, batch, settings, temperature)
         self._add_dense_part(losses, (score0, score1), batch, settings)
-        self._add_taught_part(losses, network, scores, images, step)
+        self._add_taught_part(losses, network, scores, maps, images, step)
         losses.values["score_max"] = scores.detach().amax()
         return losses
 
@@ -220,13 +221,17 @@ class WarpObjective:
             apart, pairs = localisation_loss(*scores, batch.homography, visible, localisation)
             losses.terms["localisation_loss"] = Term(apart, pairs, weight * localisation.weight)
 
-    def _add_taught_part(self, losses: Losses, network: Network, scores: Tensor, images: Tensor, step: int) -> None:
+    def _add_taught_part(
+        self, losses: Losses, network: Network, scores: Tensor, maps: BackboneOutput, images: Tensor, step: int
+    ) -> None:
         settings = self._config.DistillationLoss_config
         if self._teacher is None or not settings.counts_at(step):
             return
+        if self._one_backbone is None:  # an objective is asked about one network
+            self._one_backbone = _same_for_good(network.model, self._teacher)
         with torch.no_grad():
             teacher = replace(network, model=self._teacher)
-            taught = teacher.scores(teacher.maps(images), images)
+            taught = teacher.scores(maps if self._one_backbone else teacher.maps(images), images)
         place, rank = distillation_loss(scores, taught, settings)
         weight = self._config.keypoint_weight * settings.weight
         losses.terms["taught_place"] = Term(place, len(scores), weight)
@@ -238,6 +243,16 @@ def _teacher(config: TrainConfig) -> SCFeat | None:
         return None
     model = load_model(weights_in(config.teacher, "teacher")).requires_grad_(False).eval()
     return model.to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _same_for_good(pupil: SCFeat, teacher: SCFeat) -> bool:
+    """Whether both have one backbone, which no step changes: often the detector alone is trained."""
+    if pupil.config.backbone != teacher.config.backbone or any(m.training for m in pupil.backbone.modules()):
+        return False
+    if any(parameter.requires_grad for parameter in pupil.backbone.parameters()):
+        return False
+    own, others = pupil.backbone.state_dict(), teacher.backbone.state_dict()
+    return all(torch.equal(value, others[name]) for name, value in own.items())
 
 
 # -- two kinds of data in turn -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from scfeat_core.data.warps import WarpConfig, WarpPairs, draw_pairs
 from scfeat_core.errors import ConfigError, WeightsError
 from scfeat_core.network.model import SCFeat
-from scfeat_core.network.weights import save_model
+from scfeat_core.network.weights import load_model, save_model
 from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.distillation_loss import DistillationConfig, distillation_loss
 from scfeat_core.training.objectives import Network, WarpObjective
@@ -123,6 +124,40 @@ def test_only_the_pupil_learns_and_only_until_it_is_told(tmp_path: Path) -> None
         .losses(network, batch, 5000, generators)
         .terms
     )
+
+
+def test_a_backbone_that_both_have_is_computed_once(tmp_path: Path) -> None:
+    """Where it is trained, or in training mode, or another one, the teacher's is computed."""
+    file = tmp_path / "teacher.safetensors"
+    save_model(SCFeat.create("lite"), file)
+    config = TrainConfig("", device="cpu", data="photos", optimal_modules=("localheader",), teacher=str(file))
+    pupil = load_model(file).requires_grad_(False).to(memory_format=torch.channels_last)
+    pupil.detector.load_state_dict(SCFeat.create("lite").detector.state_dict())
+    pupil.detector.requires_grad_(True)
+
+    def taught(model: SCFeat, count: int = 2) -> tuple[list[torch.Tensor], int]:
+        """What it is taught in each of some steps, and how often the teacher's backbone ran."""
+        objective, calls = WarpObjective(None, config), []
+        objective._teacher.backbone.register_forward_hook(lambda *unused: calls.append(1))
+        generators = [torch.Generator().manual_seed(0)]
+        losses = [objective.losses(Network(model), _batch(), step, generators) for step in range(count)]
+        return [each.terms[name].value.detach() for each in losses for name in ("taught_place", "taught_rank")], len(
+            calls
+        )
+
+    once, calls = taught(pupil)
+    assert calls == 0
+    trained = copy.deepcopy(pupil)
+    trained.backbone.requires_grad_(True)
+    twice, calls = taught(trained)
+    assert calls == 2 and float(once[0]) > 0
+    torch.testing.assert_close(once, twice, rtol=0, atol=0)
+    norm = next(module for module in pupil.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    norm.train()
+    assert taught(pupil)[1] == 2
+    norm.eval()
+    norm.running_mean += 1e-3
+    assert taught(pupil)[1] == 2
 
 
 def _batch() -> WarpPairs:
