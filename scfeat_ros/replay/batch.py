@@ -168,11 +168,7 @@ def _run_all(todo: Sequence[_Task], backend: _Processes | _Ray, workers: int, sh
         except KeyboardInterrupt:
             shown.say("interrupted: waiting for what has been done to be written; once more ends that, too")
             _finish(backend, done, shown)
-    for task in todo:
-        if task.name in done:
-            continue
-        done[task.name] = Run(task.name, None, "not started", 0.0, True, folder=task.job.out, bag=task.job.bag)
-    return done
+    return {task.name: Run.not_started(task.job) for task in todo} | done
 
 
 def _start(backend: _Processes | _Ray, task: _Task, done: dict[str, Run], shown: _Progress) -> None:

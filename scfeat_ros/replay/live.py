@@ -129,7 +129,7 @@ def run(jobs: Sequence[ReplayJob], args: argparse.Namespace) -> int:
         runs.append(Run(job.out.name, summary, error, seconds, interrupted, folder=job.out, bag=job.bag))
         if interrupted:
             break
-    return conclude(runs, args)
+    return conclude([*runs, *map(Run.not_started, jobs[len(runs) :])], args)
 
 
 def _refuse_offline_options(args: argparse.Namespace) -> None:

@@ -55,7 +55,7 @@ class Run:
 
     name: unique among the runs, that of its folder. summary: flat figures; None where there are none. error: why not,
     or why they are not of the whole bag. seconds: what it took. interrupted: it was stopped, and the summary, if any,
-    is of what had been done. reused: it was complete already.
+    is of what had been done. started: not where that was before its turn. reused: it was complete already.
     """
 
     name: str
@@ -66,6 +66,12 @@ class Run:
     reused: bool = False
     folder: Path | None = None
     bag: Path | None = None
+    started: bool = True
+
+    @classmethod
+    def not_started(cls, job: Any) -> Run:
+        """That of a job, with ``bag`` and ``out``, before which the command was interrupted."""
+        return cls(job.out.name, None, "not started", interrupted=True, folder=job.out, bag=job.bag, started=False)
 
     @property
     def state(self) -> str:
@@ -75,6 +81,14 @@ class Run:
         else:
             word = "error" if self.error else "reused" if self.reused else "done"
         return f"{word}, damaged" if self.damaged else word
+
+    @property
+    def end(self) -> str:
+        """In a line, why there are no figures."""
+        if not self.started:
+            return "the replay was not started"
+        word = "the replay was interrupted" if self.interrupted else "the replay failed"
+        return f"{word}: {self.error.partition(chr(10))[0]}" if self.error else word
 
     @property
     def bag_name(self) -> str:
@@ -187,10 +201,7 @@ def _table_file(text: str) -> Path:
 
 def _verdicts(run: Run, checks: Collection[Check]) -> list[Verdict]:
     if run.summary is None:
-        return [
-            Verdict(check, error=f"expected figures to check '{check}', found none: the replay failed")
-            for check in checks
-        ]
+        return [Verdict(check, error=f"expected figures to check '{check}', found none: {run.end}") for check in checks]
     return [_explained(judge(check, run.summary), run.summary) for check in checks]
 
 
@@ -347,25 +358,31 @@ def junit(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]], suite:
     """JUnit XML as Jenkins and GitLab read it (xunit-plugin's junit-10.xsd): one suite, and for each bag a case
     "replay", with what it took, and one for each check.
 
-    A replay that failed is an error; a check that could not be decided is an error, too.
+    A replay that failed is an error; a check that could not be decided is an error, too. Those of a replay that was not
+    started are skipped.
     """
     cases = [case for run in runs for case in _cases(run, verdicts[run.name])]
+
+    def count(kind: str) -> str:
+        return str(sum(case.find(kind) is not None for case in cases))
+
     counts = {
         "tests": str(len(cases)),
-        "failures": str(sum(case.find("failure") is not None for case in cases)),
-        "errors": str(sum(case.find("error") is not None for case in cases)),
+        "failures": count("failure"),
+        "errors": count("error"),
         "time": f"{sum(run.seconds for run in runs):.3f}",
     }
     root = ElementTree.Element("testsuites", {"name": suite, **counts})
-    ElementTree.SubElement(root, "testsuite", {"name": suite, "skipped": "0", **counts}).extend(cases)
+    ElementTree.SubElement(root, "testsuite", {"name": suite, "skipped": count("skipped"), **counts}).extend(cases)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _cases(run: Run, verdicts: Sequence[Verdict]) -> list[ElementTree.Element]:
     replay = _case(run, "replay", run.seconds)
+    error = "error" if run.started else "skipped"
     if run.error or run.interrupted:
-        _add(replay, "error", run.state, run.error or "interrupted: the figures are of what had been done")
+        _add(replay, error, run.state, run.error or "interrupted: the figures are of what had been done")
     if run.damaged:
         summary = run.summary or {}
         lost = ", ".join(f"{name} {_figure(run, name)}" for name in LOSSES)
@@ -375,7 +392,7 @@ def _cases(run: Run, verdicts: Sequence[Verdict]) -> list[ElementTree.Element]:
     for verdict in verdicts:
         case = _case(run, str(verdict.check), 0.0)
         if verdict.error or verdict.failed:
-            _add(case, "error" if verdict.error else "failure", verdict.check.metric, verdict.found)
+            _add(case, error if verdict.error else "failure", verdict.check.metric, verdict.found)
         cases.append(case)
     return cases
 

@@ -191,7 +191,7 @@ def test_interruption_at_any_moment_loses_no_run(
     first, second = runs
     assert pressed and first.name == "0_fine" and second.name == "1_fine"
     assert (first.state, first.summary is None) == (("interrupted", True) if moment == "__init__" else ("done", False))
-    assert second.interrupted and second.error == "not started"
+    assert second.interrupted and second.error == "not started" and not second.started
 
 
 def test_process_that_has_no_room_is_an_error_of_its_run(

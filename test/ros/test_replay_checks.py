@@ -216,6 +216,24 @@ def test_junit(tmp_path: Path) -> None:
     assert [case.get("time") for case in suite if case.get("name") == "replay"] == ["12.250", "3.000", "1.000"]
 
 
+def test_a_replay_that_was_not_started_has_not_failed(tmp_path: Path) -> None:
+    """It was skipped; one that failed, or was stopped, says why in its checks, too."""
+    never = Run("attic", None, "not started", interrupted=True, started=False)
+    stopped = Run("cellar", None, "stopped before there were figures", interrupted=True)
+    status, _ = conclusion([DEAD, stopped, never], "--fail-if", "ate_m>1", "--junit", str(tmp_path / "junit.xml"))
+    assert status == 130
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("errors"), suite.get("skipped")) == ("6", "4", "2")
+    found = {(case.get("classname"), case.get("name")): (case[0].tag, case[0].get("message") or "") for case in suite}
+    assert found["attic", "replay"] == ("skipped", "not started")
+    reason = "expected figures to check 'ate_m>1', found none: the replay was not started"
+    assert found["attic", "ate_m>1"] == ("skipped", reason)
+    tag, message = found["cellar", "ate_m>1"]
+    assert tag == "error" and message.endswith("the replay was interrupted: stopped before there were figures")
+    tag, message = found["cave", "ate_m>1"]
+    assert tag == "error" and message.endswith("the replay failed: expected the replay to run, found it dead ?")
+
+
 def test_interrupted_run_with_figures_is_no_success(tmp_path: Path) -> None:
     run = Run("hall", SUMMARY, interrupted=True)
     status, text = conclusion([run], "--fail-if", "frames<10", "--junit", str(tmp_path / "junit.xml"))

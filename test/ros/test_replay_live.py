@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -201,9 +202,12 @@ def recorded_messages(path: Path) -> dict[str, list[tuple[int, int, Any]]]:
 
 @pytest.mark.live
 def test_interrupt_ends_in_order(spawn, tmp_path: Path) -> None:
-    """Ctrl-C, more than once: children gone, their shared memory too, the recording complete, the report written."""
-    bag = record(tmp_path / "bag", frames=100)
-    process = live(spawn, bag, "--out", tmp_path / "out", "--rate", 0.5, "-p", "weights=random")
+    """Ctrl-C, more than once: children gone, their shared memory too, the recording complete, the report written.
+    The other bag is not begun, and said to be so."""
+    bag, other, junit = record(tmp_path / "bag", frames=100), tmp_path / "other", tmp_path / "junit.xml"
+    process = live(
+        spawn, bag, other, "--out", tmp_path / "out", "--junit", junit, "--rate", 0.5, "-p", "weights=random"
+    )
     listing = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children")
     wait_for(lambda: "playing" in process.output and len(listing.read_text().split()) == 2, process)
     children = [int(word) for word in listing.read_text().split()]
@@ -217,13 +221,15 @@ def test_interrupt_ends_in_order(spawn, tmp_path: Path) -> None:
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
     assert mine
     wait_until(lambda: not any(path.exists() for path in mine), "shared memory is left")
-    found = results(tmp_path / "out")
+    found = results(tmp_path / "out" / "bag")
     assert found["setup"]["interrupted"]
     assert found["frames"]["published"] < 100
     assert_adds_up(found["frames"])
-    assert (tmp_path / "out" / "live.html").exists()
-    messages = recorded_messages(tmp_path / "out" / "recording")
+    assert (tmp_path / "out" / "bag" / "live.html").exists()
+    messages = recorded_messages(tmp_path / "out" / "bag" / "recording")
     assert sum(map(len, messages.values())) == found["recording"]["messages"] > 0
+    ends = {case.get("classname"): case[0].tag for case in ElementTree.parse(junit).getroot()[0]}
+    assert ends == {"bag": "error", "other": "skipped"}
 
 
 def wait_for(condition: Callable[[], Any], process: Any) -> None:
