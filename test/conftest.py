@@ -120,8 +120,9 @@ class Ros:
     def call(self, client: Any, request: Any, again: bool = False, timeout: float = 90.0) -> Any:
         """The answer of a service.
 
-        A node that does not know yet who asks loses its answer. So what a new client asks first must be something
-        that may be asked ``again``: it is, every two seconds, until there is an answer.
+        A node that does not know yet who asks loses its answer. So what is asked of it first must be something that
+        may be asked ``again``: it is, every two seconds, until there is an answer. The node then knows the clients
+        that were created before this one, too. (A transition that is refused will not do: Jazzy does not answer it.)
         """
         self.spin_until(client.service_is_ready, timeout, client.srv_name)
         asked = [client.call_async(request)]
