@@ -192,6 +192,11 @@ class Extractor:
         """Why it is another engine than the one asked for; empty where it is not. May change with each image."""
         return self._engine.note
 
+    @property
+    def engine_making(self) -> str:
+        """Which engine is being made beside, and what runs meanwhile; empty where none is."""
+        return self._engine.making
+
     def close(self) -> None:
         """Give up engines that are being made beside; returns when that has ended."""
         self._engine.close()

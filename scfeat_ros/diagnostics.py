@@ -110,7 +110,7 @@ class NetworkReport:
     """What computes the features. device: e.g. "cuda:0". weights: as configured.
 
     engine: what runs the network, e.g. "onnx". engine_note: why it is not the one that was asked for; empty where it
-    is.
+    is. engine_making: what is being made, and what runs meanwhile; empty where nothing is.
     """
 
     device: str
@@ -120,6 +120,7 @@ class NetworkReport:
     memory: Memory = field(default_factory=Memory)
     engine: str = ""
     engine_note: str = ""
+    engine_making: str = ""
 
 
 class Finding(NamedTuple):
@@ -301,7 +302,8 @@ def _memory_findings(memory: Memory, limits: Limits) -> Iterator[Finding]:
 
 def _ready(network: NetworkReport) -> str:
     engine = f" by {network.engine}" if network.engine else ""
-    return f"{network.weights} on {network.device} in {network.precision}{engine}"
+    making = f"; {network.engine_making}" if network.engine_making else ""
+    return f"{network.weights} on {network.device} in {network.precision}{engine}{making}"
 
 
 def _rss() -> int | None:

@@ -332,6 +332,8 @@ class FrontendNode(LifecycleNode):
             publisher.publish(status_to_message(camera, counts, channel.health, channel.last_error))
 
     def _publish_diagnostics(self) -> None:
+        if self._diagnostics is None:  # the timer was due while its node was cleaned up
+            return
         now, counts = time.perf_counter(), {camera: self._worker.counts(camera) for camera in self.settings.cameras}
         then, before = self._reported[0] if self._reported else (now, {})
         self._reported.append((now, counts))
@@ -348,6 +350,7 @@ class FrontendNode(LifecycleNode):
             memory,
             pipeline.engine,
             pipeline.engine_note,
+            pipeline.engine_making,
         )
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(diagnostics_to_message(self.get_fully_qualified_name(), stamp, cameras, network))

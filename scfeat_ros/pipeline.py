@@ -244,6 +244,11 @@ class Pipeline:
         """Why it is another engine than the one asked for; empty where it is not."""
         return self._frontend.extractor.engine_note
 
+    @property
+    def engine_making(self) -> str:
+        """What is being made beside the images, and what runs meanwhile; empty where nothing is."""
+        return getattr(self._frontend.extractor, "engine_making", "")  # other methods make none
+
     def change(self, settings: NodeParameters) -> None:
         """Go on with other dynamic parameters, all at once, from the next images on."""
         self._target = settings
@@ -331,14 +336,11 @@ class Pipeline:
 
     def _tell_engine(self) -> None:
         """Once for each reason for another engine than the one asked for."""
-        told, self._told = self._told, self.engine_note
-        if self._told == told:
-            return
-        for channel in self.channels.values():
-            if self._told:
-                channel.complain(self._told, "engine")
-            elif channel.last_error == told:  # it has been made
-                channel.last_error = ""
+        note = self.engine_note
+        if note and note != self._told:
+            self._told = note
+            for channel in self.channels.values():
+                channel.complain(note, "engine")
 
     def _wants(self, frames: Iterable[str]) -> dict[str, Wants]:
         """By camera. Whoever wants stereo matches wants both images processed."""

@@ -33,7 +33,7 @@ class CheckedEngine:
     ) -> None:
         self.name = asked
         self.precision = recipe.target.precision
-        self._note = self._making = ""
+        self.note = self.making = ""
         self._asked = asked
         self._candidates = tuple(candidates)
         self._recipe = recipe
@@ -43,10 +43,6 @@ class CheckedEngine:
         self._eager = recipe.eager
         self._compared = self.precision == "float32"
         self._runners: dict[Key, Runner] = {}
-
-    @property
-    def note(self) -> str:
-        return "; ".join(filter(None, (self._note, self._making)))
 
     @torch.inference_mode()
     def run(self, image: Tensor) -> Maps:
@@ -104,16 +100,16 @@ class CheckedEngine:
     def _ask(self, key: Key) -> None:
         shape, _ = key
         if len(self._runners) >= SIZES:
-            if not self._note:
-                self._note = f"{self._asked} is made for {SIZES} sizes and batches at most; eager runs the others"
-                log.warning("%s", self._note)
+            if not self.note:
+                self.note = f"{self._asked} is made for {SIZES} sizes and batches at most; eager runs the others"
+                log.warning("%s", self.note)
         elif self._beside is None:
             log.info("%s is made for %s; images wait meanwhile", self._asked, describe(shape))
             self._adopt(key, self._recipe.make(self._asked, self._candidates, shape))
         elif self._in_work is None:
             self._in_work = key
-            self._making = self._announced(shape)
-            log.info("%s", self._making)
+            self.making = self._announced(shape)
+            log.info("%s", self.making)
             asked, candidates, recipe = self._asked, self._candidates, self._recipe
             self._beside.start(lambda: recipe.make(asked, candidates, shape))
 
@@ -123,7 +119,7 @@ class CheckedEngine:
         return f"{self._asked} for {describe(shape)} is being made; eager meanwhile"
 
     def _adopt(self, key: Key, made: Made) -> None:
-        self._in_work, self._making = None, ""
+        self._in_work, self.making = None, ""
         if not self._candidates:  # given up meanwhile
             return
         self._compared = True
@@ -138,7 +134,7 @@ class CheckedEngine:
     def _give_up(self, note: str) -> None:
         self._candidates = ()
         self._runners.clear()
-        self._making = ""
+        self.making = ""
         if note:
-            self._note = note
+            self.note = note
             log.warning("%s", note)

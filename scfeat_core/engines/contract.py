@@ -27,8 +27,9 @@ class Engine(Protocol):
     """Runs the network. To be used by one thread at a time, whichever it is.
 
     name: what ran the last image; before the first one what was asked for. precision: of the arithmetic: float32,
-    bfloat16 or float16. note: why it is another one than was asked for; empty where it is not. All three may change
-    with each image, and may be read by any thread.
+    bfloat16 or float16. note: why it is another one than was asked for; empty where it is not. making: what is being
+    made beside, and what runs meanwhile; empty where nothing is. All four may change with each image, and may be read
+    by any thread.
     """
 
     @property
@@ -39,6 +40,9 @@ class Engine(Protocol):
 
     @property
     def note(self) -> str: ...
+
+    @property
+    def making(self) -> str: ...
 
     def run(self, image: Tensor) -> Maps:
         """image: (B, 3, H, W) float32, normalised, on the device of the engine. See :data:`Maps`."""

@@ -20,7 +20,7 @@ class EagerEngine:
     """
 
     name = "eager"
-    note = ""
+    note = making = ""
 
     def __init__(self, network: nn.Module, device: torch.device, precision: str = "float32") -> None:
         self.precision = precision

@@ -99,12 +99,14 @@ def beside(build, model: SCFeat, precision: str = "float32") -> CheckedEngine:
 def serve(engine: Engine, image: Tensor) -> None:
     """Images of one size until something else than eager runs them, or never will."""
     engine.run(image)
-    until(lambda: "meanwhile" not in engine.note, lambda: engine.run(image))
+    until(lambda: not engine.making, lambda: engine.run(image))
     engine.run(image)
 
 
 def state(engine: Engine) -> tuple[str, str, str]:
-    return engine.name, engine.precision, engine.note
+    """What ran and in which precision; why it was not what was asked for, or what is being made."""
+    assert not (engine.note and engine.making), "to wait for something is no error"
+    return engine.name, engine.precision, engine.note or engine.making
 
 
 # -- the stream goes on ------------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ def test_eager_runs_until_the_engine_is_there(name, model, tmp_path):
     assert all(map(torch.equal, engine.run(image), now)), "the same engine as one that is made at once"
 
     engine.run(other)
-    assert engine.name == "eager" and "2 image(s) of 101x75" in engine.note
+    assert engine.name == "eager" and "2 image(s) of 101x75" in engine.making and not engine.note
     engine.run(image)
     assert engine.name == name, "what is there goes on"
     serve(engine, other)
@@ -147,7 +149,7 @@ def test_one_is_made_at_a_time_and_taken_between_two_images(model):
     engine.run(given(1, 32, 40))
     assert state(engine) == ("eager", "float32", "own for 1 image(s) of 40x32 is being made; eager meanwhile")
     serve(engine, given(1, 32, 40))
-    assert gate.asked == [(32, 32), (40, 32)] and engine.note == ""
+    assert gate.asked == [(32, 32), (40, 32)] and engine.note == engine.making == ""
     engine.close()
 
 
@@ -162,7 +164,7 @@ def test_what_cannot_be_made_or_deviates_is_refused_as_ever(model):
         engine = beside(build, model)
         image = given(1, 96, 128)
         serve(engine, image)
-        assert engine.name == "eager" and words in engine.note and "meanwhile" not in engine.note
+        assert engine.name == "eager" and words in engine.note and not engine.making
         assert engine.note.endswith("; eager in float32 is used instead")
         engine.run(given(1, 64, 64))
         assert not making(), "it is not tried again"
@@ -245,7 +247,8 @@ def test_features_are_those_of_the_engine_once_it_is_there(tmp_path, monkeypatch
     extractor = Extractor(max_keypoints=100, levels=2, engine="onnx", build_engines="beside")
     plain = Extractor(max_keypoints=100, levels=2)(picture)
     np.testing.assert_array_equal(extractor(picture).keypoints, plain.keypoints)
-    until(lambda: extractor.engine_note == "", lambda: extractor(picture))
+    until(lambda: not extractor.engine_making, lambda: extractor(picture))
+    assert extractor.engine_note == ""
     expected = Extractor(max_keypoints=100, levels=2, engine="onnx")(picture)
     found = extractor(picture)
     np.testing.assert_array_equal(found.keypoints, expected.keypoints)
@@ -270,7 +273,7 @@ def test_on_cuda_images_go_on_while_it_is_made(name, model, tmp_path):
             assert (points @ points.T).argmax(1).cpu().shape == (1000,)
 
         step()
-        until(lambda: "meanwhile" not in engine.note, step)
+        until(lambda: not engine.making, step)
         step()
         assert engine.note == "" and (engine.name == name or name == "auto")
     engine.close()
@@ -383,7 +386,7 @@ extractor = Extractor("random", engine="{engine}", levels=1, build_engines="besi
 image = parity.rendered_images(1, 96, 128)[0]
 extractor(image)
 while extractor._engine._beside.workshop._process is None: time.sleep(0.01)
-print(extractor.engine_note, extractor._engine._beside.workshop._process.pid, flush=True)
+print(extractor.engine_making, extractor._engine._beside.workshop._process.pid, flush=True)
 {then}
 """
 
@@ -410,7 +413,7 @@ def test_a_closed_front_end_makes_nothing(tmp_path, monkeypatch):
     frontend.warm_up()
     assert (frontend.extractor.engine, frontend.extractor.engine_note) == ("compile", ""), "for no size that comes"
     frontend.process(parity.rendered_images(1, 96, 128)[0], 0)
-    assert "compile for 1 image(s) of 128x96 is being made" in frontend.extractor.engine_note
+    assert "compile for 1 image(s) of 128x96 is being made" in frontend.extractor.engine_making
     until(children)
     frontend.close()
     assert not making() and not children()

@@ -289,6 +289,10 @@ def test_the_engine_is_named_and_why_it_is_another_one() -> None:
     status = statuses(network=network)["network"]
     assert status.level == DiagnosticStatus.OK and status.message == "lite on cuda:0 in bfloat16 by onnx"
     assert values(status)["engine"] == "onnx"
+    wait = "compile for 1 image(s) of 640x480 is being made; eager meanwhile"
+    status = statuses(network=replace(NETWORK, engine="eager", engine_making=wait))["network"]
+    assert status.level == DiagnosticStatus.OK, "it takes a minute, and then it is there"
+    assert status.message == f"lite on cuda:0 in bfloat16 by eager; {wait}" and values(status)["engine"] == "eager"
     note = "onnxruntime is not installed: pip install onnxruntime; eager is used instead"
     status = statuses(network=replace(NETWORK, engine="eager", engine_note=note))["network"]
     assert status.level == DiagnosticStatus.WARN and status.message == note

@@ -223,7 +223,7 @@ def dummy_extractor(points: int = 100) -> Any:
 
     class Dummy:
         device, precision, descriptor_space = torch.device("cpu"), "float32", "scfeat:dummy"
-        engine, engine_note = "none", ""
+        engine, engine_note, engine_making = "none", "", ""
 
         def __init__(self) -> None:
             random = np.random.default_rng(0)
@@ -356,11 +356,16 @@ def test_why_another_engine_runs_is_said_once() -> None:
     assert {channel.last_error for channel in pipeline.channels.values()} == {extractor.engine_note}
     assert (pipeline.engine, pipeline.engine_note) == ("none", extractor.engine_note)
 
-    left, right = pipeline.channels.values()
-    left.last_error = "frame dropped: something else"
-    extractor.engine_note = ""
-    assert not pipeline.process(frames_of(("left", "right"), 3))()
-    assert (left.last_error, right.last_error) == ("frame dropped: something else", ""), "it has been made"
+
+def test_an_engine_that_is_being_made_is_no_error() -> None:
+    """What makes it has said so in the log; diagnostics ask the pipeline."""
+    pipeline, _ = silent(("left", "right"))
+    extractor = pipeline._frontend.extractor
+    assert pipeline.engine_making == ""
+    extractor.engine_making = "onnx for 1 image(s) of 160x120 is being made; eager meanwhile"
+    assert not pipeline.process(frames_of(("left", "right"), 1))()
+    assert pipeline._logger.lines == [] and pipeline.engine_making == extractor.engine_making
+    assert {channel.last_error for channel in pipeline.channels.values()} == {""} == {pipeline.engine_note}
 
 
 def test_reasons_of_errors(bench: Callable[..., Bench]) -> None:
