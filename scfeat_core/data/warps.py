@@ -66,6 +66,41 @@ class WarpConfig:
     photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
 
 
+@dataclass(frozen=True)
+class MotionGeometry(GeometryConfig):
+    """What a camera does between two frames, some of it less than a pixel; never of enlarged photographs."""
+
+    zoom: tuple[Positive, Positive] = (1.0, 2.4)
+    scale_sigma: NotNegative = 0.05
+    rotation_sigma: NotNegative = 1.0
+    upside_down: Share = 0.0
+    perspective: Share = 0.01
+    translation: Share = 0.06
+
+
+@dataclass(frozen=True)
+class MotionPhotometry(PhotometricConfig):
+    """Two frames are alike, and mostly sharp."""
+
+    occlusion: Share = 0.05
+    exposure_log2: NotNegative = 0.3
+    gamma_log2: NotNegative = 0.2
+    contrast_log2: NotNegative = 0.2
+    shading: Share = 0.1
+    motion_blur: Share = 0.05
+    defocus: Share = 0.05
+    noise: NotNegative = 0.015
+    jpeg: Share = 0.2
+
+
+@dataclass(frozen=True)
+class MotionConfig(WarpConfig):
+    """Pairs as of a video."""
+
+    geometry: MotionGeometry = field(default_factory=MotionGeometry)
+    photometric: MotionPhotometry = field(default_factory=MotionPhotometry)
+
+
 class WarpPairs(NamedTuple):
     """image0, image1: (B, 3, S, S) float32 RGB in [0, 1]. homography: (B, 3, 3) float32, pixels of 0 to pixels of 1.
 

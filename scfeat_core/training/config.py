@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 
 from scfeat_core.config import Range, dump_config, load_config
 from scfeat_core.data.posed import PosedConfig
-from scfeat_core.data.warps import WarpConfig
+from scfeat_core.data.warps import MotionConfig, WarpConfig
 from scfeat_core.errors import ConfigError
 from scfeat_core.network.model import VARIANTS, ModelConfig
 from scfeat_core.training.descriptor_loss import DescriptorLossConfig
 from scfeat_core.training.distillation_loss import DistillationConfig
 from scfeat_core.training.epipolar_loss import EpipolarLossConfig, LineToWindowConfig
 from scfeat_core.training.keypoint_loss import KeypointLossConfig
-from scfeat_core.training.localisation_loss import LocalisationConfig
+from scfeat_core.training.localisation_loss import LocalisationConfig, MotionLossConfig
 
 Positive = Annotated[float, Range(above=0.0)]
 NotNegative = Annotated[float, Range(minimum=0.0)]
@@ -34,7 +34,8 @@ class DataConfig(PosedConfig):
 
     batch_size: pairs a step, in each process. workers: processes that load data; 0 is one thread.
     max_edge: pixels, larger photographs are reduced before they are warped. max_photos: so many are kept in memory,
-    evenly chosen of more. warps: how photographs become pairs of views.
+    evenly chosen of more. warps: how photographs become pairs of views. motions: and pairs as of a
+    video, of which the training has motion_share.
     on_device: decode all images once into the memory of the device, 5 bytes a pixel, and render the views there instead
     of on the CPU; posed images with the ``photometric`` augmentation or none.
     """
@@ -44,6 +45,7 @@ class DataConfig(PosedConfig):
     max_edge: Annotated[int, Range(minimum=64)] = 640
     max_photos: Count = 5000
     warps: WarpConfig = field(default_factory=WarpConfig)
+    motions: MotionConfig = field(default_factory=MotionConfig)
     on_device: bool = False
 
 
@@ -83,6 +85,9 @@ class TrainConfig:
     track_weight: of a loss on the sparse true correspondences of posed images, beside the epipolar one.
     warp_share: share of the steps of posed images that are taken on warped photographs of the same data instead;
     pairs that are posed upright let a network forget rotation.
+    motion_share: where the detector alone is trained, the share of the steps on warps in which it learns from pairs as
+    of a video to place its points exactly (MotionLoss_config): between two frames they lag behind the image otherwise.
+    With a teacher, which may be what it was before, it meanwhile keeps to what its points are worth.
 
     compile_network: through torch.compile; a minute or two before the first step, and not what resumes bit for bit.
     log_freq, save_freq, validate_freq: steps. validation_pairs: of each kind of data. timeout: minutes that processes
@@ -127,6 +132,7 @@ class TrainConfig:
     KeypointLoss_config: KeypointLossConfig = field(default_factory=KeypointLossConfig)
     DescriptorLoss_config: DescriptorLossConfig = field(default_factory=DescriptorLossConfig)
     LocalisationLoss_config: LocalisationConfig = field(default_factory=LocalisationConfig)
+    MotionLoss_config: MotionLossConfig = field(default_factory=MotionLossConfig)
     DistillationLoss_config: DistillationConfig = field(default_factory=DistillationConfig)
     teacher: str = ""
     detector_start: NotNegativeInt = 0
@@ -135,6 +141,7 @@ class TrainConfig:
     keypoint_weight: NotNegative = 1.0
     track_weight: NotNegative = 0.0
     warp_share: Annotated[float, Range(minimum=0.0, below=1.0)] = 0.0
+    motion_share: Annotated[float, Range(minimum=0.0, below=1.0)] = 0.0
 
     log_freq: Count = 100
     save_freq: Count = 500
@@ -154,6 +161,7 @@ class TrainConfig:
                 f"minutes: expected lr_schedule: cosine, which can follow the clock, found '{self.lr_schedule}'; set "
                 "it, or minutes: 0"
             )
+        self._check_motions()
         data = self.data_config_train
         if data.on_device and self.data != "photos" and data.augmentation in ("jitter", "legacy"):
             raise ConfigError(
@@ -213,6 +221,14 @@ class TrainConfig:
                 f"{self.warp_share} and keypoint_every: {self.keypoint_every} keep it from "
                 f"{'posed images' if turns == {True} else 'warps'}; change one of them, as to warp_share: 0.6 with "
                 "keypoint_every: 2"
+            )
+
+    def _check_motions(self) -> None:
+        if self.motion_share > 0 and (self.describes or not (self.data == "photos" or self.warp_share > 0)):
+            raise ConfigError(
+                f"motion_share: expected a detector that is trained alone, and on warps, found {self.motion_share} for "
+                f"optimal_modules: {list(self.optimal_modules)}, data: {self.data}, warp_share: {self.warp_share}; set "
+                "optimal_modules: [localheader], and data: photos or warp_share, or motion_share: 0"
             )
 
     def _check_teacher(self) -> None:

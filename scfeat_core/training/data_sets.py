@@ -14,11 +14,19 @@ from scfeat_core.data import megadepth, posed_images
 from scfeat_core.data.pairing import SceneFolder, whole_scenes_held_back
 from scfeat_core.data.photos import find_photos, load_photos, matching_split, read_split
 from scfeat_core.data.posed import PosedPairs
+from scfeat_core.data.warps import WarpConfig
 from scfeat_core.errors import ConfigError, DataError
 from scfeat_core.training.config import DataConfig, TrainConfig
 from scfeat_core.training.gpu_sources import DevicePosed, DeviceWarps
 from scfeat_core.training.loading import Source
-from scfeat_core.training.objectives import AlternatingObjective, Objective, WarpObjective, WarpSource
+from scfeat_core.training.objectives import (
+    AlternatingObjective,
+    MotionObjective,
+    Objective,
+    Teacher,
+    WarpObjective,
+    WarpSource,
+)
 from scfeat_core.training.posed_objective import PosedObjective
 from scfeat_core.training.validation import PosedValidation, Validation, WarpValidation
 
@@ -57,18 +65,31 @@ def open_data(config: TrainConfig, *, validate: bool = True) -> DataSets:
     sources: tuple[Source, ...] = (source,)
     if config.warp_share > 0:
         photos, problems = load_photo_set(_outside_held_back(config), data)
-        sources = (source, warp_source(photos, config, problems))
-        objective = AlternatingObjective(objective, WarpObjective(sources[1], config), config.warp_share)
+        warps, of_photos = _on_photos(photos, config, problems)
+        sources = (source, *of_photos)
+        objective = AlternatingObjective(objective, warps, config.warp_share)
         summary += f", {len(photos)} photographs to warp"
     return DataSets(objective, sources, _posed_validations(config) if validate else (), summary)
 
 
-def warp_source(photos: Photos, config: TrainConfig, problems: dict[str, int]) -> Source:
+def _on_photos(photos: Photos, config: TrainConfig, problems: dict[str, int]) -> tuple[Objective, tuple[Source, ...]]:
+    """Warps, and motions where there is a share of them, with what they draw from."""
+    data, teacher = config.data_config_train, Teacher(config)
+    sources = [warp_source(photos, data.warps, config, problems)]
+    warps = WarpObjective(sources[0], config, teacher)
+    if config.motion_share == 0:
+        return warps, tuple(sources)
+    sources.append(warp_source(photos, data.motions, config, {}))
+    motions = MotionObjective(sources[1], config, teacher)
+    within = 1.0 if config.data == "photos" else config.warp_share
+    return AlternatingObjective(warps, motions, config.motion_share, within), tuple(sources)
+
+
+def warp_source(photos: Photos, pairs: WarpConfig, config: TrainConfig, problems: dict[str, int]) -> Source:
     """Warped pairs of photographs, of the device's where they are to be kept there."""
-    data = config.data_config_train
-    if data.on_device:
-        return DeviceWarps(photos, data.warps, torch.device(config.device), problems)
-    return WarpSource(photos, data.warps, problems)
+    if config.data_config_train.on_device:
+        return DeviceWarps(photos, pairs, torch.device(config.device), problems)
+    return WarpSource(photos, pairs, problems)
 
 
 def _posed_validations(config: TrainConfig) -> tuple[Validation, ...]:
@@ -119,8 +140,8 @@ def _open_photos(config: TrainConfig, validate: bool) -> DataSets:
     if validate:
         held_back, _ = load_photo_set(photo_paths(data, held_back=True), data)
         validations = (WarpValidation(held_back, config.validation_pairs, data.warps),)
-    source = warp_source(photos, config, problems)
-    return DataSets(WarpObjective(source, config), (source,), validations, f"{len(photos)} photographs")
+    objective, sources = _on_photos(photos, config, problems)
+    return DataSets(objective, sources, validations, f"{len(photos)} photographs")
 
 
 def photo_paths(config: DataConfig, *, held_back: bool) -> list[Path]:

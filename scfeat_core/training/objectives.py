@@ -136,12 +136,10 @@ class WarpSource:
 class WarpObjective:
     """Descriptor loss on true matches; keypoint, repeatability, localisation and distillation loss of the detector."""
 
-    def __init__(self, source: Source, config: TrainConfig) -> None:
-        """Raises WeightsError where the teacher's are not there."""
+    def __init__(self, source: Source, config: TrainConfig, teacher: Teacher) -> None:
         self._source = source
         self._config = config
-        self._teacher = _teacher(config)
-        self._one_backbone: bool | None = None  # of teacher and pupil; None before there was one
+        self._teacher = teacher
 
     def source(self, step: int) -> Source:
         return self._source
@@ -166,7 +164,7 @@ class WarpObjective:
         temperature = settings.temperature_at(step // config.epoch_step)
         self._add_keypoint_part(losses, network, (map0, map1), draws, batch, settings, temperature)
         self._add_dense_part(losses, (score0, score1), batch, settings)
-        self._add_taught_part(losses, network, scores, maps, images, step)
+        self._teacher.add(losses, network, scores, maps, images, step)
         losses.values["score_max"] = scores.detach().amax()
         return losses
 
@@ -221,28 +219,58 @@ class WarpObjective:
             apart, pairs = localisation_loss(*scores, batch.homography, visible, localisation)
             losses.terms["localisation_loss"] = Term(apart, pairs, weight * localisation.weight)
 
-    def _add_taught_part(
+
+class MotionObjective:
+    """Localisation loss of the detector on pairs as of a video, and what its teacher says of them."""
+
+    def __init__(self, source: Source, config: TrainConfig, teacher: Teacher) -> None:
+        self._source = source
+        self._config = config
+        self._teacher = teacher
+
+    def source(self, step: int) -> Source:
+        return self._source
+
+    def losses(self, network: Network, batch: WarpPairs, step: int, generators: Generators) -> Losses:
+        images = view_pair(batch.image0, batch.image1)
+        maps = network.maps(images)
+        scores = network.scores(maps, images)
+        score0, score1 = scores.chunk(2)
+        settings = self._config.MotionLoss_config
+        apart, pairs = localisation_loss(score0, score1, batch.homography, (batch.visible0, batch.visible1), settings)
+        losses = Losses({"motion_loss": Term(apart, pairs, self._config.keypoint_weight * settings.weight)})
+        self._teacher.add(losses, network, scores, maps, images, step)
+        return losses
+
+
+class Teacher:
+    """The distillation loss of a run, where it has a teacher."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Raises WeightsError where its weights are not there."""
+        self._config = config
+        self.model: SCFeat | None = None
+        if config.teacher:
+            model = load_model(weights_in(config.teacher, "teacher")).requires_grad_(False).eval()
+            self.model = model.to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._one_backbone: bool | None = None  # of teacher and pupil; None before there was one
+
+    def add(
         self, losses: Losses, network: Network, scores: Tensor, maps: BackboneOutput, images: Tensor, step: int
     ) -> None:
+        """Add what the scores lack. maps: of the images, by the pupil."""
         settings = self._config.DistillationLoss_config
-        if self._teacher is None or not settings.counts_at(step):
+        if self.model is None or not settings.counts_at(step):
             return
-        if self._one_backbone is None:  # an objective is asked about one network
-            self._one_backbone = _same_for_good(network.model, self._teacher)
+        if self._one_backbone is None:  # a run has one network
+            self._one_backbone = _same_for_good(network.model, self.model)
         with torch.no_grad():
-            teacher = replace(network, model=self._teacher)
+            teacher = replace(network, model=self.model)
             taught = teacher.scores(maps if self._one_backbone else teacher.maps(images), images)
         place, rank = distillation_loss(scores, taught, settings)
         weight = self._config.keypoint_weight * settings.weight
         losses.terms["taught_place"] = Term(place, len(scores), weight)
         losses.terms["taught_rank"] = Term(rank, len(scores), weight)
-
-
-def _teacher(config: TrainConfig) -> SCFeat | None:
-    if not config.teacher:
-        return None
-    model = load_model(weights_in(config.teacher, "teacher")).requires_grad_(False).eval()
-    return model.to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _same_for_good(pupil: SCFeat, teacher: SCFeat) -> bool:
@@ -259,12 +287,16 @@ def _same_for_good(pupil: SCFeat, teacher: SCFeat) -> bool:
 
 
 class AlternatingObjective:
-    """``share`` of the steps, evenly spread, are those of ``other``."""
+    """``share`` of its steps, evenly spread, are those of ``other``.
 
-    def __init__(self, main: Objective, other: Objective, share: float) -> None:
+    within: its steps are such a share of all, as where it is the other one itself.
+    """
+
+    def __init__(self, main: Objective, other: Objective, share: float, within: float = 1.0) -> None:
         self._main = main
         self._other = other
         self._share = share
+        self._within = within
 
     def source(self, step: int) -> Source:
         return self._of(step).source(step)
@@ -273,4 +305,4 @@ class AlternatingObjective:
         return self._of(step).losses(network, batch, step, generators)
 
     def _of(self, step: int) -> Objective:
-        return self._other if takes_turn(step, self._share) else self._main
+        return self._other if takes_turn(int(step * self._within), self._share) else self._main

@@ -17,7 +17,7 @@ from scfeat_core.network.model import SCFeat
 from scfeat_core.network.weights import load_model, save_model
 from scfeat_core.training.config import TrainConfig
 from scfeat_core.training.distillation_loss import DistillationConfig, distillation_loss
-from scfeat_core.training.objectives import Network, WarpObjective
+from scfeat_core.training.objectives import Network, Teacher, WarpObjective
 
 CONFIG = DistillationConfig()
 
@@ -92,9 +92,9 @@ def test_a_view_has_cells() -> None:
 def test_teacher_is_looked_for_at_once(tmp_path: Path) -> None:
     config = TrainConfig("", teacher=str(tmp_path / "no.safetensors"), data="photos", optimal_modules=("localheader",))
     with pytest.raises(WeightsError, match=r"no\.safetensors"):
-        WarpObjective(None, config)
+        Teacher(config)
     with pytest.raises(WeightsError, match=r"teacher: expected a run at .*nowhere"):
-        WarpObjective(None, replace(config, teacher=str(tmp_path / "nowhere")))
+        Teacher(replace(config, teacher=str(tmp_path / "nowhere")))
 
 
 def test_only_the_pupil_learns_and_only_until_it_is_told(tmp_path: Path) -> None:
@@ -108,22 +108,19 @@ def test_only_the_pupil_learns_and_only_until_it_is_told(tmp_path: Path) -> None
         teacher=str(tmp_path / "teacher.safetensors"),
         DistillationLoss_config=DistillationConfig(until=5),
     )
-    objective = WarpObjective(None, config)
+    objective = WarpObjective(None, config, Teacher(config))
     network = Network(SCFeat.create("lite").eval())
     batch = _batch()
     generators = [torch.Generator().manual_seed(0)]
     losses = objective.losses(network, batch, 4, generators)
     assert {"taught_place", "taught_rank"} <= losses.terms.keys()
     losses.terms["taught_place"].value.backward()
-    assert all(p.grad is None for p in objective._teacher.parameters())
+    assert all(p.grad is None for p in objective._teacher.model.parameters())
     assert any(p.grad is not None and p.grad.any() for p in network.model.detector.parameters())
     assert not {"taught_place", "taught_rank"} & objective.losses(network, batch, 5, generators).terms.keys()
-    assert (
-        "taught_place"
-        in WarpObjective(None, replace(config, DistillationLoss_config=DistillationConfig()))
-        .losses(network, batch, 5000, generators)
-        .terms
-    )
+    always = replace(config, DistillationLoss_config=DistillationConfig())
+    objective = WarpObjective(None, always, Teacher(always))
+    assert "taught_place" in objective.losses(network, batch, 5000, generators).terms
 
 
 def test_a_backbone_that_both_have_is_computed_once(tmp_path: Path) -> None:
@@ -137,8 +134,8 @@ def test_a_backbone_that_both_have_is_computed_once(tmp_path: Path) -> None:
 
     def taught(model: SCFeat, count: int = 2) -> tuple[list[torch.Tensor], int]:
         """What it is taught in each of some steps, and how often the teacher's backbone ran."""
-        objective, calls = WarpObjective(None, config), []
-        objective._teacher.backbone.register_forward_hook(lambda *unused: calls.append(1))
+        objective, calls = WarpObjective(None, config, Teacher(config)), []
+        objective._teacher.model.backbone.register_forward_hook(lambda *unused: calls.append(1))
         generators = [torch.Generator().manual_seed(0)]
         losses = [objective.losses(Network(model), _batch(), step, generators) for step in range(count)]
         return [each.terms[name].value.detach() for each in losses for name in ("taught_place", "taught_rank")], len(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,20 @@ def test_is_the_distance_between_the_views() -> None:
         bumps(points), bumps(points + torch.tensor([8.4, 0.0])), shift(7.4), everything(), CONFIG
     )
     assert wrong == pytest.approx(0.75, abs=0.1)  # 2 * (1 - 0.25) * 0.5: one pixel, linear beyond half a pixel
+
+
+def test_a_tenth_of_a_pixel_counts_as_is_said() -> None:
+    """Half of ``square_below`` less than the distance, and the square of a smaller one over twice that."""
+    points = grid_of_points()
+    moved = bumps(points + torch.tensor([0.1, 0.0]))
+    linear, squared = (
+        localisation_loss(bumps(points), moved, torch.eye(3)[None], everything(), replace(CONFIG, square_below=below))[
+            0
+        ]
+        for below in (0.02, 0.5)
+    )
+    assert linear == pytest.approx(0.09, abs=0.015)
+    assert squared == pytest.approx(0.1**2 / (2 * 0.5), rel=0.25)
 
 
 def test_gradient_moves_the_peaks_together() -> None:

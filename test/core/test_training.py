@@ -19,6 +19,7 @@ import yaml
 
 from scfeat_core.cli import main
 from scfeat_core.config import dump_config, read_config, read_mapping
+from scfeat_core.data.warps import MotionConfig
 from scfeat_core.errors import ConfigError, ScfeatError
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.weights import save_model
@@ -178,6 +179,33 @@ def test_training_lowers_the_descriptor_loss(config: TrainConfig, tmp_path: Path
     losses = [row["descriptor_loss"] for row in rows if "descriptor_loss" in row]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert {"validation_mma3", "validation_repeatability3", "validation_matches"} <= rows[-1].keys()
+
+
+def test_motions_make_points_exact_and_leave_the_rest_to_the_teacher(config: TrainConfig, tmp_path: Path) -> None:
+    data = replace(config.data_config_train, batch_size=4, motions=MotionConfig(view_size=64))
+    config = replace(
+        config,
+        load_path="lite",
+        teacher="lite",
+        optimal_modules=("localheader",),
+        optimal_lrs=(1e-3,),
+        motion_share=0.75,
+        epoch_step=48,
+        validate_freq=48,
+        data_config_train=data,
+    )
+    before = {name: tensor.clone() for name, tensor in create_model(config).state_dict().items()}
+    train(config, tmp_path, progress=False)
+    trained = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    changed = {name for name in before if not torch.equal(before[name], trained[name])}
+    assert changed and all(name.startswith("detector") for name in changed)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [("motion_loss" in row) for row in steps] == 12 * [False, True, True, True]
+    assert all({"taught_place", "taught_rank"} <= row.keys() for row in steps)
+    assert all(("keypoint_loss" in row) != ("motion_loss" in row) for row in steps)
+    apart = [row["motion_loss"] for row in steps if "motion_loss" in row]
+    assert np.mean(apart[-12:]) < np.mean(apart[:12])
 
 
 def test_frozen_parts_stay_and_the_detector_may_rest(config: TrainConfig, tmp_path: Path) -> None:

@@ -275,6 +275,26 @@ def test_the_turns_that_are_checked_are_those_that_are_taken(share: float) -> No
     assert taken == [takes_turn(step, share) for step in range(300)]
 
 
+@pytest.mark.parametrize(("warps", "motions"), [(0.5, 0.5), (0.8, 0.5), (0.6, 0.25), (0.3, 0.9)])
+def test_shares_of_shares_are_what_they_say(warps: float, motions: float) -> None:
+    posed, warped, moved = Dying(), Dying(), Dying()
+    inner = AlternatingObjective(warped, moved, motions, within=warps)  # type: ignore[arg-type]
+    objective = AlternatingObjective(posed, inner, warps)  # type: ignore[arg-type]
+    taken = [objective.source(step) for step in range(1000)]
+    assert taken.count(posed) == pytest.approx(1000 * (1 - warps), abs=2)
+    assert taken.count(moved) == pytest.approx(1000 * warps * motions, abs=2)
+
+
+def test_motions_are_for_a_detector_alone() -> None:
+    alone: dict[str, Any] = {"optimal_modules": ("localheader",), "motion_share": 0.5}
+    TrainConfig("", data="photos", **alone)
+    TrainConfig("", warp_share=0.5, **alone)
+    with pytest.raises(ConfigError, match="motion_share: expected a detector that is trained alone, and on warps"):
+        TrainConfig("", data="posed_images", **alone)
+    with pytest.raises(ConfigError, match="motion_share: expected"):
+        TrainConfig("", data="photos", motion_share=0.5, **BOTH)
+
+
 def test_a_step_without_a_loss_is_refused() -> None:
     nothing = EpipolarLossConfig(weight_window=0.0, weight_grid=0.0)
     with pytest.raises(ConfigError, match="weight_window, weight_grid and track_weight all 0"):

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from scfeat_core.data.photos import PYRAMID_LEVELS, ValidationSplit, find_photos, load_photos, read_photo
-from scfeat_core.data.warps import GeometryConfig, PhotometricConfig, WarpConfig, distort_photometry, draw_pairs
+from scfeat_core.data.warps import (
+    GeometryConfig,
+    MotionConfig,
+    PhotometricConfig,
+    WarpConfig,
+    distort_photometry,
+    draw_pairs,
+)
 from scfeat_core.errors import DataError
 from scfeat_core.geometry import sample_map, warp_points
 
@@ -45,6 +52,17 @@ def test_homography_takes_view_0_to_view_1(photos: list[list[np.ndarray]], zoom:
     assert difference[inside].mean() < 0.01
     shifted = sample_map(pairs.image1, warped + 4, stride=1) - pairs.image0.flatten(2).transpose(1, 2)
     assert shifted.abs().amax(-1)[inside].mean() > 2 * difference[inside].mean()
+
+
+def test_motions_are_those_of_a_video(photos: list[list[np.ndarray]]) -> None:
+    """A few per cent of the view, of any fraction of a pixel, and nothing upside down."""
+    size = 96
+    pairs = draw_pairs(photos, 64, MotionConfig(view_size=size), np.random.default_rng(2))
+    corners = torch.tensor([[0.0, 0.0], [size - 1, 0], [size - 1, size - 1], [0, size - 1]]).expand(64, -1, -1)
+    moved = (warp_points(corners, pairs.homography) - corners).norm(dim=-1)
+    assert moved.amax() < 0.3 * size and 1 < moved.median() < 0.1 * size
+    fractions = torch.histc(moved % 1, 4, 0, 1)
+    assert fractions.amin() > 0.15 * moved.numel()
 
 
 def test_same_state_gives_the_same_pairs(photos: list[list[np.ndarray]]) -> None:
