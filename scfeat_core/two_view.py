@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from scfeat_core.errors import ConfigError, FeatureError
-from scfeat_core.geometry import check_camera, undistort_points, unit_norm
+from scfeat_core.geometry import check_camera, undistort_points, unit_norm, warp_points
 from scfeat_core.types import Array, Camera, GeometryModel, TwoViewGeometry
 
 Model = Literal["fundamental", "essential", "homography"]
@@ -148,13 +148,19 @@ def _choose(points0: np.ndarray, points1: np.ndarray, general: Model, settings: 
     """The general model, or a homography where that is the better explanation, or the only one."""
     fit = _estimate(points0, points1, general, settings)
     relaxed = _Settings(settings.threshold * HOMOGRAPHY_TOLERANCE, 1.0, settings.confidence, settings.max_iterations)
-    if fit is not None and not _is_flat(points0[fit.agree], points1[fit.agree], fit, settings, relaxed):
+    if fit is None:
+        return _estimate(points0, points1, "homography", relaxed)
+    plane = _plane(points0[fit.agree], points1[fit.agree], fit, settings, relaxed)
+    if plane is None:
         return fit
-    return _estimate(points0, points1, "homography", relaxed) or fit
+    agree = _transfer_errors(points0, points1, plane) <= relaxed.threshold**2
+    return _Fit("homography", plane, agree, relaxed.threshold)
 
 
-def _is_flat(points0: np.ndarray, points1: np.ndarray, fit: _Fit, settings: _Settings, relaxed: _Settings) -> bool:
-    """Whether a homography explains the inliers of the general model better than that does, by GRIC, and nearly all.
+def _plane(
+    points0: np.ndarray, points1: np.ndarray, fit: _Fit, settings: _Settings, relaxed: _Settings
+) -> np.ndarray | None:
+    """The homography (3, 3), where one explains the inliers of the general model better, by GRIC, and nearly all.
 
     Only few draws: a homography that most of the points agree with is found at once, and others do not matter. All
     points: a quarter of them takes half the time, but now and then changes the answer, and with it a trajectory.
@@ -162,17 +168,17 @@ def _is_flat(points0: np.ndarray, points1: np.ndarray, fit: _Fit, settings: _Set
     few = _Settings(relaxed.threshold, 1.0, relaxed.confidence, _PLANE_ITERATIONS)
     plane = _estimate(points0, points1, "homography", few)
     if plane is None:
-        return False
+        return None
     matrix = fit.matrix
     if fit.model == "essential":
         scale = np.diag([1 / settings.focal_length, 1 / settings.focal_length, 1.0])
         matrix = scale @ matrix @ scale
     squares = _homography_residuals(points0, points1, plane.matrix)
     if (squares > (_FAR * settings.threshold) ** 2).mean() > _MOST_OFF_PLANE:
-        return False
+        return None
     sigma = settings.threshold / _LIMIT1
     general = _gric(_epipolar_residuals(points0, points1, matrix), sigma, 3, _PARAMETERS[fit.model])
-    return _gric(squares, sigma, 2, _PARAMETERS["homography"]) < general
+    return plane.matrix if _gric(squares, sigma, 2, _PARAMETERS["homography"]) < general else None
 
 
 def _gric(squares: np.ndarray, sigma: float, dimension: int, parameters: int) -> float:
@@ -191,6 +197,13 @@ def _epipolar_residuals(points0: np.ndarray, points1: np.ndarray, matrix: np.nda
     lines0 = points1 @ matrix[:2] + matrix[2]
     residual = (lines1[:, :2] * points1).sum(1) + lines1[:, 2]
     return residual**2 / np.maximum((lines1[:, :2] ** 2).sum(1) + (lines0[:, :2] ** 2).sum(1), 1e-300)
+
+
+def _transfer_errors(points0: np.ndarray, points1: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Squared distances (n,) in view 1 to where the homography takes the points of view 0; infinite from infinity."""
+    with np.errstate(all="ignore"):
+        squares = ((warp_points(points0, matrix) - points1) ** 2).sum(1)
+    return np.where(np.isfinite(squares), squares, np.inf)
 
 
 def _homography_residuals(points0: np.ndarray, points1: np.ndarray, matrix: np.ndarray) -> np.ndarray:
