@@ -143,7 +143,8 @@ def dummy_extractor(milliseconds: float, scene: Scene) -> Any:
 
     class Dummy:
         device = torch.device("cpu")
-        precision, descriptor_space, engine, engine_note = "float32", "scfeat:dummy", "none", ""
+        precision, descriptor_space, engine = "float32", "scfeat:dummy", "none"
+        engine_note = engine_making = ""
 
         def __init__(self) -> None:
             self.timings: dict[str, float] = {}

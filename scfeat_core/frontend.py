@@ -251,6 +251,9 @@ class FeatureExtractor(Protocol):
     @property
     def engine_note(self) -> str: ...
 
+    @property
+    def engine_making(self) -> str: ...
+
     def update(self, **options: Any) -> None: ...
 
     def extract_batch(

@@ -247,7 +247,7 @@ class Pipeline:
     @property
     def engine_making(self) -> str:
         """What is being made beside the images, and what runs meanwhile; empty where nothing is."""
-        return getattr(self._frontend.extractor, "engine_making", "")  # other methods make none
+        return self._frontend.extractor.engine_making
 
     def change(self, settings: NodeParameters) -> None:
         """Go on with other dynamic parameters, all at once, from the next images on."""

@@ -36,6 +36,7 @@ class MethodExtractor:
     precision = "float32"
     engine = ""
     engine_note = ""
+    engine_making = ""
 
     def __init__(self, name: str, max_keypoints: int = 1024, **options: Any) -> None:
         self.options = load_config(ExtractionOptions, {"max_keypoints": max_keypoints, **options}, name)
