@@ -45,6 +45,8 @@ _KEYFRAME_PARALLAX = 8.0  # pixels
 _KEYFRAME_SHARE = 0.7  # of the points of the last keyframe
 _WINDOW, _FIXED = 8, 12  # keyframes that are adjusted, and that are held but looked at
 _WHOLE = 400  # keyframes that are adjusted at once in the end: equations are dense, and grow with the square of them
+_TRIED = 4  # first maps that are compared,
+_PROBE = 12  # and frames after them by which
 _PATIENCE = 5  # frames without a pose from points, before a new map is begun
 
 
@@ -101,7 +103,7 @@ class _Path:
 
     def run(self) -> None:
         """From the first map forwards, then from there backwards, then all of it again."""
-        first = next(filter(None, (begin(self.observed, 0, frame) for frame in range(2, len(self.status)))), None)
+        first = self._first()
         if first is None:
             return
         self._begin(first)
@@ -117,6 +119,35 @@ class _Path:
             self._add(frame, frame + 1)
         self.maps.reverse()
         self._refine()
+
+    def _first(self) -> Beginning | None:
+        """The first map: of the first few that can be made the one that the next frames agree with best.
+
+        Two frames may agree with a map that is wrong: little parallax is explained by flat and by deep scenes alike.
+        """
+        found: list[Beginning] = []
+        for frame in range(2, len(self.status)):
+            if found and (len(found) == _TRIED or frame > found[0].frames[-1] + _PROBE):
+                break
+            start = begin(self.observed, 0, frame)
+            found += [] if start is None else [start]
+        compared = range(int(found[-1].frames[-1]) + 1, len(self.status))[:_PROBE] if found else range(0)
+        return min(found, key=lambda start: self._misfit(start, compared), default=None)
+
+    def _misfit(self, start: Beginning, compared: range) -> float:
+        """By how much, sigma^2, the points of a frame are off, median; mean of the frames that are ``compared``."""
+        path = _Path(self.observed, self.adjusting)
+        path._begin(start)
+        for frame in range(int(start.frames[-1]) + 1, compared.stop):
+            path._add(frame, frame - 1)
+        return float(np.mean([path._error(frame) for frame in compared])) if compared else 0.0
+
+    def _error(self, frame: int) -> float:
+        """By how much, sigma^2, the points of a frame are off, median; as much as is allowed where it has no pose."""
+        _, marks = self._marks(frame)
+        if self.status[frame] != "points" or len(marks) == 0:
+            return _GOOD**2
+        return float(np.median(pose_errors((self.rotations[frame], self.translations[frame]), marks, self.sigma)))
 
     def result(self) -> Odometry:
         poses = np.tile(np.eye(4), (len(self.status), 1, 1))
