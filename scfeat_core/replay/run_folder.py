@@ -74,7 +74,11 @@ class RunWriter:
         self, facts: Mapping[str, Any], camera: Camera | None, truth: GroundTruth | None, complete: bool = True
     ) -> None:
         """Join the parts to the files of the run. facts: what came out, beside the inputs. complete: False keeps the
-        parts, so that the run can go on."""
+        parts, so that the run can go on.
+
+        What others made of fewer parts, before an interruption, is removed: nothing must look made of all.
+        """
+        _unlink(self.folder, _DERIVED)
         parts = [_part(self.folder, number) for number in range(self.progress.parts)]
         _join(self.folder / FRAMES, parts)
         _join_timings(self.folder / TIMINGS, parts)
@@ -160,10 +164,21 @@ def _progress(folder: Path) -> Progress:
 
 def _remove(folder: Path) -> None:
     """The files of a run, and nothing else that may be in the folder."""
-    try:
+    with _writable(folder):
         _discard(folder)
-        for name in (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED):
+    _unlink(folder, (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED))
+
+
+def _unlink(folder: Path, names: Sequence[str]) -> None:
+    with _writable(folder):
+        for name in names:
             (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ScfeatError(
             f"expected to write to {folder}, found: {error.strerror or error}; choose another folder (--out)"

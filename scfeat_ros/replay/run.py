@@ -84,7 +84,8 @@ def finished(job: ReplayJob) -> Summary | None:
     with suppress(ScfeatError):
         if begin_run(job.out, _inputs(job, Source(job))) is None:
             summary = _flat(read_metrics(job.out))
-            return summary if summary["processed"] else None
+            whole = summary["frames"] == len(read_run(job.out).frames)
+            return summary if whole and summary["processed"] else None
     return None
 
 

@@ -188,6 +188,40 @@ def test_an_interrupted_replay_goes_on_to_the_same_files(short_bag: Path, tmp_pa
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("dies", ["scfeat_core.replay.metrics.summarise", "scfeat_core.replay.report.write_report"])
+def test_no_figures_or_report_of_the_part_before_an_interruption_stay(
+    short_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    """Where the process that went on dies when all images are done: the run is not taken for complete."""
+
+    def die(*unused: object) -> None:
+        raise Stopped
+
+    one = job(short_bag, tmp_path / "cut", report=True)
+    assert run_job(one, progress=stop_at(4, lambda: signal.raise_signal(signal.SIGINT)))["frames"] == 4
+    assert {"metrics.json", "trajectory.txt", "report.html"} <= {file.name for file in one.out.iterdir()}
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(dies, die)
+        run_job(one, progress=False)
+    assert len(read_run(one.out).frames) == 12 and not (one.out / "report.html").exists()
+    assert finished(one) is None
+    summary = run_job(one, progress=False)
+    assert summary["frames"] == 12 and finished(one) == summary
+    replay(short_bag, tmp_path / "whole", report=True)
+    assert (one.out / "trajectory.txt").read_bytes() == (tmp_path / "whole" / "trajectory.txt").read_bytes()
+    assert "12 images" in (one.out / "report.html").read_text()
+
+
+def test_figures_of_fewer_frames_than_the_run_has_are_made_again(short_bag: Path, tmp_path: Path) -> None:
+    one = job(short_bag, tmp_path)
+    summary = run_job(one, progress=stop_at(4, lambda: signal.raise_signal(signal.SIGINT)))
+    before = (tmp_path / "metrics.json").read_bytes()
+    run_job(one, progress=False)
+    (tmp_path / "metrics.json").write_bytes(before)
+    assert summary["frames"] == 4 and finished(one) is None
+    assert run_job(one, progress=False)["frames"] == 12 and finished(one) is not None
+
+
 def test_a_replay_goes_on_with_as_many_threads(short_bag: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
