@@ -131,23 +131,25 @@ class _Path:
                 break
             start = begin(self.observed, 0, frame)
             found += [] if start is None else [start]
-        compared = range(int(found[-1].frames[-1]) + 1, len(self.status))[:_PROBE] if found else range(0)
-        return min(found, key=lambda start: self._misfit(start, compared), default=None)
+        return min(found, key=self._misfit, default=None)
 
-    def _misfit(self, start: Beginning, compared: range) -> float:
-        """By how much, sigma^2, the points of a frame are off, median; mean of the frames that are ``compared``."""
-        path = _Path(self.observed, self.adjusting)
+    def _misfit(self, start: Beginning) -> float:
+        """By how much, sigma^2, the points of a map are off in the frames after it, at most ``_GOOD**2`` each; mean.
+
+        Points that had to begin again, and all of a frame that could not be placed by them, are off by that much.
+        """
+        path, last = _Path(self.observed, self.adjusting), int(start.frames[-1])
         path._begin(start)
-        for frame in range(int(start.frames[-1]) + 1, compared.stop):
+        own, errors = path.known.copy(), []
+        for frame in range(last + 1, len(self.status))[:_PROBE]:
             path._add(frame, frame - 1)
-        return float(np.mean([path._error(frame) for frame in compared])) if compared else 0.0
-
-    def _error(self, frame: int) -> float:
-        """By how much, sigma^2, the points of a frame are off, median; as much as is allowed where it has no pose."""
-        _, marks = self._marks(frame)
-        if self.status[frame] != "points" or len(marks) == 0:
-            return _GOOD**2
-        return float(np.median(pose_errors((self.rotations[frame], self.translations[frame]), marks, self.sigma)))
+            seen = int(own[path.observed.of(frame)[0]].sum())
+            points, marks = path._marks(frame)
+            same = own[points] & (path.since[points] <= last)
+            off = pose_errors((path.rotations[frame], path.translations[frame]), marks, self.sigma)[same]
+            off = np.minimum(off, _GOOD**2) if path.status[frame] == "points" else off[:0]
+            errors.append((off.sum() + (seen - len(off)) * _GOOD**2) / max(seen, 1))
+        return float(np.mean(errors)) if errors else 0.0
 
     def result(self) -> Odometry:
         poses = np.tile(np.eye(4), (len(self.status), 1, 1))
