@@ -284,7 +284,14 @@ class FrontendNode(LifecycleNode):
         settings = self.settings
         return MaskRules(settings.mask_policy, settings.mask_tolerance, settings.mask_patience)
 
+    @property
+    def _released(self) -> bool:
+        """Whether it is not configured. The executor of events calls what was due, though its timer is gone by then."""
+        return not hasattr(self, "_pipeline") or self._diagnostics is None
+
     def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        if not self._endpoints.inputs:  # it was due, though its subscription is gone by now
+            return
         now = time.perf_counter()
         self._arrivals[camera] = now
         self._worker.receive(camera)
@@ -300,12 +307,16 @@ class FrontendNode(LifecycleNode):
         self._intake.add_mask(camera, message, time.perf_counter())
 
     def _on_imu(self, message: Imu) -> None:
+        if self._released:
+            return
         gyro, rate = self._pipeline.gyro, message.angular_velocity
         assert gyro is not None  # with use_imu alone there is a subscription
         gyro.add(stamp_of(message), np.array((rate.x, rate.y, rate.z)))
 
     def _on_jump(self, jump: TimeJump) -> None:
         """The clock went back, or is another one: what waits is of the old time."""
+        if self._released:
+            return
         self._intake.restart()
         self._worker.clear("stale")
         if self._pipeline.gyro is not None:
@@ -332,7 +343,7 @@ class FrontendNode(LifecycleNode):
             publisher.publish(status_to_message(camera, counts, channel.health, channel.last_error))
 
     def _publish_diagnostics(self) -> None:
-        if self._diagnostics is None:  # the timer was due while its node was cleaned up
+        if self._released:
             return
         now, counts = time.perf_counter(), {camera: self._worker.counts(camera) for camera in self.settings.cameras}
         then, before = self._reported[0] if self._reported else (now, {})

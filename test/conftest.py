@@ -125,10 +125,10 @@ class Ros:
         that were created before this one, too. (A transition that is refused will not do: Jazzy does not answer it.)
         """
         self.spin_until(client.service_is_ready, timeout, client.srv_name)
-        asked = [client.call_async(request)]
+        asked: list[Any] = []
 
         def ask() -> None:
-            if again:
+            if again or not asked:
                 asked.append(client.call_async(request))
 
         answered = lambda: [future for future in asked if future.done()]  # noqa: E731

@@ -22,12 +22,14 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from live_graph import HEIGHT, PATIENCE, START, STEP, WIDTH, Client, calibration, image_message, texture, waiting
+from rclpy.clock import ClockChange, TimeJump
+from rclpy.duration import Duration
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 from scfeat.msg import Features, Matches, TwoViewGeometry
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
 
 from scfeat_core.types import GeometryModel
 from scfeat_ros.messages import features_from_message, matches_from_message, nanoseconds, stamp_from_nanoseconds
@@ -577,6 +579,31 @@ def test_a_node_that_cannot_recover_says_so_and_is_finished(ros: Any, capfd: pyt
     shut_down(node)  # from the final state: an error in the log, not an exception
     output = capfd.readouterr().err
     assert "KeyError: 'configure'" in output and "KeyError: 'stop'" in output and "shut down in order" in output
+
+
+def test_what_was_due_when_the_node_was_cleaned_up_does_nothing(ros: Any) -> None:
+    """The executor of events still calls it."""
+    options = [Parameter("weights", value="random"), Parameter("use_imu", value=True)]
+    node = ros.add_node(FrontendNode(context=ros.context, parameter_overrides=options))
+    (camera,) = node.settings.cameras
+
+    def late() -> None:
+        node._on_image(camera, image_message(texture(), START))
+        node._on_imu(Imu())
+        node._on_jump(TimeJump(ClockChange.ROS_TIME_NO_CHANGE, Duration(seconds=-1)))
+        node._publish_diagnostics()
+        node._publish_statuses()
+        node._tick()
+
+    late()
+    success = TransitionCallbackReturn.SUCCESS
+    for _ in range(2):
+        assert node.trigger_configure() == node.trigger_activate() == success
+        assert node.trigger_deactivate() == success
+        late()
+        assert node.trigger_cleanup() == success
+        late()
+        assert node._worker.counts(camera).received == 0
 
 
 @pytest.fixture

@@ -244,7 +244,8 @@ class Watched:
         self.refuse: ConfigError | None = None
         watch(self.node, self._changed)
         self._ros = ros
-        self._client = ros.create_node("rqt")
+        self._rqt = ros.create_node("rqt")
+        self._clients: dict[str, Any] = {}
 
     def _changed(self, values: NodeParameters) -> None:
         if self.refuse:
@@ -252,7 +253,14 @@ class Watched:
         self.changes.append(values)
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
-        return self._ros.call(self._client.create_client(kind, f"/scfeat/{name}"), request)
+        from rcl_interfaces.srv import ListParameters
+
+        if name not in self._clients:
+            self._clients[name] = self._rqt.create_client(kind, f"/scfeat/{name}")
+            known = self._rqt.create_client(ListParameters, "/scfeat/list_parameters")
+            self._ros.call(known, ListParameters.Request(), again=True)
+            self._rqt.destroy_client(known)
+        return self._ros.call(self._clients[name], request)
 
     def set(self, **values: Any) -> Any:
         """All at once, as ``set_parameters_atomically`` does."""
