@@ -18,7 +18,9 @@ _FAR = 2.0**20  # pixels; coordinates beyond are cut, as those near the horizon 
 
 
 class ImageStore:
-    """Pyramids (see :mod:`photos`) of N pictures with as many levels each, 4 bytes a pixel, on one device.
+    """Pyramids (see :mod:`photos`) of N pictures with as many levels each, on one device.
+
+    4 bytes a pixel of each level, with three levels 5.25 a pixel of the picture; twice that while they are put there.
 
     sizes: (N, 2) int64 (height, width) of the pictures, on the CPU.
     """

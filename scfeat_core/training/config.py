@@ -36,8 +36,9 @@ class DataConfig(PosedConfig):
     max_edge: pixels, larger photographs are reduced before they are warped. max_photos: so many are kept in memory,
     evenly chosen of more. warps: how photographs become pairs of views. motions: and pairs as of a
     video, of which the training has motion_share.
-    on_device: decode all images once into the memory of the device, 5 bytes a pixel, and render the views there instead
-    of on the CPU; posed images with the ``photometric`` augmentation or none.
+    on_device: decode all images once into the memory of the device, 5.25 bytes a pixel of theirs (and twice that while
+    they are put there), and render the views there instead of on the CPU; posed images with the ``photometric``
+    augmentation or none.
     """
 
     batch_size: Count = 2

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from scfeat_core.data import megadepth, posed_images
+from scfeat_core.data.gpu_images import ImageStore
 from scfeat_core.data.pairing import SceneFolder, whole_scenes_held_back
 from scfeat_core.data.photos import find_photos, load_photos, matching_split, read_split
 from scfeat_core.data.posed import PosedPairs
@@ -75,20 +76,21 @@ def open_data(config: TrainConfig, *, validate: bool = True) -> DataSets:
 def _on_photos(photos: Photos, config: TrainConfig, problems: dict[str, int]) -> tuple[Objective, tuple[Source, ...]]:
     """Warps, and motions where there is a share of them, with what they draw from."""
     data, teacher = config.data_config_train, Teacher(config)
-    sources = [warp_source(photos, data.warps, config, problems)]
+    kept = ImageStore(photos, torch.device(config.device)) if data.on_device else photos
+    sources = [warp_source(kept, data.warps, problems)]
     warps = WarpObjective(sources[0], config, teacher)
     if config.motion_share == 0:
         return warps, tuple(sources)
-    sources.append(warp_source(photos, data.motions, config, {}))
+    sources.append(warp_source(kept, data.motions, {}))
     motions = MotionObjective(sources[1], config, teacher)
     within = 1.0 if config.data == "photos" else config.warp_share
     return AlternatingObjective(warps, motions, config.motion_share, within), tuple(sources)
 
 
-def warp_source(photos: Photos, pairs: WarpConfig, config: TrainConfig, problems: dict[str, int]) -> Source:
-    """Warped pairs of photographs, of the device's where they are to be kept there."""
-    if config.data_config_train.on_device:
-        return DeviceWarps(photos, pairs, torch.device(config.device), problems)
+def warp_source(photos: Photos | ImageStore, pairs: WarpConfig, problems: dict[str, int]) -> Source:
+    """Warped pairs of photographs, rendered where these are kept."""
+    if isinstance(photos, ImageStore):
+        return DeviceWarps(photos, pairs, problems)
     return WarpSource(photos, pairs, problems)
 
 

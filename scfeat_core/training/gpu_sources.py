@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,16 +18,10 @@ _NOTHING = np.zeros((4, 4, 3), np.uint8)  # in the place of an image that cannot
 
 
 class DeviceWarps(RenderingSource):
-    """Warped pairs of photographs; problems: how often what went wrong while they were read."""
+    """Warped pairs of the photographs in a store; problems: how often what went wrong while they were read."""
 
-    def __init__(
-        self,
-        photos: Sequence[Sequence[np.ndarray]],
-        config: WarpConfig,
-        device: torch.device,
-        problems: Mapping[str, int] | None = None,
-    ) -> None:
-        self._store = ImageStore(photos, device)
+    def __init__(self, store: ImageStore, config: WarpConfig, problems: Mapping[str, int] | None = None) -> None:
+        self._store = store
         self._config = config
         self._problems = dict(problems or {})
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,10 +16,19 @@ from scfeat_core.data.gpu_images import ImageStore, jpeg
 from scfeat_core.data.gpu_pairs import render_warps
 from scfeat_core.data.photos import pyramid
 from scfeat_core.data.posed_images import open_posed_images
-from scfeat_core.data.warps import GeometryConfig, PhotometricConfig, WarpConfig, compress, draw_warps, render_pairs
+from scfeat_core.data.warps import (
+    GeometryConfig,
+    MotionConfig,
+    PhotometricConfig,
+    WarpConfig,
+    compress,
+    draw_warps,
+    render_pairs,
+)
 from scfeat_core.errors import ConfigError
 from scfeat_core.geometry import epipolar_distance
 from scfeat_core.training.config import DataConfig, TrainConfig
+from scfeat_core.training.data_sets import open_data
 from scfeat_core.training.gpu_sources import DevicePosed, DeviceWarps
 from scfeat_core.training.loading import Share, batches, collate, on_device
 from scfeat_core.training.sampling import draw_numbers
@@ -43,6 +53,36 @@ def photos() -> list[list[np.ndarray]]:
         for g, s in zip(grids, sizes, strict=True)
     ]
     return [pyramid((255 * image[0].permute(1, 2, 0).numpy()).astype(np.uint8)) for image in images]
+
+
+def test_a_store_is_as_large_as_it_says() -> None:
+    store = ImageStore([pyramid(np.zeros((256, 320, 3), np.uint8))], torch.device("cpu"))
+    assert store._words is not None and store._words.nbytes == 5.25 * 256 * 320
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_photographs_are_stored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Also where warps and motions are made of them."""
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 255, (80, 96, 3), dtype=np.uint8))
+    stores: list[ImageStore] = []
+    make = ImageStore.__init__
+    monkeypatch.setattr(ImageStore, "__init__", lambda self, *args: (stores.append(self), make(self, *args))[1])
+    data = DataConfig(data_path=tmp_path, on_device=True, warps=WarpConfig(64), motions=MotionConfig(32))
+    config = TrainConfig(
+        "x",
+        device="cpu",
+        data="photos",
+        data_config_train=data,
+        optimal_modules=("localheader",),
+        motion_share=share,
+    )
+    sources = open_data(config, validate=False).sources
+    assert len(stores) == 1 and len(sources) == (2 if share else 1)
+    assert all(isinstance(source, DeviceWarps) and source._store is stores[0] for source in sources)
+    views = [on_device(s, s.sample(np.random.default_rng(0)), torch.device("cpu")).image0 for s in sources]
+    assert [view.shape[-1] for view in views] == [64, 32][: len(sources)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -134,7 +174,7 @@ def test_a_damaged_image_is_counted_and_passed_over(tmp_path: Path, write_scene:
 
 
 def test_workers_draw_without_the_pixels(photos: list[list[np.ndarray]]) -> None:
-    source = DeviceWarps(photos, WarpConfig(view_size=64), torch.device("cpu"))
+    source = DeviceWarps(ImageStore(photos, torch.device("cpu")), WarpConfig(view_size=64))
     elsewhere = pickle.loads(pickle.dumps(source))
     assert len(pickle.dumps(source)) < 10_000
     rngs = [[np.random.default_rng((seed, 5)) for seed in range(3)] for _ in range(2)]
