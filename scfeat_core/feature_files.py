@@ -16,9 +16,13 @@ Descriptors are absent where there are none (D = 0), and stay uint8 where they a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import stat
+import sys
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -34,44 +38,120 @@ _NPZ_MEMBERS = {"keypoints.npy", "scores.npy", "descriptors.npy"}
 
 
 @contextlib.contextmanager
-def replaced(path: Path, option: str = "") -> Iterator[Path]:
+def replaced(path: Path, option: str = "", place: str = "folder") -> Iterator[Path]:
     """The name of a file to write, which takes the place of ``path`` at once, when it is complete, or not at all.
 
-    A link stays one, to the new file; what is no file, such as /dev/stdout, is written to itself. option: of the
-    command, which chooses the folder. Raises ScfeatError where it cannot be written.
+    A link stays one, to the new file; who may read a file stays, too. Three things are written to where they are, as
+    nothing can take their place: what is no file; what a process has open, such as /dev/stdout, after what is in it;
+    and files that are mounted, or in folders that cannot be written (where a disk fills up, these are left half).
+    option: of the command, which chooses the place: a "folder" or a "file". Raises ScfeatError where it cannot be
+    written.
     """
-    if _is_stream(path):
-        with _told(path, option):
-            yield path
-        return
-    target = Path(os.path.realpath(path))
-    scratch = target.with_name(
-        f".{target.name}.{uuid.uuid4().hex}.tmp"
-    )  # machines that share the folder do not collide
-    try:
-        with _told(path, option):
-            target.parent.mkdir(parents=True, exist_ok=True)
+    with _told(path, option, place):
+        target = _resolved(path)
+        if _is_stream(target):
+            yield target
+            return
+        scratch = _new_scratch(target)
+        try:
             yield scratch
-            scratch.replace(target)
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
+            _put(scratch, target)
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
 
 
-def _is_stream(path: Path) -> bool:
+_DESCRIPTOR = re.compile(r"/proc/(\d+)/(?:task/\d+/)?fd/(\d+)")  # what /dev/stdout and /dev/fd/1 lead to
+_MOST_LINKS = 40  # as Linux has it
+_STAYS = (errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV)  # it can only be written in place
+
+
+def _resolved(path: Path) -> Path:
+    """As os.path.realpath, but for what a process has open: its file is no way to it, other than the descriptor."""
+    for _ in range(_MOST_LINKS):
+        path = Path(os.path.realpath(path.parent), path.name)
+        if _DESCRIPTOR.fullmatch(str(path)) or not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+    return path
+
+
+def _is_stream(target: Path) -> bool:
+    if _DESCRIPTOR.fullmatch(str(target)):
+        return False
     with contextlib.suppress(OSError):
-        return not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode))
+        return not (stat.S_ISREG(mode := target.stat().st_mode) or stat.S_ISDIR(mode))
     return False
 
 
+def _new_scratch(target: Path) -> Path:
+    """Beside the target, or where that cannot be and the target is there, in the folder for such files. Only for its
+    owner where others may not read the target."""
+    name = f".{target.name}.{uuid.uuid4().hex}.tmp"  # machines that share the folder do not collide
+    if _DESCRIPTOR.fullmatch(str(target)):
+        return _made(Path(tempfile.gettempdir(), name))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.is_file():
+        return target.with_name(name)
+    try:
+        return _made(target.with_name(name))
+    except OSError as error:
+        if error.errno not in _STAYS:
+            raise
+        return _made(Path(tempfile.gettempdir(), name))
+
+
+def _made(scratch: Path) -> Path:
+    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    return scratch
+
+
+def _put(scratch: Path, target: Path) -> None:
+    if _DESCRIPTOR.fullmatch(str(target)):
+        _copy(scratch, _opened(target))
+        return
+    try:
+        if target.is_file():
+            _keep_access(scratch, target.stat())
+        scratch.replace(target)
+    except OSError as error:
+        if error.errno not in _STAYS or not target.is_file():
+            raise
+        _copy(scratch, os.open(target, os.O_WRONLY | os.O_TRUNC))
+
+
+def _keep_access(scratch: Path, found: os.stat_result) -> None:
+    for owner, group in ((found.st_uid, -1), (-1, found.st_gid)):
+        with contextlib.suppress(OSError):  # only root gives files away
+            os.chown(scratch, owner, group)
+    scratch.chmod(stat.S_IMODE(found.st_mode))
+
+
+def _opened(target: Path) -> int:
+    """A descriptor of what a process has open, which writes after what was written."""
+    found = _DESCRIPTOR.fullmatch(str(target))
+    assert found is not None
+    if found[1] != str(Path("/proc/self").readlink()):
+        return os.open(target, os.O_WRONLY | os.O_APPEND)
+    for printed in (sys.stdout, sys.stderr):
+        if printed is not None and not printed.closed:
+            printed.flush()
+    return os.dup(int(found[2]))
+
+
+def _copy(scratch: Path, descriptor: int) -> None:
+    with os.fdopen(descriptor, "wb") as file, scratch.open("rb") as source:
+        shutil.copyfileobj(source, file)
+
+
 @contextlib.contextmanager
-def _told(path: Path, option: str) -> Iterator[None]:
+def _told(path: Path, option: str, place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        folder = f"another folder ({option})" if option else "another folder"
+        other = f"another {place} ({option})" if option else f"another {place}"
         raise ScfeatError(
-            f"expected to write {path}, found: {error.strerror or error}; free space, or choose {folder}"
+            f"expected to write {path}, found: {error.strerror or error}; free space, or choose {other}"
         ) from error
 
 

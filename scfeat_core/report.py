@@ -97,10 +97,10 @@ def write_json(path: Path, figures: Figures, facts: Mapping[str, Any]) -> None:
     write(path, json.dumps({**figures, "setup": dict(facts)}, indent=2, allow_nan=False) + "\n")
 
 
-def write(path: Path, content: str | bytes, option: str = "") -> None:
-    """Write a file and its folder, all of it or nothing. option: of the command, which chooses the folder. Raises
-    ScfeatError with the path and the reason."""
-    with replaced(path, option) as scratch:
+def write(path: Path, content: str | bytes, option: str = "", place: str = "folder") -> None:
+    """Write a file and its folder, all of it or nothing. option: of the command, which chooses the place: a "folder" or
+    a "file". Raises ScfeatError with the path and the reason."""
+    with replaced(path, option, place) as scratch:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

@@ -6,7 +6,10 @@ import json
 import os
 import re
 import resource
-from collections.abc import Callable
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 
 from scfeat_core.errors import ScfeatError
+from scfeat_core.feature_files import replaced
 from scfeat_core.report import (
     Picture,
     Series,
@@ -148,3 +152,110 @@ def test_pipes_and_links_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "there" / "all.json")
     write(tmp_path / "link.json", "{}")
     assert (tmp_path / "link.json").is_symlink() and (tmp_path / "there" / "all.json").read_text() == "{}"
+
+
+WRITE = "import sys; from pathlib import Path; from scfeat_core.report import write; "
+FOUND = Path(__file__).resolve().parents[2]  # the packages
+
+
+def python(code: str, *words: object, before: Sequence[str] = (), **options: Any) -> str:
+    """What a process says on stderr that runs the code after ``WRITE``."""
+    line = [*before, sys.executable, "-c", WRITE + code, *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(FOUND)}
+    return subprocess.run(line, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **options).stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1", "link", "folder/stdout"]
+)
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_a_log_that_stdout_goes_to_is_written_on(tmp_path: Path, name: str, mode: str) -> None:
+    """As in ``>> log --json /dev/stdout``: the file stays the one that the shell has open, with all that is in it."""
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    (tmp_path / "folder").symlink_to("/dev")
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    with log.open(mode) as stdout:
+        stdout.write("shell\n")
+        stdout.flush()
+        code = "print('table'); write(Path(sys.argv[1]), '{}\\n'); print('after')"
+        assert python(code, tmp_path / name, stdout=stdout) == ""
+        stdout.write("end\n")
+    own = ["shell", "table", "{}", "after", "end"]
+    assert log.read_text().split() == (["before", *own] if mode == "a" else own)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "link", "log"]
+
+
+def test_the_log_of_another_process_is_written_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as stdout:
+        stdout.write("before\n")
+        stdout.flush()
+        assert python("write(Path(sys.argv[1]), '{}')", f"/proc/{os.getpid()}/fd/{stdout.fileno()}") == ""
+    assert log.read_text() == "before\n{}"
+
+
+def test_a_closed_stdout_is_named() -> None:
+    code = "import os; os.close(1); write(Path('/dev/stdout'), '{}')"
+    assert "expected to write /dev/stdout, found: " in python(code)
+
+
+def test_files_in_shared_memory_are_files(tmp_path: Path) -> None:
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK):
+        pytest.skip("there is no /dev/shm")
+    path = folder / f"{tmp_path.name}.{os.getpid()}.json"
+    try:
+        write(path, "first")
+        number = path.stat().st_ino
+        write(path, "second")
+        assert path.read_text() == "second" and path.stat().st_ino != number
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_who_may_read_a_file_stays(tmp_path: Path, mode: int) -> None:
+    """Also those who may not, while it is written."""
+    path = tmp_path / "all.json"
+    path.write_text("{}")
+    path.chmod(mode)
+    with replaced(path) as scratch:
+        scratch.write_text("new")
+        assert not stat.S_IMODE(scratch.stat().st_mode) & ~mode
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == mode
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 12346)
+        write(path, "newer")
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (12345, 12346, mode)
+
+
+MOUNTED = 'mount --bind "$1" "$2"; '
+READ_ONLY = 'd=$(dirname "$2"); mount --bind $d $d; ' + MOUNTED + "mount -o remount,bind,ro $d; "
+NO_FOLDER = 'chmod 555 "$(dirname "$2")"; '
+
+
+@pytest.mark.parametrize("how", [MOUNTED, READ_ONLY, NO_FOLDER])
+def test_a_file_that_cannot_be_replaced_is_written_in_place(tmp_path: Path, how: str) -> None:
+    """A mounted one (as with ``docker run -v file:file``), in a system that is read-only, too; one in the folder of
+    another user."""
+    outside, path = tmp_path / "outside.json", tmp_path / "folder" / "all.json"
+    path.parent.mkdir()
+    path.write_text("long before")
+    outside.write_text("long before")
+    without_rights = "setpriv --bounding-set=-all " if how is NO_FOLDER else ""
+    before = ["unshare", "-rm", "sh", "-ec", how + f'shift 2; exec {without_rights}"$@"', "sh", str(outside), str(path)]
+    if subprocess.run([*before, "true"], capture_output=True).returncode:
+        pytest.skip("no file systems can be mounted here: unshare -rm")
+    shown = outside if "mount" in how else path
+    number = shown.stat().st_ino
+    try:
+        assert python("write(Path(sys.argv[1]), '{}')", path, before=before) == ""
+        if how is not MOUNTED:
+            new = path.parent / "new.json"
+            assert f"write {new}, found: " in python("write(Path(sys.argv[1]), '{}')", new, before=before)
+    finally:
+        path.parent.chmod(0o755)
+    assert shown.read_text() == "{}" and shown.stat().st_ino == number
+    assert [file.name for file in path.parent.iterdir()] == ["all.json"]
