@@ -239,12 +239,21 @@ class TrainConfig:
                 f"{list(self.optimal_modules)}, data: {self.data}, warp_share: {self.warp_share}; add localheader, or "
                 "set data: photos or warp_share"
             )
-        cell, view = self.DistillationLoss_config.cell, self.data_config_train.warps.view_size
-        if self.teacher and 2 * cell > view:
-            raise ConfigError(
-                f"DistillationLoss_config.cell: expected at most half of data_config_train.warps.view_size ({view}), "
-                f"found {cell}; lower it"
-            )
+        if self.teacher:
+            self._check_cells()
+
+    def _check_cells(self) -> None:
+        """A rank is one among several cells of a view."""
+        cell, data = self.DistillationLoss_config.cell, self.data_config_train
+        views = {"warps": data.warps.view_size}
+        if self.motion_share > 0:
+            views["motions"] = data.motions.view_size
+        for pairs, view in views.items():
+            if 2 * cell > view:
+                raise ConfigError(
+                    f"DistillationLoss_config.cell: expected at most half of data_config_train.{pairs}.view_size "
+                    f"({view}), found {cell}; lower it, or make the views larger"
+                )
 
     @property
     def steps(self) -> int:

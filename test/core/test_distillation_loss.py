@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scfeat_core.data.warps import WarpConfig, WarpPairs, draw_pairs
+from scfeat_core.data.warps import MotionConfig, WarpConfig, WarpPairs, draw_pairs
 from scfeat_core.errors import ConfigError, WeightsError
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.weights import load_model, save_model
-from scfeat_core.training.config import TrainConfig
+from scfeat_core.training.config import DataConfig, TrainConfig
 from scfeat_core.training.distillation_loss import DistillationConfig, distillation_loss
 from scfeat_core.training.objectives import Network, Teacher, WarpObjective
 
@@ -87,6 +87,26 @@ def test_a_view_has_cells() -> None:
             optimal_modules=("localheader",),
             DistillationLoss_config=DistillationConfig(cell=1000),
         )
+
+
+@pytest.mark.parametrize(("warps", "motions"), [(64, 32), (32, 64)])
+def test_a_view_of_a_video_has_cells_too(warps: int, motions: int) -> None:
+    """One cell alone has no rank: that part of the loss would be 0."""
+    data = DataConfig(warps=WarpConfig(warps), motions=MotionConfig(motions))
+    config = TrainConfig(
+        "",
+        teacher="lite",
+        data="photos",
+        data_config_train=data,
+        optimal_modules=("localheader",),
+        motion_share=0.5,
+        DistillationLoss_config=DistillationConfig(cell=16),
+    )
+    fault = "motions" if motions < warps else "warps"
+    with pytest.raises(ConfigError, match=rf"cell: .* half of data_config_train\.{fault}\.view_size \(32\), found 20"):
+        replace(config, DistillationLoss_config=DistillationConfig(cell=20))
+    if motions < warps:  # of which there are none
+        replace(config, motion_share=0.0, DistillationLoss_config=DistillationConfig(cell=20))
 
 
 def test_teacher_is_looked_for_at_once(tmp_path: Path) -> None:
