@@ -68,7 +68,11 @@ class WarpConfig:
 
 @dataclass(frozen=True)
 class MotionGeometry(GeometryConfig):
-    """What a camera does between two frames, some of it less than a pixel; never of enlarged photographs."""
+    """What a camera does between two frames, some of it less than a pixel.
+
+    Photographs are not enlarged, but for a few per cent by what scale and perspective take from a zoom of 1, and for
+    those with an edge shorter than view_size, which have to fill the view: choose it, and max_edge, accordingly.
+    """
 
     zoom: tuple[Positive, Positive] = (1.0, 2.4)
     scale_sigma: NotNegative = 0.05

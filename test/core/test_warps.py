@@ -16,6 +16,7 @@ from scfeat_core.data.warps import (
     WarpConfig,
     distort_photometry,
     draw_pairs,
+    draw_views,
 )
 from scfeat_core.errors import DataError
 from scfeat_core.geometry import sample_map, warp_points
@@ -63,6 +64,22 @@ def test_motions_are_those_of_a_video(photos: list[list[np.ndarray]]) -> None:
     assert moved.amax() < 0.3 * size and 1 < moved.median() < 0.1 * size
     fractions = torch.histc(moved % 1, 4, 0, 1)
     assert fractions.amin() > 0.15 * moved.numel()
+
+
+@pytest.mark.parametrize(("edge", "at_least", "at_most"), [(200, 0.9, 1.0), (75, 0.65, 0.78)])
+def test_motions_hardly_enlarge_photographs_that_fill_the_view(edge: int, at_least: float, at_most: float) -> None:
+    """The least that a pixel of a view shows of the photograph, in pixels, along any direction."""
+    rng = np.random.default_rng(0)
+    pairs = [draw_views((edge, 4 * edge // 3), MotionConfig(view_size=96), rng) for _ in range(300)]
+    corners = [(x, y, 1.0) for x in (0, 95) for y in (0, 95)]
+    shown = [_least_scale(view, np.array(corner)) for pair in pairs for view in pair for corner in corners]
+    assert at_least < min(shown) < at_most
+
+
+def _least_scale(matrix: np.ndarray, point: np.ndarray) -> float:
+    u, v, w = matrix @ point
+    jacobian = (matrix[:2, :2] - np.outer((u / w, v / w), matrix[2, :2])) / w
+    return float(np.linalg.svd(jacobian, compute_uv=False)[-1])
 
 
 def test_same_state_gives_the_same_pairs(photos: list[list[np.ndarray]]) -> None:
