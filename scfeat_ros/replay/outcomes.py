@@ -154,19 +154,19 @@ def conclude(
         say(text_table(runs, verdicts))
     for line in _complaints(runs, verdicts):
         complain(line)
-    files = [(args.json, as_json), (args.junit, junit)]
+    files = [("--json", args.json, as_json), ("--junit", args.junit, junit)]
     if args.table is not None:
-        files.append((args.table, _TABLES[args.table.suffix]))
-    _write_all([(path, make(runs, verdicts)) for path, make in files if path is not None])
+        files.append(("--table", args.table, _TABLES[args.table.suffix]))
+    _write_all([(option, path, make(runs, verdicts)) for option, path, make in files if path is not None])
     return exit_status(runs, verdicts)
 
 
-def _write_all(files: Sequence[tuple[Path, str | bytes]]) -> None:
-    """What cannot be written is told when all others are."""
+def _write_all(files: Sequence[tuple[str, Path, str | bytes]]) -> None:
+    """Of the options that choose them. What cannot be written is told when all others are."""
     errors = []
-    for path, content in files:
+    for option, path, content in files:
         try:
-            write(path, content)
+            write(path, content, option, "file")
         except ScfeatError as error:
             errors.append(error)
     if errors:

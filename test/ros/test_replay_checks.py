@@ -246,3 +246,11 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ScfeatError, match="expected to write"):
         conclusion([GOOD], "--json", str(tmp_path / "file" / "all.json"))
+
+
+@pytest.mark.parametrize(("option", "name"), [("--json", "all.json"), ("--junit", "all.xml"), ("--table", "all.md")])
+def test_the_option_of_an_output_that_cannot_be_written_is_named(tmp_path: Path, option: str, name: str) -> None:
+    """They take a file, not a folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ScfeatError, match=rf"{name}, found: .*; free space, or choose another file \({option}\)$"):
+        conclusion([GOOD], option, str(tmp_path / "file" / name))
