@@ -348,7 +348,11 @@ def _trajectories(runs: Sequence[Run]) -> str:
 def _survival(runs: Sequence[Run]) -> str:
     lines = [line for colour, run in enumerate(runs) for line in survival_lines(run.metrics.survival, run.name, colour)]
     survival = Chart(
-        "Tracks that are still alive, of those seen twice", lines, "frames since the first sight", "%", high=100.0
+        "Tracks that are followed without a gap, of those seen twice",
+        lines,
+        "frames since the first sight",
+        "%",
+        high=100.0,
     )
     return chart(survival)
 

@@ -48,11 +48,16 @@ FIGURES: dict[str, Figure] = {
     "coverage": Figure("coverage", "%", "higher", "share of an 8 x 8 grid over the image with keypoints, median", 1),
     "flow_px": Figure("flow", "px", "", "how far the inliers moved since the frame before, median", 1),
     "tracks": Figure("tracks", "", "", "different points that were followed, in all"),
-    "track_length": Figure("track length", "frames", "higher", "mean, of the tracks that were seen twice", 1),
-    "track_half_life": Figure("half-life", "frames", "higher", "after which half of the tracks seen twice are gone"),
+    "track_length": Figure("track length", "frames", "higher", "without a gap, mean of those that were seen twice", 1),
+    "track_half_life": Figure(
+        "half-life", "frames", "higher", "until half of the tracks seen twice have a gap, or end"
+    ),
     "track_half_life_s": Figure("half-life in time", "s", "higher", "the same in seconds", 2),
-    "alive_1s": Figure("alive after 1 s", "%", "higher", "share of the tracks seen twice that live for a second", 1),
-    "reidentified": Figure("re-identified", "", "", "how often a lost track was found again, in all"),
+    "alive_1s": Figure("alive after 1 s", "%", "higher", "share of the tracks seen twice that had no gap in it", 1),
+    "reidentified": Figure("re-identified", "", "", "how often a track was found again after a gap, in all"),
+    "reidentified_off_truth": Figure(
+        "re-identified off by > 3 px", "%", "lower", "from the true epipolar line of where they were seen before", 1
+    ),
     "epipolar_px": Figure("epipolar residual", "px", "lower", "of inliers to the verified model, median", 2),
     "transfer_px": Figure("transfer error", "px", "lower", "of inliers where the model is a homography, median", 2),
     "epipolar_truth_px": Figure("true epipolar error", "px", "lower", "of inliers under the true motion, median", 2),

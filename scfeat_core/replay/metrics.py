@@ -22,6 +22,7 @@ from scfeat_core.geometry import warp_points
 from scfeat_core.quality import coverage
 from scfeat_core.replay.figures import SUMMARY_NAMES, Number, is_timed
 from scfeat_core.replay.records import FrameRecord, Recording
+from scfeat_core.replay.returns import LastSeen
 from scfeat_core.replay.survival import Followed, Lives, Survival, survival
 from scfeat_core.replay.truth import OFF, STILL, TURNED_ONLY, DepthAt, Rays, motion, repeatability, true_distance
 from scfeat_core.types import Camera, GeometryModel, PairResult, TrackFlag, TwoViewGeometry
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from scfeat_core.odometry import Odometry, TrajectoryScores
 
 FILE = "metrics.json"
-FORMAT = 1
+FORMAT = 2  # 1: lives went on where a track was found again
 NO_TRUTH = "there is no ground truth"
+NO_CALIBRATION = "there is no calibration"
 NEVER_BEGAN = "the odometry never began"
 WEAK_INLIERS = 30  # with fewer, a pose hangs on single points: matches of scfeat_ros.diagnostics.Limits
 LABELS = ("index", "time_s", "model")  # columns of frames that are no measurements
@@ -45,6 +47,8 @@ MEASURED = (
     "tracks",
     "new",
     "reidentified",
+    "reidentified_known",
+    "reidentified_off_truth",
     "ended",
     "track_age",
     "epipolar_px",
@@ -67,8 +71,8 @@ class Metrics:
 
     per_frame: column -> (F,) float64, one value for each record, dropped or not, NaN where there is none: LABELS
     (time_s: since the first image), MEASURED, and milliseconds, ``ms_<stage>`` and their sums. lengths: (L,) int64, how
-    many tracks were seen in 0, 1, 2, … frames. resets: index of the image -> why all tracks ended before it. missing:
-    figure of the summary -> why it has no value, where that is known.
+    many lives (see ``survival``) lasted 0, 1, 2, … frames. resets: index of the image -> why all tracks ended before
+    it. missing: figure of the summary -> why it has no value, where that is known.
     """
 
     summary: Mapping[str, Number]
@@ -101,7 +105,7 @@ def summarise(
     frames, rows, tracks = _walk(recording, depth_at or (lambda stamp: None))
     per_frame = {**_frame_columns(frames, rows), **_timing_columns(frames)}
     lived = survival(tracks, _interval([frame for frame in frames if not frame.dropped]))
-    lengths = np.bincount(tracks.observations, minlength=2)
+    lengths = np.bincount(tracks.lengths, minlength=2)
     found = {
         **_counts(frames),
         **_loss_figures(recording.facts),
@@ -113,22 +117,25 @@ def summarise(
     summary = {name: _tidy(found.pop(name, None)) for name in SUMMARY_NAMES} | {k: _tidy(v) for k, v in found.items()}
     distributions = {name: _distribution(values) for name, values in per_frame.items() if name not in LABELS}
     resets = {frame.index: frame.reset_reason for frame in frames if frame.reset_reason}
-    why = {**_why_missing(recording, depth_at is not None), **(missing or {})}
+    why = {**_why_missing(recording, depth_at is not None, summary), **(missing or {})}
     why = {name: reason for name, reason in why.items() if summary.get(name) is None}
     return Metrics(summary, distributions, per_frame, lengths, lived, resets, why)
 
 
-def _why_missing(recording: Recording, depth: bool) -> dict[str, str]:
+def _why_missing(recording: Recording, depth: bool, summary: Mapping[str, Number]) -> dict[str, str]:
     """Of the figures that ground truth is for."""
-    if recording.camera is None:
-        reason = "there is no calibration"
-        return dict.fromkeys(("epipolar_truth_px", "off_truth", "repeatability"), reason)
-    if recording.truth is None:
-        return dict.fromkeys(("epipolar_truth_px", "off_truth", "repeatability"), NO_TRUTH)
-    near = f"the camera never moved by {100 * STILL:g} cm between two frames with a true pose"
+    moved = f"the camera never moved by {100 * STILL:g} cm"
     far = f"the camera moved by more than {1000 * TURNED_ONLY:g} mm between all frames, and depth is not known"
-    far += " where two of them show the same" if depth else ""
-    return {"epipolar_truth_px": near, "off_truth": near, "repeatability": far}
+    why = {
+        **dict.fromkeys(("epipolar_truth_px", "off_truth"), f"{moved} between two frames with a true pose"),
+        "repeatability": far + (" where two of them show the same" if depth else ""),
+        "reidentified_off_truth": f"{moved} while a track was gone, or its true pose is not known",
+    }
+    if recording.camera is None or recording.truth is None:
+        why = dict.fromkeys(why, NO_CALIBRATION if recording.camera is None else NO_TRUTH)
+    if summary["reidentified"] == 0:
+        why["reidentified_off_truth"] = "no track was found again"
+    return why
 
 
 # -- per frame ---------------------------------------------------------------------------------------------------------
@@ -141,9 +148,10 @@ def _walk(recording: Recording, depth_at: DepthAt) -> tuple[list[FrameRecord], l
     """
     frames: list[FrameRecord] = []
     rows: list[_Row] = []
-    followed, before = Followed(), None
+    followed, last_seen, before = Followed(), LastSeen(), None
     for frame in recording.frames:
-        rows.append(_measure(frame) | _measure_pair(frame, before, recording, depth_at))
+        returns = _measure_returns(last_seen.errors(frame, recording.camera, recording.truth))
+        rows.append(_measure(frame) | returns | _measure_pair(frame, before, recording, depth_at))
         frames.append(replace(frame, keypoints=_NOTHING, scores=_NOTHING, pair=None, tracks=None, quality=None))
         if not frame.dropped:
             followed.add(frame.tracks)
@@ -180,6 +188,15 @@ def _measure(frame: FrameRecord) -> _Row:
             "track_age": _median(tracks.ages),
         }
     return found
+
+
+def _measure_returns(errors: np.ndarray) -> _Row:
+    """errors: pixels, of the re-identified tracks whose true epipolar line is known."""
+    return (
+        {"reidentified_known": len(errors), "reidentified_off_truth": float((errors > OFF).mean())}
+        if len(errors)
+        else {}
+    )
 
 
 def _measure_pair(frame: FrameRecord, before: FrameRecord | None, recording: Recording, depth_at: DepthAt) -> _Row:
@@ -287,7 +304,10 @@ def _interval(frames: Sequence[FrameRecord]) -> float:
 
 
 def _medians(per_frame: Mapping[str, np.ndarray]) -> dict[str, Number]:
-    apart = ("tracks", "new", "reidentified", "ended", "track_age", "sharpness", "brightness")
+    apart = (
+        *("tracks", "new", "ended", "track_age", "sharpness", "brightness"),
+        *("reidentified", "reidentified_known", "reidentified_off_truth"),
+    )
     inliers, model = per_frame["inliers"], per_frame["model"]
     verified = model[model > 0]
     return {
@@ -304,13 +324,17 @@ def _track_figures(lengths: np.ndarray, lived: Survival, per_frame: Mapping[str,
         return {}
     followed = lengths[2:]
     half_life = lived.half_life
+    reidentified = int(np.nansum(per_frame["reidentified"]))
+    known = per_frame["reidentified_known"]
+    off = float(np.nansum(known * per_frame["reidentified_off_truth"]))
     return {
-        "tracks": int(lengths.sum()),
+        "tracks": int(lengths.sum()) - reidentified,
         "track_length": float(followed @ np.arange(2, len(lengths)) / followed.sum()) if followed.sum() else None,
         "track_half_life": half_life,
         "track_half_life_s": None if half_life is None else half_life * lived.interval,
         "alive_1s": lived.after(1.0),
-        "reidentified": int(np.nansum(per_frame["reidentified"])),
+        "reidentified": reidentified,
+        "reidentified_off_truth": off / np.nansum(known) if np.isfinite(known).any() else None,
     }
 
 

@@ -43,6 +43,7 @@ _TABLE = (
     ("tracks", "tracks in view", ""),
     ("new", "new tracks", ""),
     ("reidentified", "re-identified tracks", ""),
+    ("reidentified_off_truth", "re-identified off by > 3 px", "%"),
     ("track_age", "age of the tracks", "frames"),
     ("epipolar_px", "epipolar residual", "px"),
     ("transfer_px", "transfer error (homographies)", "px"),
@@ -261,7 +262,7 @@ def _time_chart(
 
 
 def survival_lines(lived: Survival, name: str = "", colour: int = 0) -> list[Line]:
-    """Per cent of the tracks seen twice by their age in frames, where enough are left to tell."""
+    """Per cent of the tracks seen twice that go on without a gap, by frames, where enough are left to tell."""
     reliable = (lived.at_risk >= _RELIABLE) & (lived.frames >= 1)
     share = np.where(reliable, 100 * lived.share_of_followed, np.nan)
     return [Line(name, lived.frames.astype(float), share, colour, steps=True)]
@@ -280,7 +281,7 @@ def _tracks(metrics: Metrics) -> str:
     )
     seconds = f"; {1 / lived.interval:.0f} frames are a second" if lived.interval > 0 else ""
     survival_chart = Chart(
-        "Tracks that are still alive",
+        "Tracks that are still followed",
         [*survival_lines(lived, "seen at least twice"), all_tracks],
         "frames since the first sight",
         "%",
@@ -290,10 +291,11 @@ def _tracks(metrics: Metrics) -> str:
     )
     observed = np.repeat(np.arange(2, len(metrics.lengths)), metrics.lengths[2:]).astype(float)
     lengths = Histogram(
-        "In how many frames a track was seen, of those seen twice", observed, "frames", "tracks", whole=True
+        "In how many frames in a row a track was seen, of those seen twice", observed, "frames", "tracks", whole=True
     )
     drawn = chart(survival_chart) + histogram(lengths)
-    return _section("How long tracks live", "", f'<div class="charts">{drawn}</div>')
+    about = "Without a gap: a track that is found again begins anew, as only its descriptor says that it is the same."
+    return _section("How long tracks live", about, f'<div class="charts">{drawn}</div>')
 
 
 def _latency(metrics: Metrics) -> str:

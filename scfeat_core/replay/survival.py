@@ -1,4 +1,8 @@
-"""How long tracks live: the estimator of Kaplan and Meier (Journal of the American Statistical Association, 1958)."""
+"""How long tracks live: the estimator of Kaplan and Meier (Journal of the American Statistical Association, 1958).
+
+A life is a time in which a track was seen in each frame. One that is found again begins another life: whether that is
+the same point is a guess of the descriptor, and settings that guess more often must not look better for it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from scfeat_core.types import Tracks
 
 @dataclass(frozen=True, eq=False)
 class Survival:
-    """frames: (K,) int64, from 0 on. share: (K,), of the tracks that were seen again so many frames after their first,
-    or later. at_risk: (K,) int64, tracks on which the last step to that share is founded. interval: seconds, the median
-    time between two processed frames; NaN where there are not two.
+    """frames: (K,) int64, from 0 on. share: (K,), of the lives that last so many frames after their first, or longer.
+    at_risk: (K,) int64, lives on which the last step to that share is founded. interval: seconds, the median time
+    between two processed frames; NaN where there are not two.
     """
 
     frames: np.ndarray
@@ -25,19 +29,19 @@ class Survival:
 
     @property
     def share_of_followed(self) -> np.ndarray:
-        """(K,) the share among those that were seen at least twice; NaN where there are none."""
+        """(K,) the share among those of two frames or more; NaN where there are none."""
         if len(self.share) < 2 or self.share[1] == 0:
             return np.full(len(self.share), np.nan)
         return np.minimum(self.share / self.share[1], 1.0)
 
     @property
     def half_life(self) -> int | None:
-        """Frames after which half of the tracks that were seen twice are gone; None where more of them are left."""
+        """Frames after which half of the lives of two frames or more are over; None where more of them go on."""
         gone = np.flatnonzero(self.share_of_followed <= 0.5)
         return int(self.frames[gone[0]]) if len(gone) else None
 
     def after(self, seconds: float) -> float | None:
-        """Share of the tracks seen twice that live so long; None where no track was known for so long."""
+        """Share of the lives of two frames or more that last so long; None where none was known for so long."""
         if not self.interval > 0 or not len(self.frames):
             return None
         place = int(np.ceil(seconds / self.interval - 1e-6))
@@ -47,14 +51,22 @@ class Survival:
 
 @dataclass(frozen=True, eq=False)
 class Lives:
-    """All tracks of a recording, (n,) each: in which processed frame they were first and last seen, in how many they
-    were seen, and whether they are known to have ended. count: of the processed frames."""
+    """All lives of the tracks of a recording, (n,) each: the first and the last of the processed frames of one. count:
+    of the processed frames."""
 
     first: np.ndarray
     last: np.ndarray
-    observations: np.ndarray
-    ended: np.ndarray
     count: int
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(n,) bool: those that the end of the recording does not cut off."""
+        return self.last < self.count - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) frames."""
+        return self.last - self.first + 1
 
 
 def lives(frames: Iterable[FrameRecord]) -> Lives:
@@ -66,77 +78,41 @@ def lives(frames: Iterable[FrameRecord]) -> Lives:
 
 
 class Followed:
-    """What is known of all tracks so far. State: a register for each epoch, and the number of processed frames."""
+    """What is known of all lives so far. State: those that are over, in pieces, and those of the newest frame."""
 
     def __init__(self) -> None:
-        self._epochs: dict[int, _Register] = {}
+        self._over: list[tuple[np.ndarray, np.ndarray]] = []  # first, last
+        self._epoch = 0
+        self._ids, self._first = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._count = 0
 
     def add(self, tracks: Tracks | None) -> None:
         """Those of the next processed frame; None where it has none."""
-        if tracks is not None:
-            self._epochs.setdefault(tracks.epoch, _Register()).add(self._count, tracks)
+        ids, epoch = (self._ids[:0], self._epoch) if tracks is None else (tracks.ids.astype(np.int64), tracks.epoch)
+        before = self._ids if epoch == self._epoch else self._ids[:0]
+        _, new, old = np.intersect1d(ids, before, assume_unique=True, return_indices=True)
+        first = np.full(len(ids), self._count)
+        first[new] = self._first[old]
+        self._end(np.delete(self._first, old))
+        self._ids, self._first, self._epoch = ids, first, epoch
         self._count += 1
 
     def lives(self) -> Lives:
         """To be asked for once, after the last frame."""
-        registers = [self._epochs[epoch] for epoch in sorted(self._epochs)] or [_Register()]
-        for register in registers[:-1]:  # an epoch that is over has no tracks, though nobody has said so
-            register.ended[:] = True
-        seen = [register.observations > 0 for register in registers]
-        columns = {
-            name: np.concatenate(
-                [getattr(register, name)[rows] for register, rows in zip(registers, seen, strict=True)]
-            )
-            for name in ("first", "last", "observations", "ended")
-        }
-        return Lives(**columns, count=self._count)
+        self._end(self._first)
+        first, last = (np.concatenate(columns) for columns in zip(*self._over, strict=True))
+        return Lives(first, last, self._count)
 
-
-class _Register:
-    """What is known of the tracks of an epoch so far, by their ids, which are given in turn: the first one is low."""
-
-    def __init__(self) -> None:
-        self.low = 0
-        self.first, self.last, self.observations = (np.zeros(0, np.int64) for _ in range(3))
-        self.ended = np.zeros(0, bool)
-
-    def add(self, place: int, tracks: Tracks) -> None:
-        ids, lost = tracks.ids.astype(np.int64), tracks.lost_ids.astype(np.int64)
-        if len(ids):
-            self._reserve(int(ids.min()), int(ids.max()) + 1)
-        rows = ids - self.low
-        self.first[rows] = np.where(self.observations[rows] == 0, place, self.first[rows])
-        self.last[rows] = place
-        self.observations[rows] += 1
-        self.ended[lost[(lost >= self.low) & (lost < self.low + len(self.ended))] - self.low] = True
-
-    def _reserve(self, low: int, high: int) -> None:
-        """Room for these ids; twice what is needed, as they grow."""
-        size = len(self.first)
-        low = low if size == 0 else min(low, self.low)
-        if size and low == self.low and high <= low + size:
-            return
-        room = 2 * max(high - low, size)
-        for name in ("first", "last", "observations", "ended"):
-            old = getattr(self, name)
-            new = np.zeros(room, old.dtype)
-            new[self.low - low if size else 0 :][:size] = old
-            setattr(self, name, new)
-        self.low = low
+    def _end(self, first: np.ndarray) -> None:
+        """Of lives whose last frame is the newest one."""
+        self._over.append((first, np.full(len(first), self._count - 1)))
 
 
 def survival(found: Lives, interval: float) -> Survival:
-    """How long these tracks live; those that the end of the recording cuts off count as long as they were known.
-
-    A track that is not seen may come back. So only what was before the last sight of the first track of which it is
-    open whether it will is counted: up to there all fates are known.
-    """
-    horizon = int(found.last[~found.ended].min(initial=max(found.count - 1, 0)))
-    known = found.first <= horizon
-    dead = (found.last < horizon)[known]
-    first, last = found.first[known], found.last[known]
-    share, at_risk = kaplan_meier(np.where(dead, last - first + 1, horizon - first), dead)
+    """How long tracks live; lives that the end of the recording cuts off count as long as they were known."""
+    dead = found.ended
+    durations = np.where(dead, found.lengths, found.lengths - 1)
+    share, at_risk = kaplan_meier(durations, dead)
     return Survival(np.arange(len(share)), share, at_risk, interval)
 
 

@@ -124,7 +124,7 @@ def _half_life(metrics: Metrics) -> Iterator[Verdict]:
     seconds = metrics.survival.interval
     value = f"> {longest} frames" if half_life is None else f"{half_life} frames ({half_life * seconds:.2f} s)"
     level: Level = "" if half_life is None and longest < HALF_LIFE[0] else _level(half_life or longest, HALF_LIFE)
-    why = f"of the tracks seen twice, half live longer; a window of bundle adjustment needs {HALF_LIFE[0]} frames"
+    why = f"half of the tracks seen twice go on longer without a gap; bundle adjustment needs {HALF_LIFE[0]} frames"
     yield Verdict("Half-life of tracks", value, level, why)
 
 
@@ -154,6 +154,10 @@ def _truth(metrics: Metrics) -> Iterator[Verdict]:
         off = _number(metrics, "off_truth") or 0.0
         why = f"of inliers under the true motion, errors of the truth included; {100 * off:.1f} % are off by > 3 px"
         yield Verdict("Epipolar error", f"{error:.2f} px", "", why)
+    if (wrong := _number(metrics, "reidentified_off_truth")) is not None:
+        found = f"{shown('reidentified', metrics.summary['reidentified'])}, {percent(wrong)} off by > 3 px"
+        why = "from the true epipolar line of where they were seen before the gap: other points, errors of the truth"
+        yield Verdict("Re-identified tracks", found, "", f"{why} included")
     if (repeated := _number(metrics, "repeatability")) is not None:
         count = metrics.distributions["repeatability"]["count"]
         why = f"at 3 px, of {count:.0f} frames where depth is known or the camera only turned"

@@ -15,11 +15,11 @@ from scfeat_core.geometry import undistort_points
 from scfeat_core.quality import BLURRED
 from scfeat_core.replay import verdicts
 from scfeat_core.replay.figures import FIGURES, SUMMARY_NAMES, is_timed, shown
-from scfeat_core.replay.metrics import FILE, WEAK_INLIERS, read_metrics, summarise, write_metrics
+from scfeat_core.replay.metrics import FILE, NO_TRUTH, WEAK_INLIERS, read_metrics, summarise, write_metrics
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.replay.survival import kaplan_meier, lives, survival
 from scfeat_core.replay.truth import poses_at, repeatability, reprojected
-from scfeat_core.types import Camera, GeometryModel, Tracks, TwoViewGeometry
+from scfeat_core.types import Camera, GeometryModel, TrackFlag, Tracks, TwoViewGeometry
 
 Lazily = Callable[[Sequence[FrameRecord]], Any]
 
@@ -241,6 +241,88 @@ def tracks_of(
     return frames
 
 
+def _found_again(frame: FrameRecord, count: int) -> FrameRecord:
+    """With the tracks 1, 3, … below ``count``, too, which were lost before frame 5."""
+    assert frame.tracks is not None
+    ids = np.arange(1, count + 1, dtype=np.uint32)
+    flags = np.where((ids % 2 == 1) & (frame.index == 5), int(TrackFlag.REIDENTIFIED), 0).astype(np.uint8)
+    points = np.zeros((count, 2), np.float32)
+    return replace(frame, tracks=Tracks(ids, ids, ids.astype(np.int64) - 1, points, None, None, flags, ids[:0]))
+
+
+class TestReturns:
+    """Half of the points are not seen in frames 4 to 6, and found again in the 7th."""
+
+    @staticmethod
+    def gone(recording: Recording, wrong: int = 0, sequence: int = 7) -> Recording:
+        """wrong: of those that are found again are points of others."""
+
+        def hidden(frame: FrameRecord) -> FrameRecord:
+            tracks = frame.tracks
+            assert tracks is not None
+            if 4 <= frame.index < sequence:
+                rows = slice(1, None, 2)
+                left = {name: getattr(tracks, name)[rows] for name in ("ids", "ages", "indices", "keypoints", "flags")}
+                return replace(frame, tracks=replace(tracks, **left))
+            if frame.index != sequence:
+                return frame
+            flags, points = tracks.flags.copy(), tracks.keypoints.copy()
+            flags[::2] = int(TrackFlag.REIDENTIFIED)
+            points[: 2 * wrong : 2, 1] += 40
+            return replace(frame, tracks=replace(tracks, flags=flags, keypoints=points))
+
+        return replace(recording, frames=[frame if frame.dropped else hidden(frame) for frame in recording.frames])
+
+    @pytest.mark.parametrize("dropped", [{}, {5: "decode"}, {9: "decode"}])
+    def test_they_are_held_against_the_truth(
+        self, make_recording: Callable[..., Recording], dropped: dict[int, str]
+    ) -> None:
+        recording = make_recording(12, turn=0.002, dropped=dropped)
+        found = summarise(self.gone(recording))
+        assert (found.summary["reidentified"], found.summary["reidentified_off_truth"]) == (60, 0.0)
+        found = summarise(self.gone(recording, wrong=15))
+        assert found.summary["reidentified_off_truth"] == 0.25
+        known = found.per_frame["reidentified_known"]
+        assert np.flatnonzero(np.isfinite(known)).tolist() == [7] and known[7] == 60
+        assert found.summary["off_truth"] == 0, "what is followed from frame to frame is right"
+
+    def test_it_is_the_motion_since_they_were_seen_that_counts(self, make_recording: Callable[..., Recording]) -> None:
+        """A camera that stands between the last two frames has moved since."""
+        recording = make_recording(12)
+        truth = recording.truth
+        assert truth is not None
+        poses = truth.poses.copy()
+        poses[6] = poses[7]
+        still = replace(recording, truth=replace(truth, poses=poses))
+        assert summarise(self.gone(still, wrong=30)).summary["reidentified_off_truth"] == 0.5
+
+    def test_tracks_that_ended_or_were_of_another_epoch_are_others(
+        self, make_recording: Callable[..., Recording]
+    ) -> None:
+        recording = self.gone(make_recording(12), wrong=60)
+        frames = list(recording.frames)
+        tracks = frames[5].tracks
+        assert tracks is not None
+        frames[5] = replace(frames[5], tracks=replace(tracks, lost_ids=np.arange(1, 121, 2, dtype=np.uint32)))
+        assert np.isnan(summarise(replace(recording, frames=frames)).per_frame["reidentified_known"]).all()
+        frames = [
+            replace(frame, tracks=replace(frame.tracks, epoch=1)) if frame.index >= 6 and frame.tracks else frame
+            for frame in recording.frames
+        ]
+        assert np.isnan(summarise(replace(recording, frames=frames)).per_frame["reidentified_known"]).all()
+
+    def test_why_it_is_not_known(self, make_recording: Callable[..., Recording]) -> None:
+        for recording, reason in (
+            (make_recording(12), "no track was found again"),
+            (self.gone(make_recording(12, calibrated=False)), "there is no calibration"),
+            (self.gone(make_recording(12, truth=False)), NO_TRUTH),
+            (self.gone(make_recording(12, step=0.001)), "the camera never moved by 1 cm while a track was gone"),
+        ):
+            found = summarise(recording)
+            assert found.summary["reidentified_off_truth"] is None
+            assert found.missing["reidentified_off_truth"].startswith(reason)
+
+
 class TestSurvival:
     def test_estimator_on_the_data_of_its_textbooks(self) -> None:
         """Weeks in remission under 6-MP (Freireich et al., Blood 1963); the negative ones still lasted."""
@@ -258,13 +340,29 @@ class TestSurvival:
         found = survival(lives(frames), 0.1)
         np.testing.assert_allclose(found.share[[1, 2, 9]], [1, 0.75, 0.75])
 
-    def test_what_may_come_back_is_open(self) -> None:
-        """With a gap of 3, nobody knows yet whether a track that is missing in the last 3 frames has ended."""
-        frames = tracks_of([(0, 2), (0, 8), (0, 9)], count=10, gap=3)
+    @pytest.mark.parametrize("gap", [0, 3])
+    def test_what_is_not_seen_has_ended_though_it_may_come_back(self, gap: int) -> None:
+        """With a gap of 3, nobody knows yet whether a track that is missing in the last 3 frames comes back."""
+        frames = tracks_of([(0, 2), (0, 8), (0, 9)], count=10, gap=gap)
         found = survival(lives(frames), 0.1)
-        assert found.frames[-1] == 8, "the last frame up to which all fates are known"
-        np.testing.assert_allclose(found.share, [1, 1, 1, *[2 / 3] * 6])
-        assert found.half_life is None
+        assert found.frames[-1] == 9
+        np.testing.assert_allclose(found.share, [1, 1, 1, *[2 / 3] * 6, 1 / 3])
+        assert found.half_life == 9
+
+    def test_what_is_found_again_begins_anew(self) -> None:
+        """Or whoever guesses wrongly more often has tracks that live longer."""
+        once = tracks_of([(0, 2), (0, 9)] * 5, count=10, gap=9)
+        again = [_found_again(frame, 10) if frame.index >= 5 else frame for frame in once]
+        found = lives(again)
+        assert sorted(zip(found.first.tolist(), found.last.tolist(), strict=True)) == sorted(
+            [(0, 2)] * 5 + [(0, 9)] * 5 + [(5, 9)] * 5
+        )
+        others = survival(lives(tracks_of([(0, 2), (0, 9), (5, 9)] * 5, count=10, gap=0)), 0.1)
+        np.testing.assert_array_equal(survival(found, 0.1).share, others.share, "as if they were new")
+        metrics = summarise(Recording({}, again))
+        assert metrics.summary["tracks"] == 10 and metrics.summary["reidentified"] == 5
+        assert metrics.lengths.tolist() == [0, 0, 0, 5, 0, 5, 0, 0, 0, 0, 5]
+        assert metrics.summary["track_length"] == 6
 
     def test_half_life_is_of_the_tracks_seen_twice(self) -> None:
         frames = tracks_of([(0, 0)] * 70 + [(0, 3)] * 20 + [(0, 20)] * 10, count=21, gap=0)
@@ -319,7 +417,7 @@ class TestFiles:
         for name, values in written.per_frame.items():
             np.testing.assert_allclose(read.per_frame[name], values, rtol=1e-5, err_msg=name)
 
-    @pytest.mark.parametrize("content", [None, "", "{}", '{"format": 99}', "[1]", '{"format": 1, "timings": 3}'])
+    @pytest.mark.parametrize("content", [None, "", "{}", '{"format": 99}', "[1]", '{"format": 2, "timings": 3}'])
     def test_files_that_are_none(self, tmp_path: Path, content: str | None) -> None:
         if content is not None:
             (tmp_path / FILE).write_text(content)

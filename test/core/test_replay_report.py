@@ -19,7 +19,7 @@ from scfeat_core.replay.paths import aligned, lines, similarity
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.replay.report import make_report, write_report
 from scfeat_core.replay.verdicts import headline, overall, reasons, verdicts, weakest
-from scfeat_core.types import ImageQuality, Matches
+from scfeat_core.types import ImageQuality, Matches, TrackFlag
 
 Make = Callable[..., Recording]
 
@@ -175,6 +175,30 @@ class TestVerdicts:
         found = verdicts(summarise(replace(recording, frames=slow)))
         assert headline(found) == "Good on this recording; slower than the camera on this machine"
         assert "skip about 50 %" in next(verdict.why for verdict in found if verdict.machine)
+
+    def test_wrong_reidentifications_are_said_and_keep_no_track_alive(self, make_recording: Make) -> None:
+        """Every other frame the points have the ids of others: nothing is followed for longer than two frames."""
+        recording = make_recording(20)
+
+        def swapped(frame: FrameRecord) -> FrameRecord:
+            tracks = frame.tracks
+            assert tracks is not None
+            rows = slice(0, 60) if frame.index // 2 % 2 else slice(60, 120)
+            left = {name: getattr(tracks, name)[rows] for name in ("ids", "ages", "indices")}
+            flags = np.full(
+                60, int(TrackFlag.REIDENTIFIED) if frame.index % 2 == 0 and frame.index > 2 else 0, np.uint8
+            )
+            points = tracks.keypoints[rows] + np.float32((0, 30 * (frame.index // 4 % 2)))
+            return replace(frame, tracks=replace(tracks, **left, flags=flags, keypoints=points))
+
+        metrics = summarise(replace(recording, frames=[swapped(frame) for frame in recording.frames]))
+        found = {verdict.name: verdict for verdict in verdicts(metrics)}
+        assert metrics.summary["reidentified"] == 8 * 60 and metrics.summary["reidentified_off_truth"] == 1
+        assert found["Re-identified tracks"].value == "480, 100 % off by > 3 px"
+        assert (
+            found["Half-life of tracks"].value.startswith("2 frames") and found["Half-life of tracks"].level != "good"
+        )
+        assert "Re-identified tracks" not in {verdict.name for verdict in verdicts(summarise(recording))}
 
     @pytest.mark.parametrize(("begun", "level"), [(0, "poor"), (1, "good"), (3, "poor")])
     def test_odometry_that_begins_again(self, make_recording: Make, begun: int, level: str) -> None:
