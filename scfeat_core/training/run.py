@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import math
+import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -17,7 +19,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from scfeat_core.config import dump_config
-from scfeat_core.errors import ConfigError
+from scfeat_core.errors import ConfigError, ScfeatError
+from scfeat_core.feature_files import replaced
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.weights import save_model
 from scfeat_core.report import check_folder
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PLOT_COLUMNS = 3
 PLOT_EVERY = 60.0  # seconds, as drawing takes some
+OPTION = "--output"  # by which the folder is chosen
 
 # How long and where a run goes on may change. The data folder, too: folders move, and what is in it is the user's word.
 # The batch of a process may, where that of all processes stays.
@@ -94,20 +98,25 @@ class Run:
         at it, and ScfeatError where it cannot be written to.
         """
         check_folder(self.folder)
+        self._check_there(resume)  # before anything is made
         try:
             if self._main:
                 self._take_lock()
+                self._tidy()
             return self._read(resume)
         except BaseException:
             self._release()
             raise
 
+    def _check_there(self, resume: bool) -> None:
+        if resume and not self._checkpoint.is_file():
+            raise ConfigError(
+                f"expected a run to resume in {self.folder}, found none; check --output, or start without --resume"
+            )
+
     def _read(self, resume: bool) -> dict[str, Any] | None:
+        self._check_there(resume)
         if not self._checkpoint.is_file():
-            if resume:
-                raise ConfigError(
-                    f"expected a run to resume in {self.folder}, found none; check --output, or start without --resume"
-                )
             return None
         if not resume:
             raise ConfigError(f"{self.folder} holds a run already; go on by --resume, or choose another --output")
@@ -129,12 +138,15 @@ class Run:
         if not self._main:
             return
         self._drop_log_after(state.step)
-        (self.folder / "config.json").write_text(json.dumps(dump_config(self.config), indent=1))
-        self._board = _open_board(self.folder / "tensorboard", state.step)
+        with replaced(self.folder / "config.json", OPTION) as scratch:
+            scratch.write_text(json.dumps(dump_config(self.config), indent=1))
+        with _told(self.folder / "tensorboard"):
+            self._board = _open_board(self.folder / "tensorboard", state.step)
 
     def _take_lock(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / ".lock").open("w")
+        with _told(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -144,6 +156,13 @@ class Run:
             ) from None
         except OSError as error:  # as of some network file systems
             log.warning("%s cannot be locked (%s): see to it that no second process trains there", self.folder, error)
+
+    def _tidy(self) -> None:
+        """Remove what a process that was killed had half written, see :func:`replaced`."""
+        for name in ("last.pt", "log.jsonl", "config.json", "curves.png"):
+            for file in self.folder.glob(f".{name}.*.tmp"):
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def _damaged(self, found: str) -> ConfigError:
         return ConfigError(
@@ -178,12 +197,14 @@ class Run:
         """What was logged after the checkpoint is done, and logged, again."""
         if self._log.is_file():
             kept = [line for line in self._log.read_text().splitlines() if _step_of(line) <= step]
-            self._log.write_text("".join(f"{line}\n" for line in kept))
+            with replaced(self._log, OPTION) as scratch:
+                scratch.write_text("".join(f"{line}\n" for line in kept))
 
     def weights(self, model: SCFeat) -> Path:
         return self.folder / f"{variant_name(model.config)}.safetensors"
 
     def save(self, state: TrainState) -> None:
+        """Raises ScfeatError where it cannot be written; then what was saved before is still there."""
         if not self._main:
             return
         content = {
@@ -198,10 +219,9 @@ class Run:
             "incidents": dict(state.incidents),
             "pairs": self._pairs(self.config.data_config_train.batch_size),
         }
-        partial = self._checkpoint.with_suffix(".partial")
-        torch.save(content, partial)
-        partial.replace(self._checkpoint)  # a kill while writing leaves the checkpoint before
-        save_model(cast(SCFeat, state.average.module), self.weights(state.model))
+        _write_weights(cast(SCFeat, state.average.module), self.weights(state.model))
+        with replaced(self._checkpoint, OPTION) as scratch:  # last: a run is resumed that has all else
+            _write_checkpoint(content, scratch)
         if time.monotonic() > self._plotted + PLOT_EVERY:
             self.plot()
             self._plotted = time.monotonic()
@@ -209,25 +229,33 @@ class Run:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if not self._main:
             return
-        with self._log.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        with _told(self._log):
+            _append(self._log, json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
+            with _told(self.folder / "tensorboard"):
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+                self._board.flush()
 
     def plot(self) -> Path:
-        """Curves of all that was logged."""
-        return plot_curves(self.rows(), self.folder / "curves.png")
+        """Curves of all that was logged; nothing but a warning where they cannot be written."""
+        path = self.folder / "curves.png"
+        try:
+            return plot_curves(self.rows(), path)
+        except ScfeatError as error:
+            log.warning("no curves: %s; log.jsonl has the numbers", error)
+            return path
 
     def rows(self) -> list[dict[str, float]]:
-        """What was logged."""
-        return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.is_file() else []
+        """What was logged, but for a line that a kill cut off."""
+        lines = self._log.read_text().splitlines() if self._log.is_file() else []
+        return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
     def close(self) -> None:
         """The last curves, also of a run that was interrupted."""
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):  # which log() has told of
+                self._board.close()
         if self._main and self._log.is_file():
             self.plot()
         self._release()
@@ -261,8 +289,54 @@ def plot_curves(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    figure.savefig(path, dpi=90)
+    with replaced(path, OPTION) as scratch:
+        figure.savefig(scratch, dpi=90, format="png")
     return path
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Raises ScfeatError, as :func:`replaced`."""
+    try:
+        yield
+    except OSError as error:
+        raise ScfeatError(
+            f"expected to write {path}, found: {error.strerror or error}; free space, or choose another folder "
+            f"({OPTION})"
+        ) from error
+
+
+def _write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Raises OSError, which torch would hide: its writer of archives only notices that bytes are missing."""
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+
+
+def _write_weights(model: SCFeat, path: Path) -> None:
+    try:
+        with _told(path):
+            save_model(model, path)
+    except ScfeatError:
+        with contextlib.suppress(OSError):
+            path.with_suffix(".partial").unlink()
+        raise
+
+
+def _append(path: Path, line: str) -> None:
+    """A whole line or nothing."""
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def _restore(state: TrainState, saved: dict[str, Any]) -> None:

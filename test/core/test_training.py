@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,12 +245,87 @@ def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: P
     assert '"step": 2' in (tmp_path / "log.jsonl").read_text()
     with pytest.raises(ConfigError, match="expected a run to resume in .*typo, found none"):
         train(config, tmp_path / "typo", resume=True, progress=False)
+    assert not (tmp_path / "typo").exists()
 
 
 def test_a_run_needs_a_folder(config: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ScfeatError, match="expected a folder to write to"):
         train(config, tmp_path / "file" / "run", progress=False)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As if the disk were full beyond so many bytes a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def half_written(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp")]
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(dump_config(config)))
+    assert main(["train", "--config", str(path), "--output", "/proc/no/run"]) == 2
+    error = capsys.readouterr().err
+    assert "expected to write /proc/no/run, found: No such file or directory; " in error and "--output" in error
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_ends_a_run_in_one_clear_line(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = tmp_path / "train.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(dump_config(replace(config, epoch_step=1, validate_freq=100))))
+    command = ["train", "--config", str(path), "--output", str(folder)]
+    with files_of_at_most(800 * 1024):
+        assert main(command) == 2
+    error = next(line for line in capsys.readouterr().err.splitlines() if "error:" in line)
+    assert f"expected to write {folder}/" in error and "found: File too large; free space, or " in error
+    assert not half_written(folder) and not (folder / "last.pt").exists()
+    assert main(command) == 0, "and with a disk that is not full, the same command trains"
+
+
+def test_what_was_saved_outlasts_a_full_disk(config: TrainConfig, tmp_path: Path) -> None:
+    run, state = Run(tmp_path, config), create_state(config, torch.device("cpu"))
+    run.open(resume=False)
+    run.start(state, None)
+    run.save(state)
+    run.log(1, {"loss": 1.0})
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    weights = run.weights(state.model)
+    for limit, name in ((1000, weights.name), (weights.stat().st_size + 5000, "last.pt")):
+        with files_of_at_most(limit), pytest.raises(ScfeatError, match=rf"expected to write .*{name}, found: File too"):
+            run.save(state)
+    with files_of_at_most(len(kept["log.jsonl"]) + 5), pytest.raises(ScfeatError, match=r"log\.jsonl, found"):
+        run.log(2, {"loss": 0.5})
+    state.step = 1
+    with files_of_at_most(10), pytest.raises(ScfeatError, match=r"log\.jsonl, found"):
+        run.start(state, None)
+    assert not half_written(tmp_path)
+    assert kept == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with files_of_at_most(2000):
+        run.close()
+    assert not (tmp_path / "curves.png").exists() and not half_written(tmp_path)
+
+
+def test_what_a_killed_run_left_half_written_goes(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.0123.tmp").write_bytes(b"half")
+    (tmp_path / ".notes.tmp").write_bytes(b"of others")
+    run = Run(tmp_path, config)
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    run.open(resume=False)
+    assert run.rows() == [{"step": 1, "loss": 1.0}]
+    run.close()
+    assert half_written(tmp_path) == [tmp_path / ".notes.tmp"]
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage, and more of it", b"PK\x03\x04 cut off", {"model": {}}, [1]])
