@@ -38,7 +38,7 @@ class Check:
 class Verdict:
     """A check of one run. value: the figure that was found. error: why there is no verdict; empty where there is.
 
-    reason: why it failed without a figure, as where what is measured never came about.
+    reason: why it is decided without a figure, as where what is measured never came about.
     """
 
     check: Check
@@ -83,12 +83,15 @@ def check_names(checks: Collection[Check], names: Collection[str]) -> None:
 def failed(check: Check, summary: Mapping[str, Any]) -> bool:
     """Whether a run with this summary fails the check.
 
-    Raises ConfigError where there is no such metric, DataError where it has no value in this run.
+    A figure without a value may be known to be greater than a number, by "above" of the summary. Raises ConfigError
+    where there is no such metric, DataError where it has no value in this run by which that could be told.
     """
     check_names([check], summary.keys())
     value = summary[check.metric]
     if isinstance(value, str):
         raise ConfigError(f"expected a metric that is a number, found {check.metric} = '{value}'")
+    if value is None and (bound := _bound(check, summary)) is not None and check.limit <= bound:
+        return check.operator in (">", ">=")
     if value is None or not math.isfinite(value):
         raise DataError(
             f"expected a value of {check.metric} to check '{check}', found none in this run"
@@ -100,9 +103,18 @@ def failed(check: Check, summary: Mapping[str, Any]) -> bool:
 def judge(check: Check, summary: Mapping[str, Any]) -> Verdict:
     """The same, with what :func:`failed` raises as the verdict's error."""
     try:
-        return Verdict(check, failed(check, summary), float(summary[check.metric]))
+        fails, value = failed(check, summary), summary[check.metric]
+        if value is None:
+            return Verdict(check, fails, reason=f"more than {_bound(check, summary):.6g}")
+        return Verdict(check, fails, float(value))
     except (ConfigError, DataError) as error:
         return Verdict(check, error=str(error))
+
+
+def _bound(check: Check, summary: Mapping[str, Any]) -> float | None:
+    """What a figure without a value is known to be greater than."""
+    found: float | None = summary.get("above", {}).get(check.metric)
+    return found
 
 
 def _unknown(metric: str, names: Collection[str]) -> str:

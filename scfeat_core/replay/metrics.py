@@ -20,7 +20,7 @@ from scfeat_core.evaluation.metrics import symmetric_epipolar_distance
 from scfeat_core.feature_files import replaced
 from scfeat_core.geometry import warp_points
 from scfeat_core.quality import coverage
-from scfeat_core.replay.figures import SUMMARY_NAMES, Number, is_timed
+from scfeat_core.replay.figures import SUMMARY_NAMES, Number, is_timed, shown
 from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.returns import LastSeen
 from scfeat_core.replay.survival import Followed, Lives, Survival, survival
@@ -59,6 +59,8 @@ MEASURED = (
     "sharpness",
     "brightness",
 )
+_WITHOUT = ("duration_s", "rate_hz", "lost", "initialisations", "ate_m", "rpe_")  # needs no result of the front end
+_OF_RESULTS = tuple(name for name in SUMMARY_NAMES if not name.startswith(_WITHOUT))
 _ORDER = ("read", "decode", "preprocess", "network", "select", "assess", "match", "verify", "track", "record")
 _SUMS = ("ms_total", "ms_overhead")
 _NOTHING = np.zeros(0, np.float32)
@@ -82,6 +84,15 @@ class Metrics:
     survival: Survival
     resets: Mapping[int, str]
     missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def above(self) -> dict[str, float]:
+        """Figures without a value of which is known what they are greater than."""
+        lived = self.survival
+        if self.summary.get("track_length") is None or lived.half_life is not None:
+            return {}
+        seconds = {"track_half_life_s": lived.longest * lived.interval} if lived.interval > 0 else {}
+        return {"track_half_life": lived.longest, **seconds}
 
     @property
     def stages(self) -> list[str]:
@@ -117,12 +128,52 @@ def summarise(
     summary = {name: _tidy(found.pop(name, None)) for name in SUMMARY_NAMES} | {k: _tidy(v) for k, v in found.items()}
     distributions = {name: _distribution(values) for name, values in per_frame.items() if name not in LABELS}
     resets = {frame.index: frame.reset_reason for frame in frames if frame.reset_reason}
-    why = {**_why_missing(recording, depth_at is not None, summary), **(missing or {})}
+    why = {
+        **_why_unmeasured(summary, per_frame["model"]),
+        **_why_short(summary, lived),
+        **_why_untrue(recording, depth_at is not None, summary),
+        **({} if summary["processed"] else dict.fromkeys(_OF_RESULTS, "no image gave a result")),
+        **(missing or {}),
+    }
     why = {name: reason for name, reason in why.items() if summary.get(name) is None}
     return Metrics(summary, distributions, per_frame, lengths, lived, resets, why)
 
 
-def _why_missing(recording: Recording, depth: bool, summary: Mapping[str, Number]) -> dict[str, str]:
+def _why_unmeasured(summary: Mapping[str, Number], model: np.ndarray) -> dict[str, str]:
+    """Of the figures of frames. model: of each frame, NaN where none was looked for."""
+    verified = model[model > 0]
+    flat = len(verified) and (verified == GeometryModel.HOMOGRAPHY).all()
+    unverified = "no two matched frames were verified"
+    epipolar = "all frames were verified by homographies" if flat else "the calibration is that of another image size"
+    return {
+        **dict.fromkeys(("duration_s", "rate_hz"), "there are no two images with different stamps"),
+        **dict.fromkeys(("keypoints", "coverage"), "no image gave a result"),
+        "matches": "no frame was matched to the one before",
+        **dict.fromkeys(("inliers", "inliers_p5", "inlier_ratio", "inlier_ratio_p5", "flow_px"), unverified),
+        **dict.fromkeys(("weak_frames", "homography_share"), unverified),
+        "epipolar_px": epipolar if len(verified) else unverified,
+        "transfer_px": "no frame was verified by a homography" if len(verified) else unverified,
+        **dict.fromkeys(("ms_total", "ms_total_p95", "ms_network", "ms_overhead", "fps"), "it was not timed"),
+        **dict.fromkeys(("lost_messages", "lost_bytes"), "the recording is damaged, and nothing counts its losses"),
+    }
+
+
+def _why_short(summary: Mapping[str, Number], lived: Survival) -> dict[str, str]:
+    """Of the figures of tracks."""
+    names = ("track_length", "track_half_life", "track_half_life_s", "alive_1s")
+    if summary["tracks"] is None:
+        return dict.fromkeys(("tracks", *names, "reidentified"), "no frame has tracks")
+    if summary["track_length"] is None:
+        return dict.fromkeys(names, "no track was seen twice")
+    longer = f"more than {lived.longest} frames: most tracks outlive the recording"
+    return {
+        "track_half_life": longer,
+        "track_half_life_s": longer if lived.half_life is None else "there are no two images with different stamps",
+        "alive_1s": f"no track can be seen for 1 s: the images last {shown('duration_s', summary['duration_s'])} s",
+    }
+
+
+def _why_untrue(recording: Recording, depth: bool, summary: Mapping[str, Number]) -> dict[str, str]:
     """Of the figures that ground truth is for."""
     moved = f"the camera never moved by {100 * STILL:g} cm"
     far = f"the camera moved by more than {1000 * TURNED_ONLY:g} mm between all frames, and depth is not known"
@@ -133,7 +184,7 @@ def _why_missing(recording: Recording, depth: bool, summary: Mapping[str, Number
     }
     if recording.camera is None or recording.truth is None:
         why = dict.fromkeys(why, NO_CALIBRATION if recording.camera is None else NO_TRUTH)
-    if summary["reidentified"] == 0:
+    if not summary["reidentified"]:
         why["reidentified_off_truth"] = "no track was found again"
     return why
 

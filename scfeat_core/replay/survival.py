@@ -35,17 +35,24 @@ class Survival:
         return np.minimum(self.share / self.share[1], 1.0)
 
     @property
+    def longest(self) -> int:
+        """Frames up to which anything is known."""
+        return len(self.frames) - 1
+
+    @property
     def half_life(self) -> int | None:
         """Frames after which half of the lives of two frames or more are over; None where more of them go on."""
         gone = np.flatnonzero(self.share_of_followed <= 0.5)
         return int(self.frames[gone[0]]) if len(gone) else None
 
     def after(self, seconds: float) -> float | None:
-        """Share of the lives of two frames or more that last so long; None where none was known for so long."""
+        """Share of the lives of two frames or more that last so long; None where none was known for so long, unless all
+        were over before."""
         if not self.interval > 0 or not len(self.frames):
             return None
         place = int(np.ceil(seconds / self.interval - 1e-6))
         share = self.share_of_followed
+        place = min(place, len(share) - 1) if share[-1] == 0 else place
         return float(share[place]) if place < len(share) and np.isfinite(share[place]) else None
 
 

@@ -120,7 +120,7 @@ def _coverage(metrics: Metrics) -> Iterator[Verdict]:
 def _half_life(metrics: Metrics) -> Iterator[Verdict]:
     if _number(metrics, "track_length") is None:
         return
-    half_life, longest = metrics.survival.half_life, len(metrics.survival.frames) - 1
+    half_life, longest = metrics.survival.half_life, metrics.survival.longest
     seconds = metrics.survival.interval
     value = f"> {longest} frames" if half_life is None else f"{half_life} frames ({half_life * seconds:.2f} s)"
     level: Level = "" if half_life is None and longest < HALF_LIFE[0] else _level(half_life or longest, HALF_LIFE)

@@ -27,6 +27,7 @@ EXIT_FAILED = 1  # a check says so
 EXIT_ERROR = 2  # a replay, or a check that could not be decided
 EXIT_INTERRUPTED = 130
 
+_NOTES = ("missing", "above")  # of a summary, that are no figures
 LOSSES = ("lost_messages", "lost_bytes")  # of the bag itself; shown where there are any
 # What the table of a terminal shows of the summary, where a run has it.
 COLUMNS = (
@@ -277,7 +278,7 @@ _TABLES = {
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """Of all figures, in the order of the summaries."""
-    return list(dict.fromkeys(name for run in runs for name in run.summary or {} if name != "missing"))
+    return list(dict.fromkeys(name for run in runs for name in run.summary or {} if name not in _NOTES))
 
 
 def _rows(runs: Sequence[Run], verdicts: Mapping[str, Sequence[Verdict]]) -> list[list[str]]:

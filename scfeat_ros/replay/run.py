@@ -376,9 +376,10 @@ def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
 
 
 def _flat(metrics: Metrics) -> Summary:
-    """The summary, and under "missing" why figures have no value, but for those that nobody gave ground truth for."""
+    """The summary; under "missing" why figures have no value, but for those that nobody gave ground truth for, and
+    under "above" what some of them are greater than."""
     why = {name: reason for name, reason in metrics.missing.items() if reason != NO_TRUTH}
-    return {**metrics.summary, "missing": why}
+    return {**metrics.summary, "missing": why, "above": metrics.above}
 
 
 def _trajectory(

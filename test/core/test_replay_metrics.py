@@ -391,6 +391,68 @@ class TestSurvival:
         assert found.summary["track_length"] == 3 and found.summary["tracks"] == 3
 
 
+class TestMissing:
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            {},
+            {"frames": 0},
+            {"frames": 1},
+            {"frames": 40},
+            {"calibrated": False},
+            {"truth": False},
+            {"verified": False},
+            {"points": 0},
+            {"step": 0.0},
+            {"dropped": dict.fromkeys(range(12), "decode")},
+        ],
+    )
+    @pytest.mark.parametrize("bare", [False, True])
+    def test_every_figure_without_a_value_says_why(
+        self, make_recording: Callable[..., Recording], kind: dict[str, Any], bare: bool
+    ) -> None:
+        """But for those of a trajectory, which whoever made one knows."""
+        recording = make_recording(**kind, facts={"damage": ["it is torn"]} if bare else {})
+        if bare:
+            frames = [replace(frame, tracks=None, quality=None, timings={}) for frame in recording.frames]
+            recording = replace(recording, frames=frames)
+        found = summarise(recording)
+        without = {name for name, value in found.summary.items() if value is None}
+        trajectory = {"ate_m", "rpe_m", "rpe_deg", "lost", "initialisations"}
+        assert set(found.missing) == without - trajectory and all(found.missing.values())
+
+    def test_tracks_that_outlive_the_recording(self, make_recording: Callable[..., Recording], tmp_path: Path) -> None:
+        found = summarise(make_recording(11))
+        reason = "more than 10 frames: most tracks outlive the recording"
+        assert found.missing["track_half_life"] == found.missing["track_half_life_s"] == reason
+        assert found.missing["alive_1s"] == "no track can be seen for 1 s: the images last 0.5 s"
+        assert found.above == {"track_half_life": 10, "track_half_life_s": pytest.approx(0.5)}
+        write_metrics(tmp_path, found)
+        assert read_metrics(tmp_path).above == found.above
+        assert summarise(make_recording(40)).summary["alive_1s"] == 1.0
+        ended = Recording({}, tracks_of([(0, 3), (2, 5)], count=11, gap=0))
+        assert summarise(ended).above == summarise(Recording({}, tracks_of([(0, 0)], count=2, gap=0))).above == {}
+
+    def test_where_none_lived_for_a_second_that_is_none_and_not_unknown(self) -> None:
+        found = survival(lives(tracks_of([(0, 3), (2, 5)], count=30, gap=0)), 0.1)
+        assert found.after(1.0) == 0 and found.after(0.1) == 1
+
+    def test_errors_of_models_that_no_frame_had(self, make_recording: Callable[..., Recording]) -> None:
+        recording = make_recording(6)
+        assert summarise(recording).missing["transfer_px"] == "no frame was verified by a homography"
+        flat = [
+            replace(frame, pair=replace(pair, geometry=replace(pair.geometry, model=GeometryModel.HOMOGRAPHY)))
+            if (pair := frame.pair) and pair.geometry
+            else frame
+            for frame in recording.frames
+        ]
+        found = summarise(replace(recording, frames=flat))
+        assert found.missing["epipolar_px"] == "all frames were verified by homographies"
+        small = [replace(frame, image_size=(640, 480)) for frame in recording.frames]
+        found = summarise(replace(recording, frames=small))
+        assert found.missing["epipolar_px"] == "the calibration is that of another image size"
+
+
 class TestFiles:
     def test_equal_recordings_give_equal_files_but_for_the_timings(
         self, make_recording: Callable[..., Recording], tmp_path: Path

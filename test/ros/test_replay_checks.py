@@ -81,6 +81,34 @@ def test_missing_value_is_an_error_and_no_pass(name: str) -> None:
     assert ("--ground-truth" in verdict.error) is (name == "ate_m")
 
 
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("track_half_life<3", False),
+        ("track_half_life<=10", False),
+        ("track_half_life==10", False),
+        ("track_half_life>3", True),
+        ("track_half_life>=10", True),
+        ("track_half_life<11", None),
+        ("track_half_life>10.5", None),
+        ("ate_m>1", None),
+    ],
+)
+def test_what_is_known_to_be_greater_decides(text: str, outcome: bool | None) -> None:
+    """Of tracks that outlive a recording only a lower bound of the half-life is known."""
+    reason = "more than half of the tracks outlive the recording"
+    summary = {**SUMMARY, "track_half_life": None, "above": {"track_half_life": 10}}
+    verdict = judge(parse(text), summary)
+    assert (None if verdict.error else verdict.failed) is outcome
+    if outcome is not None:
+        assert failed(parse(text), summary) is outcome and verdict.value is None
+        assert verdict.found.endswith("found more than 10")
+    run = Run("hall", {**summary, "missing": {"track_half_life": reason}})
+    status, said = conclusion([run], "--fail-if", text)
+    assert status == {None: 2, True: 1, False: 0}[outcome]
+    assert (reason in said) is (text.startswith("track") and outcome is None)
+
+
 def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_arguments(parser)
@@ -171,6 +199,13 @@ def test_csv_has_all_figures(tmp_path: Path) -> None:
     assert [row["bag"] for row in rows] == ["hall", "yard|2", "cave"]
     assert float(rows[0]["inlier_ratio"]) == 0.625 and rows[0]["ate_m"] == "" and rows[1]["ate_m"] == "1.5"
     assert rows[2]["error"] == DEAD.error and rows[2]["inlier_ratio"] == ""
+
+
+def test_notes_are_no_columns(tmp_path: Path) -> None:
+    run = Run("hall", {**SUMMARY, "missing": {"ate_m": "why"}, "above": {"track_half_life": 3}})
+    conclusion([run], "--table", str(tmp_path / "all.csv"))
+    with (tmp_path / "all.csv").open(newline="") as file:
+        assert not {"missing", "above"} & set(next(csv.reader(file)))
 
 
 def test_markdown_has_as_many_cells_in_every_line(tmp_path: Path) -> None:
