@@ -32,6 +32,7 @@ from scfeat_core.training.descriptor_loss import DescriptorLossConfig, descripto
 from scfeat_core.training.distributed import Group
 from scfeat_core.training.loading import Share, StepBatches
 from scfeat_core.training.localisation_loss import LocalisationConfig
+from scfeat_core.training.objectives import Network
 from scfeat_core.training.run import Run
 from scfeat_core.training.sampling import draw_uniform
 from scfeat_core.training.starts import create_model
@@ -193,10 +194,11 @@ def test_motions_make_points_exact_and_leave_the_rest_to_the_teacher(config: Tra
         optimal_modules=("localheader",),
         optimal_lrs=(1e-3,),
         motion_share=0.75,
-        epoch_step=48,
-        validate_freq=48,
+        epoch_step=96,
+        validate_freq=96,
         data_config_train=data,
     )
+    apart_before = _motion_loss(create_model(config), config)
     before = {name: tensor.clone() for name, tensor in create_model(config).state_dict().items()}
     train(config, tmp_path, progress=False)
     trained = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
@@ -204,11 +206,22 @@ def test_motions_make_points_exact_and_leave_the_rest_to_the_teacher(config: Tra
     assert changed and all(name.startswith("detector") for name in changed)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
-    assert [("motion_loss" in row) for row in steps] == 12 * [False, True, True, True]
+    assert [("motion_loss" in row) for row in steps] == 24 * [False, True, True, True]
     assert all({"taught_place", "taught_rank"} <= row.keys() for row in steps)
     assert all(("keypoint_loss" in row) != ("motion_loss" in row) for row in steps)
-    apart = [row["motion_loss"] for row in steps if "motion_loss" in row]
-    assert np.mean(apart[-12:]) < np.mean(apart[:12])
+    apart = _motion_loss(SCFeat.from_pretrained(tmp_path / "lite.safetensors"), config)
+    assert apart < 0.97 * apart_before  # 0.90 to 0.92 of it with other seeds
+
+
+def _motion_loss(model: SCFeat, config: TrainConfig) -> float:
+    """Mean over 48 pairs, always the same: those of the steps of a run differ by more than it learns."""
+    objective, share, found = open_data(config, validate=False).objective, Share(99, 4), []
+    for step in (step for step in range(16) if step % 4):
+        with torch.no_grad():
+            batch = StepBatches(objective, share)[step]
+            losses = objective.losses(Network(model.eval()), batch, step, share.generators(step))
+        found.append(float(losses.terms["motion_loss"].value))
+    return float(np.mean(found))
 
 
 def test_frozen_parts_stay_and_the_detector_may_rest(config: TrainConfig, tmp_path: Path) -> None:
