@@ -22,6 +22,7 @@ from scfeat_core.replay.metrics import Metrics, read_metrics
 from scfeat_core.replay.records import GroundTruth
 from scfeat_core.replay.report import STYLE, survival_lines
 from scfeat_core.replay.tum import read_tum
+from scfeat_core.replay.verdicts import interruption
 from scfeat_core.report import document
 
 PAGE, FIGURES_FILE = "compare.html", "compare.json"
@@ -157,7 +158,9 @@ def check(runs: Sequence[Run], anyway: bool = False) -> list[str]:
         if len(set(counts)) > 1:
             listed = ", ".join(f"{count} ({run.name})" for count, run in zip(counts, runs, strict=True))
             problems.append(f"not equally many images: {FIGURES[figure].label} {listed}")
-    problems += [f"{run.name} was interrupted" for run in runs if run.facts.get("interrupted")]
+    problems += [
+        f"{run.name} was {interruption(run.metrics, run.facts)}" for run in runs if run.facts.get("interrupted")
+    ]
     return problems
 
 

@@ -21,7 +21,17 @@ from scfeat_core.replay.metrics import NO_TRUTH, Metrics
 from scfeat_core.replay.paths import TRUTH, aligned, lines
 from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.survival import Survival
-from scfeat_core.replay.verdicts import Verdict, headline, overall, percent, reasons, verdicts, weakest
+from scfeat_core.replay.verdicts import (
+    Verdict,
+    done,
+    headline,
+    interruption,
+    overall,
+    percent,
+    reasons,
+    verdicts,
+    weakest,
+)
 from scfeat_core.report import Picture, data_uri, document, facts_list, figure
 
 if TYPE_CHECKING:
@@ -81,12 +91,12 @@ def make_report(
     pictures: Pictures | None = None,
 ) -> str:
     """The page as text."""
-    found = verdicts(metrics)
+    found = verdicts(metrics, recording.facts)
     title = f"{recording.facts.get('bag', 'Replay')} · {recording.facts.get('method', 'scfeat')}"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="summary">{html.escape(_summary(recording, metrics))}</p>',
-        _verdict_table(found),
+        _verdict_table(found, interruption(metrics, recording.facts)),
         _lost(recording, metrics),
         _trajectory(recording, metrics, odometry, scores),
         _over_time(metrics),
@@ -106,7 +116,7 @@ def _section(title: str, about: str, *parts: str) -> str:
 
 def _summary(recording: Recording, metrics: Metrics) -> str:
     facts, summary = recording.facts, metrics.summary
-    parts = [f"{summary['frames']} images"]
+    parts = [done(metrics, facts) + (" (interrupted)" if facts.get("interrupted") else "")]
     if summary["duration_s"]:
         parts.append(f"{shown('duration_s', summary['duration_s'])} s")
     if summary["rate_hz"]:
@@ -120,7 +130,7 @@ def _summary(recording: Recording, metrics: Metrics) -> str:
     return " · ".join(parts)
 
 
-def _verdict_table(found: Sequence[Verdict]) -> str:
+def _verdict_table(found: Sequence[Verdict], interrupted: str) -> str:
     level = overall(found)
     rows = "".join(
         f"<tr><th>{html.escape(v.name)}</th><td>{html.escape(v.value)}</td>"
@@ -129,7 +139,7 @@ def _verdict_table(found: Sequence[Verdict]) -> str:
         for v in found
     )
     return (
-        f'<section class="verdict {level or "none"}"><p class="headline">{headline(found)}</p>'
+        f'<section class="verdict {level or "none"}"><p class="headline">{headline(found, interrupted)}</p>'
         f'<table class="verdicts">{rows}</table></section>'
     )
 
@@ -147,7 +157,7 @@ def _lost(recording: Recording, metrics: Metrics) -> str:
             f"In all {_known(metrics, 'lost_messages')} images and {_known(metrics, 'lost_bytes')} bytes are lost."
         )
     if recording.facts.get("interrupted"):
-        lost.append("The replay was interrupted: this is what was done until then.")
+        lost.append(f"The replay was {interruption(metrics, recording.facts)}: this is what was done until then.")
     dropped = [frame for frame in recording.frames if frame.dropped]
     lost += [
         f"{count} {'image' if count == 1 else 'images'} dropped: {reason}"

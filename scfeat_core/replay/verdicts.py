@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,9 @@ LEVELS: Mapping[str, str] = {
 # Each with its reason. Above the first a figure is good, above the second it is to be watched.
 RATIO = (0.3, 0.15)  # below, RANSAC finds models by chance, or the front end does not believe the model
 COVERAGE = (0.5, 0.25)  # points in half of the image; points in one quarter leave rotation and translation ambiguous
-HALF_LIFE = (5, 2)  # frames: what a window of bundle adjustment needs; what only two-view geometry can use
+HALF_LIFE = (4, 2)  # frames in a row: three pass the scale on, a fourth checks it; what only two-view geometry can use
+WRONG = (0.25, 0.5)  # of the re-identified tracks: what robust estimation forgives; as many wrong ones as right ones
+TRUSTED = 0.05  # share of the inliers that are off: with more, the ground truth is
 KEPT = (1.0, 0.95)  # share of the images that gave a result
 WEAK = (0.0, 0.01)  # share of frames with too few inliers for a pose: each can break a trajectory
 KEYPOINTS = 50  # five-point RANSAC needs about 15 inliers, and a third of the points are matched
@@ -54,9 +56,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def verdicts(metrics: Metrics) -> list[Verdict]:
-    """What is known, the most important first."""
-    return [verdict for judge in _JUDGES for verdict in judge(metrics)]
+def verdicts(metrics: Metrics, facts: Mapping[str, Any] | None = None) -> list[Verdict]:
+    """What is known, the most important first. facts: of the recording, by which an interrupted replay is told."""
+    return [*_frames(metrics, facts or {}), *(verdict for judge in _JUDGES for verdict in judge(metrics))]
 
 
 def overall(found: Sequence[Verdict]) -> Level:
@@ -65,10 +67,30 @@ def overall(found: Sequence[Verdict]) -> Level:
     return next((level for level in ("poor", "watch", "good") if level in levels), "")
 
 
-def headline(found: Sequence[Verdict]) -> str:
-    """What they all come to, in words."""
+def headline(found: Sequence[Verdict], interrupted: str = "") -> str:
+    """What they all come to, in words. interrupted: of :func:`interruption`."""
     slow = any(verdict.machine and verdict.level == "watch" for verdict in found)
-    return LEVELS[overall(found)] + ("; slower than the camera on this machine" if slow else "")
+    notes = ["slower than the camera on this machine"] if slow else []
+    return "; ".join([LEVELS[overall(found)], *notes, *([interrupted] if interrupted else [])])
+
+
+def interruption(metrics: Metrics, facts: Mapping[str, Any]) -> str:
+    """After how many images a replay was stopped, in words; empty where it was not. facts: of its recording."""
+    return f"interrupted after {done(metrics, facts)}" if facts.get("interrupted") else ""
+
+
+def done(metrics: Metrics, facts: Mapping[str, Any]) -> str:
+    """How many images there are, and, where not all of them were looked at and their number is known, of how many."""
+    frames, wanted = metrics.summary["frames"], _wanted(facts)
+    return f"{frames} of {wanted} images" if facts.get("interrupted") and wanted else f"{frames} images"
+
+
+def _wanted(facts: Mapping[str, Any]) -> int | None:
+    """How many images a replay would have looked at; None where that is not known, as with a start or a stop."""
+    count, window = facts.get("messages"), facts.get("window") or {}
+    if not count or window.get("start") or window.get("stop") is not None:
+        return None
+    return min(int(count), int(window.get("frames") or count))
 
 
 def _level(value: float, limits: tuple[float, float]) -> Level:
@@ -83,14 +105,20 @@ def _number(metrics: Metrics, name: str) -> float | None:
     return None if value is None or isinstance(value, str) else float(value)
 
 
-def _frames(metrics: Metrics) -> Iterator[Verdict]:
+def _frames(metrics: Metrics, facts: Mapping[str, Any]) -> Iterator[Verdict]:
     frames, processed = _number(metrics, "frames"), _number(metrics, "processed")
     if not frames:
         yield Verdict("Images", "none", "poor", "there was nothing to process")
         return
     kept = (processed or 0) / frames
     lost = "all gave a result" if kept == 1 else "what was lost is listed below"
-    yield Verdict("Images processed", f"{processed:.0f} of {frames:.0f}", _level(kept, KEPT), lost)
+    if not facts.get("interrupted"):
+        yield Verdict("Images processed", f"{processed:.0f} of {frames:.0f}", _level(kept, KEPT), lost)
+        return
+    level: Level = "" if kept == 1 else _level(kept, KEPT)
+    wanted = _wanted(facts)
+    value = f"{processed:.0f}{f' of {wanted}' if wanted else ''} (interrupted)"
+    yield Verdict("Images processed", value, level, f"of the first {frames:.0f}, which all figures are of, {lost}")
 
 
 def _weak(metrics: Metrics) -> Iterator[Verdict]:
@@ -124,7 +152,7 @@ def _half_life(metrics: Metrics) -> Iterator[Verdict]:
     seconds = metrics.survival.interval
     value = f"> {longest} frames" if half_life is None else f"{half_life} frames ({half_life * seconds:.2f} s)"
     level: Level = "" if half_life is None and longest < HALF_LIFE[0] else _level(half_life or longest, HALF_LIFE)
-    why = f"half of the tracks seen twice go on longer without a gap; bundle adjustment needs {HALF_LIFE[0]} frames"
+    why = f"half of the tracks seen twice are seen in as many frames in a row; good from {HALF_LIFE[0]}"
     yield Verdict("Half-life of tracks", value, level, why)
 
 
@@ -156,8 +184,11 @@ def _truth(metrics: Metrics) -> Iterator[Verdict]:
         yield Verdict("Epipolar error", f"{error:.2f} px", "", why)
     if (wrong := _number(metrics, "reidentified_off_truth")) is not None:
         found = f"{shown('reidentified', metrics.summary['reidentified'])}, {percent(wrong)} off by > 3 px"
-        why = "from the true epipolar line of where they were seen before the gap: other points, errors of the truth"
-        yield Verdict("Re-identified tracks", found, "", f"{why} included")
+        level: Level = _level(wrong, WRONG) if (_number(metrics, "off_truth") or 0.0) <= TRUSTED else ""
+        why = f"from the true epipolar line of where they were last seen; good up to {percent(WRONG[0])}"
+        yield Verdict(
+            "Re-identified tracks", found, level, why if level else f"{why}, but this truth is not exact enough"
+        )
     if (repeated := _number(metrics, "repeatability")) is not None:
         count = metrics.distributions["repeatability"]["count"]
         why = f"at 3 px, of {count:.0f} frames where depth is known or the camera only turned"
@@ -177,7 +208,7 @@ def _speed(metrics: Metrics) -> Iterator[Verdict]:
     yield Verdict("Time a frame", f"{time:.0f} ms, slowest 5 %: {slow:.0f} ms", level, why, machine=True)
 
 
-_JUDGES = (_frames, _odometry, _trajectory, _weak, _ratio, _half_life, _coverage, _truth, _speed)
+_JUDGES = (_odometry, _trajectory, _weak, _ratio, _half_life, _coverage, _truth, _speed)
 
 
 # -- the weakest frames ------------------------------------------------------------------------------------------------

@@ -98,8 +98,10 @@ class TestRefusals:
     def test_other_numbers_of_frames_are_a_warning(self, write: Write) -> None:
         runs = read_runs([write("a", frames=9), write("b", frames=8, facts={"interrupted": True})])
         problems = check(runs)
-        assert "frames 9 (a), 8 (b)" in problems[0] and problems[-1] == "b was interrupted"
+        assert "frames 9 (a), 8 (b)" in problems[0] and problems[-1] == "b was interrupted after 8 images"
         assert check(runs[:1] * 2) == []
+        known = read_runs([write("c", frames=9), write("d", frames=8, facts={"interrupted": True, "messages": 9})])
+        assert check(known)[-1] == "d was interrupted after 8 of 9 images"
 
     def test_folders_that_are_no_runs(self, write: Write, tmp_path: Path) -> None:
         good = write("a")

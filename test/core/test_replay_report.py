@@ -14,7 +14,7 @@ from scfeat_core.charts import Chart, Histogram, Line, Mark, chart, histogram, p
 from scfeat_core.errors import DataError
 from scfeat_core.odometry.estimation import Odometry
 from scfeat_core.replay.film import LARGEST, LONGEST, draw_tracks, film_frames, make_film, strip_frames
-from scfeat_core.replay.metrics import summarise
+from scfeat_core.replay.metrics import Metrics, summarise
 from scfeat_core.replay.paths import aligned, lines, similarity
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.replay.report import make_report, write_report
@@ -49,6 +49,10 @@ def _unmatched(frame: FrameRecord) -> FrameRecord:
     assert pair is not None
     pair = replace(pair, matches=Matches(index, index, none[:, 0]), keypoints0=none, keypoints1=none)
     return replace(frame, pair=pair)
+
+
+def _with(metrics: Metrics, **figures: float) -> Metrics:
+    return replace(metrics, summary={**metrics.summary, **figures})
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +199,12 @@ class TestVerdicts:
         found = {verdict.name: verdict for verdict in verdicts(metrics)}
         assert metrics.summary["reidentified"] == 8 * 60 and metrics.summary["reidentified_off_truth"] == 1
         assert found["Re-identified tracks"].value == "480, 100 % off by > 3 px"
+        assert found["Re-identified tracks"].level == "poor"
+        inexact = {verdict.name: verdict for verdict in verdicts(_with(metrics, off_truth=0.06))}
+        assert inexact["Re-identified tracks"].level == "", "inliers are off, too: it is the truth that is wrong"
+        for share, level in ((0.25, "good"), (0.26, "watch"), (0.51, "poor")):
+            judged = {verdict.name: verdict for verdict in verdicts(_with(metrics, reidentified_off_truth=share))}
+            assert judged["Re-identified tracks"].level == level
         assert (
             found["Half-life of tracks"].value.startswith("2 frames") and found["Half-life of tracks"].level != "good"
         )
@@ -206,6 +216,41 @@ class TestVerdicts:
         odometry = replace(odometry_of(recording), initialisations=begun)
         found = {verdict.name: verdict for verdict in verdicts(summarise(recording, odometry))}
         assert found["Visual odometry"].level == level
+
+
+def window(frames: int = 0, start: float = 0.0, stop: float | None = None) -> dict[str, Any]:
+    """Facts of a part of a recording of 90 images."""
+    return {"messages": 90, "window": {"frames": frames, "start": start, "stop": stop}}
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize(
+        ("facts", "dropped", "value", "level", "end"),
+        [
+            ({"messages": 90}, {}, "20 of 90 (interrupted)", "", "interrupted after 20 of 90 images"),
+            ({"messages": 90}, {5: "decode"}, "19 of 90 (interrupted)", "watch", "interrupted after 20 of 90 images"),
+            (window(frames=40), {}, "20 of 40 (interrupted)", "", "interrupted after 20 of 40 images"),
+            (window(start=3.0), {}, "20 (interrupted)", "", "interrupted after 20 images"),
+            (window(stop=9.0), {}, "20 (interrupted)", "", "interrupted after 20 images"),
+            ({}, {}, "20 (interrupted)", "", "interrupted after 20 images"),
+        ],
+    )
+    def test_it_stands_beside_the_verdict(
+        self, make_recording: Make, facts: dict[str, Any], dropped: dict[int, str], value: str, level: str, end: str
+    ) -> None:
+        recording = make_recording(20, dropped=dropped, facts={**facts, "interrupted": True})
+        metrics = summarise(recording)
+        found = verdicts(metrics, recording.facts)
+        assert (found[0].name, found[0].value, found[0].level) == ("Images processed", value, level)
+        page = make_report(recording, metrics)
+        assert re.search(f'class="headline">[^<]* on this recording[^<]*; {end}</p>', page)
+        assert f"{end.removeprefix('interrupted after ')} (interrupted)" in page
+        assert f"The replay was {end}" in page
+
+    def test_whole_ones_are_called_as_ever(self, make_recording: Make) -> None:
+        recording = make_recording(20, facts={"messages": 90, "interrupted": False})
+        assert verdicts(summarise(recording), recording.facts)[0].value == "20 of 20"
+        assert "nterrupted" not in make_report(recording, summarise(recording))
 
 
 class TestWeakest:
