@@ -169,11 +169,12 @@ def check(runs: Sequence[Run], anyway: bool = False) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """values: of each run. best: which of them is the best one alone, None where none is. ratios: to the first run,
-    None where there is none."""
+    """values: of each run. above: what each is greater than, where only that is known. best: which of them is the best
+    one alone, None where none is. ratios: to the first run, None where there is none."""
 
     name: str
     values: Sequence[Number]
+    above: Sequence[float | None]
     best: int | None
     ratios: Sequence[float | None]
 
@@ -183,26 +184,32 @@ class Row:
         return f"{figure.label} [{figure.unit}]" if figure.unit else figure.label
 
     def cells(self) -> list[str]:
-        return [shown(self.name, value) for value in self.values]
+        return [
+            shown(self.name, value) if bound is None else f"> {shown(self.name, bound)}"
+            for value, bound in zip(self.values, self.above, strict=True)
+        ]
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
     """Of all figures that at least one run has; losses only where there were any."""
     found = [(name, [run.metrics.summary.get(name) for run in runs]) for name in FIGURES]
     return [
-        _row(name, values)
+        _row(name, values, [run.metrics.above.get(name) for run in runs])
         for name, values in found
-        if any(values) or (any(value is not None for value in values) and not name.startswith(_LOSSES))
+        if any(values)
+        or any(name in run.metrics.above for run in runs)
+        or (any(value is not None for value in values) and not name.startswith(_LOSSES))
     ]
 
 
-def _row(name: str, values: Sequence[Number]) -> Row:
+def _row(name: str, values: Sequence[Number], above: Sequence[float | None]) -> Row:
     numbers = [float(value) if isinstance(value, (int, float)) else None for value in values]
     if name == "initialisations":
         numbers = [number or None for number in numbers]  # 0: it never began, which is not better than once
     first = numbers[0]
     ratios = [None if not first or number is None else number / first for number in numbers]
-    return Row(name, values, _best(name, numbers), ratios)
+    best = _best(name, numbers) if all(bound is None for bound in above) else _beyond(numbers, above)
+    return Row(name, values, above, best, ratios)
 
 
 def _best(name: str, numbers: Sequence[float | None]) -> int | None:
@@ -215,6 +222,13 @@ def _best(name: str, numbers: Sequence[float | None]) -> int | None:
         place for place, number in enumerate(numbers) if number is not None and shown(name, number) == shown(name, best)
     ]
     return alike[0] if len(alike) == 1 else None
+
+
+def _beyond(numbers: Sequence[float | None], above: Sequence[float | None]) -> int | None:
+    """The only one of which a bound is all that is known, where no other reaches that; more is better of these."""
+    beyond = [(place, bound) for place, bound in enumerate(above) if bound is not None]
+    known = [number for number in numbers if number is not None]
+    return beyond[0][0] if len(beyond) == 1 and known and max(known) <= beyond[0][1] else None
 
 
 def text_table(runs: Sequence[Run]) -> str:

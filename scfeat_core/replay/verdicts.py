@@ -184,11 +184,11 @@ def _truth(metrics: Metrics) -> Iterator[Verdict]:
         yield Verdict("Epipolar error", f"{error:.2f} px", "", why)
     if (wrong := _number(metrics, "reidentified_off_truth")) is not None:
         found = f"{shown('reidentified', metrics.summary['reidentified'])}, {percent(wrong)} off by > 3 px"
-        level: Level = _level(wrong, WRONG) if (_number(metrics, "off_truth") or 0.0) <= TRUSTED else ""
+        inliers = _number(metrics, "off_truth")
+        level: Level = _level(wrong, WRONG) if inliers is not None and inliers <= TRUSTED else ""
         why = f"from the true epipolar line of where they were last seen; good up to {percent(WRONG[0])}"
-        yield Verdict(
-            "Re-identified tracks", found, level, why if level else f"{why}, but this truth is not exact enough"
-        )
+        why += "" if level else ", where the truth is exact enough for the inliers"
+        yield Verdict("Re-identified tracks", found, level, why)
     if (repeated := _number(metrics, "repeatability")) is not None:
         count = metrics.distributions["repeatability"]["count"]
         why = f"at 3 px, of {count:.0f} frames where depth is known or the camera only turned"

@@ -70,6 +70,24 @@ class TestTable:
         row = next(row for row in rows(runs) if row.name == "epipolar_truth_px")
         assert row.cells()[0] == "–" and row.best is None and row.ratios == [None, None]
 
+    def test_tracks_that_outlive_a_recording_are_not_behind(self, write: Write) -> None:
+        """With half of the tracks gone after 4 and 7 frames in two runs, and alive after all 11 in another."""
+        folders = [write("short"), write("longer"), write("longest")]
+        for folder, after in zip(folders[:2], (4, 7), strict=True):
+            file = folder / "metrics.json"
+            content = json.loads(file.read_text())
+            content["summary"]["track_half_life"] = after
+            content["tracks"]["survival"]["share"][after:] = [0.5] * (12 - after)
+            file.write_text(json.dumps(content))
+        found = {row.name: row for row in rows(read_runs(folders))}["track_half_life"]
+        assert found.cells() == ["4", "7", "> 11"] and found.best == 2
+        assert {row.name: row for row in rows(read_runs(folders[1:]))}["track_half_life"].best == 1
+        both = [write("a"), write("b")]
+        found = {row.name: row for row in rows(read_runs(both))}["track_half_life"]
+        assert found.cells() == ["> 11", "> 11"] and found.best is None
+        half = {row.name: row for row in rows(read_runs([folders[0], write("brief", frames=4)]))}["track_half_life"]
+        assert half.cells() == ["4", "> 3"] and half.best is None, "it may be 4, too"
+
     def test_settings_that_differ(self, write: Write) -> None:
         settings = {"settings": {"grid": 4, "clahe": 0.0}}
         found = differences(read_runs([write("a"), write("b", settings)]))
