@@ -372,6 +372,8 @@ def conclude(job: ReplayJob, source: Source, report: Report) -> Summary:
         from scfeat_core.replay.report import write_report
 
         report(f"report: {write_report(job.out, recording, metrics, odometry, scores, source.pictures)}")
+    else:
+        (job.out / "report.html").unlink(missing_ok=True)  # one of before would show other figures
     return _flat(metrics)
 
 

@@ -439,6 +439,13 @@ def test_nobody_knows_what_is_behind_a_cut(tmp_path: Path) -> None:
     assert finished(job(path, tmp_path / "out"))["damaged"] == 1
 
 
+def test_a_report_of_before_does_not_stay_beside_other_figures(short_bag: Path, tmp_path: Path) -> None:
+    words = (short_bag, "--method", "orb", "--frames", 3, "--out", tmp_path / "run")
+    assert command(*words) == 0 and (tmp_path / "run" / "report.html").exists()
+    assert command(*words, "--no-report") == 0
+    assert (tmp_path / "run" / "metrics.json").exists() and not (tmp_path / "run" / "report.html").exists()
+
+
 def test_damage_is_in_all_that_a_command_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = bag(tmp_path / "good", images(4, raw), kind=IMAGE)
     path = bag(tmp_path / "bad", images(20, raw), kind=IMAGE)
