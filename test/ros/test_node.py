@@ -320,8 +320,9 @@ def test_images_do_not_wait_for_an_engine(
     status = client.settle(client.ask(image_message(texture(), START)).header)
     note = f"compile for 1 image(s) of {WIDTH}x{HEIGHT} is being made; eager meanwhile"
     assert status.last_error == "" and status.precision == "float32"
+    ros.spin_until(lambda: note in process.output, PATIENCE, "the news in the log")
     levels = [line for line in process.output.splitlines() if note in line]
-    assert levels and all(line.startswith("[INFO]") for line in levels)
+    assert all(line.startswith("[INFO]") for line in levels)
     seen.clear()
     ros.spin_until(lambda: seen, PATIENCE, "diagnostics")
     network = seen[-1].status[-1]
