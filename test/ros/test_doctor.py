@@ -317,7 +317,7 @@ def test_a_silent_publisher_and_a_wrong_name_are_told_apart(ros: Any, spawn: Cal
     spawn([sys.executable, "-c", PUBLISHER, "silent"])
     node = ros.create_node()
     ros.spin_until(lambda: node.get_publishers_info_by_topic("/camera/image_raw"), what="the publisher", timeout=60)
-    silent = look()
+    silent = look(patience=10.0)  # also for finding it, on a busy machine
     assert silent["image topic"].level == "OK"
     assert silent["images"].level == "FAIL"
     assert "none received" in silent["images"].found
