@@ -47,7 +47,7 @@ def replaced(path: Path, option: str = "", place: str = "folder") -> Iterator[Pa
     option: of the command, which chooses the place: a "folder" or a "file". Raises ScfeatError where it cannot be
     written.
     """
-    with _told(path, option, place):
+    with writing(path, option, place):
         target = _resolved(path)
         if _is_stream(target):
             yield target
@@ -145,7 +145,9 @@ def _copy(scratch: Path, descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path, option: str, place: str) -> Iterator[None]:
+def writing(path: Path, option: str = "", place: str = "folder") -> Iterator[None]:
+    """Raises ScfeatError where what is written in the block to ``path`` cannot be. option, place: as for
+    :func:`replaced`."""
     try:
         yield
     except OSError as error:

@@ -27,7 +27,7 @@ import numpy as np
 
 from scfeat_core.columns import Columns, Table, to_columns
 from scfeat_core.errors import DataError, ScfeatError
-from scfeat_core.feature_files import replaced
+from scfeat_core.feature_files import replaced, writing
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.replay.tum import read_tum, write_tum
 from scfeat_core.types import Camera
@@ -164,25 +164,15 @@ def _progress(folder: Path) -> Progress:
 
 def _remove(folder: Path) -> None:
     """The files of a run, and nothing else that may be in the folder."""
-    with _writable(folder):
+    with writing(folder, "--out"):
         _discard(folder)
     _unlink(folder, (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED))
 
 
 def _unlink(folder: Path, names: Sequence[str]) -> None:
-    with _writable(folder):
+    with writing(folder, "--out"):
         for name in names:
             (folder / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ScfeatError(
-            f"expected to write to {folder}, found: {error.strerror or error}; choose another folder (--out)"
-        ) from error
 
 
 def _sweep(folder: Path) -> None:

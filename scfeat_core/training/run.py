@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from scfeat_core.config import dump_config
 from scfeat_core.errors import ConfigError, ScfeatError
-from scfeat_core.feature_files import replaced
+from scfeat_core.feature_files import replaced, writing
 from scfeat_core.network.model import SCFeat
 from scfeat_core.network.weights import save_model
 from scfeat_core.report import check_folder
@@ -140,11 +140,11 @@ class Run:
         self._drop_log_after(state.step)
         with replaced(self.folder / "config.json", OPTION) as scratch:
             scratch.write_text(json.dumps(dump_config(self.config), indent=1))
-        with _told(self.folder / "tensorboard"):
+        with writing(self.folder / "tensorboard", OPTION):
             self._board = _open_board(self.folder / "tensorboard", state.step)
 
     def _take_lock(self) -> None:
-        with _told(self.folder):
+        with writing(self.folder, OPTION):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
         try:
@@ -229,10 +229,10 @@ class Run:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if not self._main:
             return
-        with _told(self._log):
+        with writing(self._log, OPTION):
             _append(self._log, json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:
-            with _told(self.folder / "tensorboard"):
+            with writing(self.folder / "tensorboard", OPTION):
                 for name, value in values.items():
                     self._board.add_scalar(name, value, step)
                 self._board.flush()
@@ -294,18 +294,6 @@ def plot_curves(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Raises ScfeatError, as :func:`replaced`."""
-    try:
-        yield
-    except OSError as error:
-        raise ScfeatError(
-            f"expected to write {path}, found: {error.strerror or error}; free space, or choose another folder "
-            f"({OPTION})"
-        ) from error
-
-
 def _write_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Raises OSError, which torch would hide: its writer of archives only notices that bytes are missing."""
     try:
@@ -319,7 +307,7 @@ def _write_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 def _write_weights(model: SCFeat, path: Path) -> None:
     try:
-        with _told(path):
+        with writing(path, OPTION):
             save_model(model, path)
     except ScfeatError:
         with contextlib.suppress(OSError):
