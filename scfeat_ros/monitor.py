@@ -249,9 +249,9 @@ class Listener(Watcher):
         self._namespace, _, self._name = node.rpartition("/")
 
     def nodes(self) -> list[str]:
-        """The full names of the nodes that are known."""
+        """The full names of the nodes that are known; one twice where two nodes have it."""
         found = self._node.get_node_names_and_namespaces()
-        return sorted({f"{space.rstrip('/')}/{name}" for name, space in found if name != self._node.get_name()})
+        return sorted(f"{space.rstrip('/')}/{name}" for name, space in found if name != self._node.get_name())
 
     def published(self) -> dict[str, str]:
         """Topic -> type, of what the node publishes and can be recorded. Empty while it is not known."""

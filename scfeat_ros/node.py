@@ -171,6 +171,11 @@ class FrontendNode(LifecycleNode):
         self.finished = self.failed = result != TransitionCallbackReturn.SUCCESS
         return result
 
+    def destroy_node(self) -> None:
+        """Takes it out of the graph, too: rclpy leaves that to the garbage collector, as its state machine holds it."""
+        super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()
+
     def _end(self) -> TransitionCallbackReturn:
         if not self._stop():
             self.finished = self.hangs = True

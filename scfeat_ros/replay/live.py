@@ -372,7 +372,7 @@ class Session:
             now, found = time.monotonic(), self.listener.published()
             if found != known:
                 known, since = found, now
-            elif {STATUS, DIAGNOSTICS} <= set(found.values()) and now - since > STEADY:
+            elif {STATUS, DIAGNOSTICS} <= set(found.values()) and now - since > STEADY and self._namesakes() < 2:
                 chosen = {t: k for t, k in found.items() if self._wanted(t) or k in (STATUS, DIAGNOSTICS)}
                 self.listener.listen(chosen)
                 return chosen
@@ -383,9 +383,15 @@ class Session:
     def _wanted(self, topic: str) -> bool:
         return topic.rpartition("/")[2] in self.options.outputs
 
+    def _namesakes(self) -> int:
+        """Nodes with its name; of two, it would be chance which one is asked."""
+        return self.listener.nodes().count(self.name)
+
     def _absent(self, found: Mapping[str, str]) -> ScfeatError:
         nodes = self.listener.nodes()
-        if self.name in nodes:
+        if self._namesakes() > 1:
+            text = f"found {self._namesakes()} nodes of that name: stop one of them, or give it another"
+        elif self.name in nodes:
             text = f"found {', '.join(found) or 'nothing of that kind'}: is it configured?"
         else:
             text = f"found the nodes {', '.join(nodes) or '(none)'}: check --node, ROS_DOMAIN_ID and the network"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -609,6 +610,20 @@ def test_what_was_due_when_the_node_was_cleaned_up_does_nothing(ros: Any) -> Non
         assert node.trigger_cleanup() == success
         late()
         assert node._worker.counts(camera).received == 0
+
+
+def test_a_destroyed_node_leaves_the_graph_at_once(ros: Any) -> None:
+    """As a living one of its name would be taken for it."""
+    observer = ros.create_node("observer")
+    gc.disable()
+    try:
+        node = FrontendNode(context=ros.context, parameter_overrides=[Parameter("weights", value="random")])
+        assert "scfeat" in observer.get_node_names()
+        node.destroy_node()
+        assert "scfeat" not in observer.get_node_names()
+        node.destroy_node()  # as often as one likes
+    finally:
+        gc.enable()
 
 
 @pytest.fixture

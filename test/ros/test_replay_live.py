@@ -307,6 +307,11 @@ def test_a_running_node(ros, start, spawn, small_disk, tmp_path: Path) -> None:
     process = live(spawn, good, "--out", out, "--node", "/nobody", "--patience", 6)
     assert process.wait(PATIENCE) == 2
     assert "found the nodes /scfeat" in process.output
+    namesake = ros.create_node("scfeat")
+    process = play(good, "--patience", 6)
+    assert process.wait(PATIENCE) == 2
+    assert "found 2 nodes of that name" in process.output
+    namesake.destroy_node()
     names = (
         "--play-as",
         "/nose/image/compressed=/eye/image/compressed",
