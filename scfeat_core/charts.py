@@ -197,7 +197,10 @@ def _step(rough: float) -> float:
 
 
 def _plot(parts: Sequence[str], x_axis: _Axis, y_axis: _Axis, x_label: str, attributes: str = "") -> str:
-    ys = "".join(f'<span style="top:{y_axis.down(y) / 10:.1f}%">{_number(y)}</span>' for y in y_axis.ticks)
+    ys = "".join(
+        f'<span style="top:{y_axis.down(y) / 10:.1f}%">{label}</span>'
+        for y, label in zip(y_axis.ticks, _brief(y_axis), strict=True)
+    )
     xs = "".join(_below(x_axis.along(x) / 10, _number(x)) for x in x_axis.ticks)
     return (
         f'<div class="plot"><div class="ys">{ys}</div><div class="area" {attributes}>'
@@ -283,6 +286,14 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _number(value: float) -> str:
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return "0" if float(text.replace(",", "")) == 0 else text.replace(",", "\u202f").replace("-", "−")
+
+
+def _brief(axis: _Axis) -> list[str]:
+    """Its ticks, in thousands and more where there is no room for all digits."""
+    largest = max(abs(axis.low), abs(axis.high))
+    units = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"), (0.0, 1.0, ""))
+    unit, letter = next((unit, letter) for least, unit, letter in units if largest >= least)
+    return [_number(tick / unit) + (f"\u202f{letter}" if letter and tick else "") for tick in axis.ticks]
 
 
 def _text(words: str) -> str:

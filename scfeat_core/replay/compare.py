@@ -21,12 +21,14 @@ from scfeat_core.replay.figures import FIGURES, Number, shown
 from scfeat_core.replay.metrics import Metrics, read_metrics
 from scfeat_core.replay.records import GroundTruth
 from scfeat_core.replay.report import STYLE, survival_lines
+from scfeat_core.replay.run_folder import FRAMES, map_arrays
 from scfeat_core.replay.tum import read_tum
 from scfeat_core.replay.verdicts import interruption
 from scfeat_core.report import document
 
 PAGE, FIGURES_FILE = "compare.html", "compare.json"
 _SAME = ("bag", "topic", "window")  # facts without which runs are of different images
+_CLOCKED = 86_400_000_000_000  # nanoseconds: images with earlier stamps count from the beginning of a recording
 _NAMED = 3  # settings at most in the name of a run
 _LOSSES = ("dropped", "resets", "damaged", "lost_messages", "lost_bytes")
 _NO_SETTINGS = (
@@ -44,11 +46,12 @@ _NO_SETTINGS = (
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """name: told apart from the others. facts: of run.json. stamps (N,) int64 and poses (N, 4, 4): of trajectory.txt,
-    None where there is none; truth, too."""
+    """name: told apart from the others. facts: of run.json. images: (F,) int64, their stamps, nanoseconds. trajectory:
+    stamps (N,) int64 and poses (N, 4, 4) of trajectory.txt, None where there is none; truth, too."""
 
     name: str
     facts: Mapping[str, Any]
+    images: np.ndarray
     metrics: Metrics
     trajectory: tuple[np.ndarray, np.ndarray] | None
     truth: GroundTruth | None
@@ -137,7 +140,8 @@ def _read(name: str, folder: Path, facts: Mapping[str, Any]) -> Run:
     trajectory, truth = (
         read_tum(path) if path.is_file() else None for path in (folder / "trajectory.txt", folder / "groundtruth.txt")
     )
-    return Run(name, facts, read_metrics(folder), trajectory, None if truth is None else GroundTruth(*truth))
+    images = map_arrays(folder / FRAMES, "stamp")["stamp"]
+    return Run(name, facts, images, read_metrics(folder), trajectory, None if truth is None else GroundTruth(*truth))
 
 
 def check(runs: Sequence[Run], anyway: bool = False) -> list[str]:
@@ -145,7 +149,9 @@ def check(runs: Sequence[Run], anyway: bool = False) -> list[str]:
     problems = []
     for name in _SAME:
         values = {json.dumps(run.facts.get(name)): run.name for run in runs}
-        if len(values) > 1:
+        if name == "bag" and len(values) > 1 and _are_copies(runs):
+            problems.append(f"bags of different names with the same images: {', '.join(values)}")
+        elif len(values) > 1:
             found = ", ".join(f"{value} ({name})" for value, name in values.items())
             if not anyway:
                 raise DataError(
@@ -162,6 +168,16 @@ def check(runs: Sequence[Run], anyway: bool = False) -> list[str]:
         f"{run.name} was {interruption(run.metrics, run.facts)}" for run in runs if run.facts.get("interrupted")
     ]
     return problems
+
+
+def _are_copies(runs: Sequence[Run]) -> bool:
+    """Whether all are of one recording, whatever their bags are called: with images of the same times, by a clock or,
+    where stamps count from the beginning as those of other recordings do, from bags of the same size."""
+    count = min(len(run.images) for run in runs)
+    first = runs[0].images[:count]
+    if not count or any((run.images[:count] != first).any() for run in runs):
+        return False
+    return bool(first[0] >= _CLOCKED) or len({run.facts.get("bytes", run.name) for run in runs}) == 1
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

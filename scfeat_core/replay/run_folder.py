@@ -70,6 +70,12 @@ class RunWriter:
         write_arrays(self.folder / UNFINISHED / _STATE, {**state, **counts})
         self.progress = Progress(parts + 1, done + len(frames), state)
 
+    def abandon(self) -> None:
+        """Remove what was begun, and the folder where nothing else is in it; nothing is raised."""
+        with contextlib.suppress(OSError):
+            _discard(self.folder)
+            self.folder.rmdir()
+
     def finish(
         self, facts: Mapping[str, Any], camera: Camera | None, truth: GroundTruth | None, complete: bool = True
     ) -> None:

@@ -50,8 +50,8 @@ def run_job(job: ReplayJob, report: Report = lambda text: None, progress: bool |
 
     report: takes lines of text. progress: True: a bar on stderr, where that is a terminal; or called with the number of
     frames that are done and that of all. SIGINT (where this is the main thread) ends the replay after the frame in
-    work: files and report are of what was done, the summary has "interrupted": 1, and the same job goes on there. A
-    second one ends it at once. Raises ScfeatError.
+    work: files and report are of what was done, the summary has "interrupted": 1, and the same job goes on there. One
+    that comes when only figures and report are left changes nothing. A second one ends it at once. Raises ScfeatError.
     """
     source = Source(job)
     _say_choices(source, report)
@@ -61,9 +61,8 @@ def run_job(job: ReplayJob, report: Report = lambda text: None, progress: bool |
         report(f"{job.out} holds this replay already: only figures and report are made again (--overwrite: all)")
     else:
         interrupted = _replay(job, source, writer, report, progress)
-    with _stoppable() as stopped:  # figures take seconds, and whoever stops there still wants them
+    with _stoppable():  # figures take seconds, and whoever stops there still wants them
         summary = conclude(job, source, report)
-    interrupted = interrupted or stopped.is_set()
     if not summary["processed"] and not interrupted:
         first = next(iter(read_run(job.out).frames))
         raise DataError(
@@ -94,8 +93,8 @@ def finished(job: ReplayJob) -> Summary | None:
 
 def _replay(job: ReplayJob, source: Source, writer: RunWriter, report: Report, progress: bool | Watch) -> bool:
     """All images that are not done yet; whether it was interrupted."""
-    player = Player(job, source)
-    with _threads_kept():
+    with _nothing_left(writer), _threads_kept():
+        player = Player(job, source)
         if writer.progress.frames:
             report(f"going on after {writer.progress.frames} frames that are done already")
             player.restore(writer.progress.state)
@@ -125,6 +124,17 @@ def _play(source: Source, player: Player, writer: RunWriter, stopped: threading.
                 break
     if pending:
         writer.add(pending, player.state())
+
+
+@contextmanager
+def _nothing_left(writer: RunWriter) -> Iterator[None]:
+    """What ends before there is anything of a run leaves none: no folder that looks like an unfinished one."""
+    try:
+        yield
+    except BaseException:
+        if not writer.progress.frames:
+            writer.abandon()
+        raise
 
 
 @contextmanager

@@ -38,8 +38,8 @@ def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], No
     first of them that is of the time of the images.
 
     Poses that count from 0, as data sets have them, are moved so that the first is that of the first image, and
-    ``warn`` is told; they must last as long as the images. Raises DataError where what is named cannot be read, or is
-    of another recording; what is only found there is left out then.
+    ``warn`` is told; they must last as long as the images, or longer where the end of these is missing. Raises
+    DataError where what is named cannot be read, or is of another recording; what is only found there is left out then.
     """
     if job.ground_truth == NO_TRUTH:
         return FoundTruth()
@@ -71,7 +71,8 @@ def _fitting(
     if first is None:
         return truth
     if _is_of_another_clock(truth, first):
-        moved = _moved(truth, list(_stamps(bag, images)))
+        stamps = list(_stamps(bag, images))
+        moved = _moved(truth, stamps, bag.cut_off)
         warn(
             f"ground truth of {truth.source} has another clock than the images ({1e-9 * truth.stamps[0]:.1f} s and "
             f"{1e-9 * first:.1f} s): its first pose is taken to be that of the first image"
@@ -81,9 +82,11 @@ def _fitting(
     return truth
 
 
-def _moved(truth: GroundTruth, stamps: list[int]) -> GroundTruth:
+def _moved(truth: GroundTruth, stamps: list[int], cut_off: bool) -> GroundTruth:
+    """cut_off: an unknown number of stamps is missing at the end."""
     lasts, expected = int(truth.stamps[-1] - truth.stamps[0]), max(stamps) - min(stamps)
-    if abs(lasts - expected) > max(_SLACK, _ALIKE * expected):
+    slack = max(_SLACK, _ALIKE * expected)
+    if expected - lasts > slack or (lasts - expected > slack and not cut_off):
         raise DataError(
             f"expected ground truth that lasts as long as the images, {1e-9 * expected:.1f} s, as it has another clock "
             f"than they have, found {1e-9 * lasts:.1f} s in {truth.source}: is it that of another recording? {_ADVICE}"

@@ -113,6 +113,17 @@ class TestRefusals:
             check(runs)
         assert "different images" in check(runs, anyway=True)[0]
 
+    def test_a_copy_by_another_name_is_the_same_recording(self, write: Write) -> None:
+        """Images of the same times: by a clock, or from 0 in bags of one size."""
+        zero = read_runs([write("a", {"bytes": 5}), write("b", {"bag": "another", "bytes": 7}, frames=7)])
+        clocked = [replace(run, images=run.images + 1_600_000_000_000_000_000) for run in zero]
+        assert check(clocked)[0] == 'bags of different names with the same images: "made", "another"'
+        with pytest.raises(DataError, match='bag of "made" .*"another"'):
+            check(zero)
+        check([zero[0], replace(zero[1], facts={**zero[1].facts, "bytes": 5})])
+        with pytest.raises(DataError, match='bag of "made" .*"another"'):
+            check([clocked[0], replace(clocked[1], images=clocked[1].images + 1)])
+
     def test_other_numbers_of_frames_are_a_warning(self, write: Write) -> None:
         runs = read_runs([write("a", frames=9), write("b", frames=8, facts={"interrupted": True})])
         problems = check(runs)

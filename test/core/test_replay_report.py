@@ -371,6 +371,20 @@ class TestCharts:
         ):
             assert "nan" not in drawn and "inf" not in drawn
 
+    @pytest.mark.parametrize(
+        ("top", "labels"),
+        [
+            (1.5, ["0", "0.5", "1", "1.5"]),
+            (8e3, ["0", "2 000", "4 000", "6 000", "8 000"]),
+            (2e6, ["0", "0.5 M", "1 M"]),
+        ],
+    )
+    def test_numbers_beside_an_axis_are_short(self, top: float, labels: list[str]) -> None:
+        drawn = chart(Chart("t", [Line("a", np.arange(2.0), np.array([0.0, top]))]))
+        beside = re.findall(r"<span[^>]*>([^<]*)</span>", drawn.partition('class="ys"')[2].partition("</div>")[0])
+        assert max(map(len, beside)) <= 6
+        assert [label.replace("\u202f", " ") for label in beside[: len(labels)]] == labels
+
     def test_a_histogram_counts_all_values(self) -> None:
         drawn = histogram(Histogram("t", np.array([1.0] * 50 + [1000.0, np.nan]), "ms", bins=10))
         assert drawn.count("<rect") == 2 and "median 1, p95 1 ms" in drawn

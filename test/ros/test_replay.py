@@ -188,6 +188,37 @@ def test_an_interrupted_replay_goes_on_to_the_same_files(short_bag: Path, tmp_pa
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
+def test_an_interruption_while_figures_are_made_changes_nothing(
+    short_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of a replay, nor where the replay was complete before."""
+    from scfeat_ros.replay.run import conclude
+
+    def interrupted(*words: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return conclude(*words)
+
+    monkeypatch.setattr("scfeat_ros.replay.run.conclude", interrupted)
+    one = job(short_bag, tmp_path)
+    for _ in range(2):
+        summary = run_job(one, progress=False)
+        assert "interrupted" not in summary and summary["frames"] == 12 and finished(one) == summary
+        (tmp_path / "metrics.json").unlink()
+
+
+@pytest.mark.parametrize("method", ["siftt", "orb"])
+def test_a_replay_that_never_began_leaves_no_folder(tmp_path: Path, method: str) -> None:
+    """Of an unknown method, and of a bag whose every image is cut off."""
+    path = bag(tmp_path / "bag", images(3))
+    (file,) = path.glob("*.mcap")
+    if method == "orb":
+        (path / "metadata.yaml").unlink()
+        file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(ScfeatError):
+        replay(path, tmp_path / "out", method=method)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("dies", ["scfeat_core.replay.metrics.summarise", "scfeat_core.replay.report.write_report"])
 def test_no_figures_or_report_of_the_part_before_an_interruption_stay(
     short_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str
@@ -620,6 +651,17 @@ def test_ground_truth_of_another_recording(
     assert run["state"] == "done" and run["summary"]["missing"]["ate_m"] == reason
     assert reason in run["checks"][0]["error"]
     assert finished(job(path, tmp_path / "out", report=True))["missing"]["ate_m"] == reason
+
+
+def test_ground_truth_from_zero_of_a_recording_whose_end_is_missing(tmp_path: Path) -> None:
+    """It lasts longer than what is left of the images, as it should; shorter than they do it is another's still."""
+    path = bag(tmp_path / "bag", images(40), [(0, info(START))])
+    (file,) = path.glob("*.mcap")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    given = poses_file(tmp_path / "poses.txt", [0.05 * i for i in range(400)])
+    source = Source(job(path, tmp_path / "out", ground_truth=given))
+    assert source.truth is not None and len(source.truth.stamps) == 400
+    assert "another clock" in source.warnings[0]
 
 
 def test_ground_truth_of_a_part_is_used(tmp_path: Path) -> None:
