@@ -36,7 +36,7 @@ from scfeat_core.types import GeometryModel
 from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagMessage, open_bag, write_bag
 from scfeat_ros.parameters import load_parameters
 from scfeat_ros.replay.job import ReplayJob
-from scfeat_ros.replay.run import PART, finished, frontend_config, run_job
+from scfeat_ros.replay.run import PART, Player, finished, frontend_config, run_job
 from scfeat_ros.replay.source import Source, missing_by_stamps, read_ahead, to_rgb8
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
@@ -979,6 +979,18 @@ def test_reading_ahead_is_bounded_and_ends_with_its_user() -> None:
         made_now = len(made)
         assert made_now <= 4 + 3 + 1
     assert threading.active_count() == before
+
+
+def test_images_that_are_read_ahead_give_the_same(
+    short_bag: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    for name, idle in (("one", False), ("ahead", True)):
+        monkeypatch.setattr(Player, "leaves_cores_idle", idle)
+        seen = stop_at(3, lambda: threads.append({thread.name for thread in threading.enumerate()}))
+        assert run_job(job(short_bag, tmp_path / name), progress=seen)["frames"] == 12
+    assert "reader" not in threads[0] and "reader" in threads[1]
+    assert files(tmp_path / "one") == files(tmp_path / "ahead")
 
 
 def test_an_error_of_the_reader_is_raised_where_images_are_taken() -> None:
