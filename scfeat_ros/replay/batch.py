@@ -21,7 +21,7 @@ from scfeat_core.errors import DataError, ScfeatError
 
 from ..processes import Child
 from .child import RunJob, execute, hand_over, progress_of, result_of
-from .outcomes import Run, warn
+from .outcomes import Run, bag_name, warn
 
 AUTO = "auto"  # --ray without an address: RAY_ADDRESS, or a Ray of this machine
 _MOST_THREADS = 8  # of a replay on a cluster
@@ -29,7 +29,6 @@ _PERIOD = 0.1  # seconds between two looks at the children
 _PATIENCE = 600.0  # seconds for those that were interrupted to write what they have
 # Of torch, numpy, and OpenCV: together the workers have as many threads as there are cores.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-_SUFFIXES = (".mcap", ".db3", ".bag")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +73,7 @@ def output_folders(bags: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _name(path: Path, depth: int) -> str:
-    last = path.stem if path.suffix in _SUFFIXES else path.name
-    return "_".join([*path.parts[1:-1], last][-depth:]) or "bag"
+    return "_".join([*path.parts[1:-1], bag_name(path)][-depth:])
 
 
 def _numbered(names: Sequence[str]) -> Iterator[str]:

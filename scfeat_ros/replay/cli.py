@@ -171,8 +171,7 @@ def _jobs(args: argparse.Namespace) -> list[ReplayJob]:
     shared = {name: getattr(args, name) for name in {field.name for field in fields(ReplayJob)} & set(vars(args))}
     shared.pop("out")
     if len(args.bags) == 1:
-        (bag,) = args.bags
-        folders = [args.out or Path("build/replay") / (bag.stem if bag.suffix else bag.absolute().name)]
+        folders = [args.out or Path("build/replay") / outcomes.bag_name(args.bags[0])]
     else:
         folders = batch.output_folders(args.bags, args.out or Path("build/replay"))
     first = ReplayJob(bag=args.bags[0], out=folders[0], parameters=parameters, report=not args.no_report, **shared)

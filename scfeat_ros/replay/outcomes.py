@@ -47,7 +47,14 @@ COLUMNS = (
 _KNOWN = {*SUMMARY_NAMES, *LIVE_NAMES}
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 _NONE = "–"
+_BAG_FILE = re.compile(r"\.(mcap|db3|bag|bag\.active)(\.zstd)?$")
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def bag_name(bag: Path) -> str:
+    """As the user calls it: that of its folder, or of its file without what says that it is a bag. Never empty."""
+    path = bag.resolve() if bag.name == ".." else bag.absolute()  # a link keeps its name
+    return _BAG_FILE.sub("", path.name) or "bag"
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,7 @@ class Run:
     @property
     def bag_name(self) -> str:
         """As the user calls it; the folder of a run may be called otherwise."""
-        if self.bag is None:
-            return self.name
-        return self.bag.stem if self.bag.suffix else self.bag.absolute().name
+        return self.name if self.bag is None else bag_name(self.bag)
 
     @property
     def missing(self) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -28,8 +29,10 @@ from scfeat_ros.bag_from_images import make_bag
 from scfeat_ros.bags import write_bag
 from scfeat_ros.image_folders import Options, read_folder
 from scfeat_ros.processes import Child
+from scfeat_ros.replay import cli as replay_cli
 from scfeat_ros.replay.batch import cores, output_folders, run_jobs
 from scfeat_ros.replay.child import hand_over, result_of
+from scfeat_ros.replay.outcomes import Run
 
 PATIENCE = 240.0  # seconds, on a machine with other work
 JOBS = '''
@@ -244,6 +247,29 @@ def test_folders_are_named_after_the_bags(tmp_path: Path) -> None:
     same = output_folders([tmp_path / "c/hall", tmp_path / "c/hall.mcap"], Path("out"))
     assert len(set(same)) == 2
     assert output_folders([tmp_path / "c" / ".." / "a" / "run"], Path("out")) == [Path("out/run")]
+
+
+@pytest.mark.parametrize(
+    ("bag", "name"),
+    [
+        ("bags/rec.22", "rec.22"),
+        ("rec_2024-05-01.5", "rec_2024-05-01.5"),
+        ("a/hall.mcap", "hall"),
+        ("hall.v2.db3", "hall.v2"),
+        ("hall.bag", "hall"),
+        ("hall.bag.active", "hall"),
+        ("hall_0.mcap.zstd", "hall_0"),
+        ("bags/rec.22/..", "bags"),
+        ("/", "bag"),
+    ],
+)
+def test_a_bag_has_one_name_everywhere(bag: str, name: str) -> None:
+    """Without the suffixes of bags, and no others: the folder of a run, alone or among others, and its table."""
+    args = argparse.ArgumentParser()
+    replay_cli.add_arguments(args)
+    alone, several = (replay_cli._jobs(args.parse_args(bags)) for bags in ([bag], [bag, "other"]))
+    assert alone[0].out == several[0].out == Path("build/replay", name)
+    assert Run("run", None, bag=Path(bag)).bag_name == name
 
 
 def test_bag_that_is_given_twice_is_refused(tmp_path: Path) -> None:
