@@ -33,13 +33,17 @@ SHARES = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
 STATISTICS = ("mean", *SHARES)
 FILES = ("live.json", "live.html", "latency.csv")
 
-# Of the flat summary, for checks; None where one is not known.
+# Of the flat summary, for checks; None where one is not known, for those below with the reason under "missing".
 SUMMARY_NAMES = (
     *("frames", "received", "processed", "dropped", "dropped_before_node", "damaged", "lost_messages", "lost_bytes"),
     *(f"dropped_{why}" for why in ("busy", "stale", "decode", "sync", "no_calibration", "unwanted", "error")),
     *("processed_hz", "latency_ms", "latency_p95_ms", "latency_p99_ms", "latency_max_ms", "age_ms", "age_p95_ms"),
     *("ms_network", "ms_total", "keypoints", "matches", "inliers", "inlier_ratio", "coverage"),
 )
+
+
+_LATENCY_NAMES = {"latency_ms": "p50", "latency_p95_ms": "p95", "latency_p99_ms": "p99", "latency_max_ms": "max"}
+_AGE_NAMES = {"age_ms": "p50", "age_p95_ms": "p95"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +197,9 @@ def _rate(times: Sequence[int]) -> float | None:
 
 
 def summary_of(run: LiveRun) -> dict[str, Any]:
-    """Flat figures of all cameras together, by SUMMARY_NAMES: counts are sums, latencies those of all features."""
+    """Flat figures of all cameras together, by SUMMARY_NAMES: counts are sums, the rate is that of the slowest,
+    latencies are those of all features. "missing": figure -> why it has no value, where there is such a reason.
+    """
     summary: dict[str, Any] = dict.fromkeys(SUMMARY_NAMES)
     summary["frames"] = sum(len(camera.sent) for camera in run.cameras)
     for name in ("received", "processed"):
@@ -209,16 +215,44 @@ def summary_of(run: LiveRun) -> dict[str, Any]:
         **{name: run.player.get(name, 0) for name in ("lost_messages", "lost_bytes")},
     }
     summary |= {"damage": damage} if damage else {}
-    rates = [_rate([at for _, at in camera.arrivals.get("features", ())]) for camera in run.cameras]
-    summary["processed_hz"] = rounded(min((rate for rate in rates if rate is not None), default=None), 2)
-    latency = quantiles(_all(camera.latencies("features") for camera in run.cameras))
-    names = ("latency_ms", "latency_p95_ms", "latency_p99_ms", "latency_max_ms")
-    summary |= dict(zip(names, (latency[share] for share in SHARES), strict=True))
-    age = quantiles(_all(camera.measured("age_ms") for camera in run.cameras))
-    summary |= {"age_ms": age["p50"], "age_p95_ms": age["p95"]}
+    rates = [rate for camera in run.cameras if (rate := _processed_hz(camera)) is not None]
+    summary["processed_hz"] = rounded(min(rates, default=None), 2)
     for name in ("ms_network", "ms_total", "keypoints", "matches", "inliers", "inlier_ratio", "coverage"):
         summary[name] = quantiles(_all(camera.measured(name) for camera in run.cameras), 3)["p50"]
-    return summary
+    return summary | _times(run)
+
+
+def _processed_hz(camera: CameraRun) -> float | None:
+    """Of its features; 0 where none came, or a single one of several images. None where it was sent no images, or
+    features were not listened to: nothing says how many should have come.
+    """
+    if not camera.sent or "features" not in camera.arrivals:
+        return None
+    came = np.isfinite(camera.latencies("features")).sum()
+    return _rate([at for _, at in camera.arrivals["features"]]) if came >= min(2, len(camera.sent)) else 0.0
+
+
+def _times(run: LiveRun) -> dict[str, Any]:
+    """Latencies and ages of the summary, and why there are none."""
+    sent = [camera for camera in run.cameras if camera.sent]
+    latencies = [(camera, camera.latencies("features")) for camera in sent if "features" in camera.arrivals]
+    ages = [(camera, camera.measured("age_ms")) for camera in sent]
+    latency, no_latency = _of_all(_LATENCY_NAMES, latencies, "no features came of the images of")
+    age, no_age = _of_all(_AGE_NAMES, ages, "no status was of an image of")
+    missing = no_latency | no_age
+    return latency | age | ({"missing": missing} if missing else {})
+
+
+def _of_all(
+    names: Mapping[str, str], times: Sequence[tuple[CameraRun, np.ndarray]], why: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Figures of the times of all cameras, and why they have no value: where one camera has none, those of the others
+    would hide that its images never came back. names: figure -> which of STATISTICS. why: goes before the cameras.
+    """
+    silent = [camera.name or camera.topic for camera, values in times if not np.isfinite(values).any()]
+    known = quantiles(_all([] if silent else (values for _, values in times)))
+    missing = dict.fromkeys(names, f"{why} {', '.join(silent)}") if silent else {}
+    return {name: known[statistic] for name, statistic in names.items()}, missing
 
 
 def _all(parts: Iterable[np.ndarray]) -> np.ndarray:

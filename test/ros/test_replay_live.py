@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +41,7 @@ from scfeat_ros.monitor import Heard
 from scfeat_ros.offered_qos import Offer, merged, read_offers
 from scfeat_ros.player import CLOCK, Event, Window, recorded_events, ticks, with_clock
 from scfeat_ros.processes import shared_memory_of
+from scfeat_ros.replay import outcomes
 from scfeat_ros.replay.job import ReplayJob
 from scfeat_ros.replay.live_plan import LiveOptions, graph_plan, own_plan
 from scfeat_ros.replay.live_report import (
@@ -694,6 +697,42 @@ def test_nothing_came_back(tmp_path: Path) -> None:
     write_files(tmp_path, run, figures, {"bag": "b", "problems": []})
     assert "nothing was measured" in (tmp_path / "live.html").read_text()
     assert quantiles(np.array([np.nan])) == dict.fromkeys(("mean", "p50", "p95", "p99", "max"))
+
+
+FOREIGN = [(START - i, i) for i in range(1, 4)]  # features of images that were not played
+
+
+@pytest.mark.parametrize("features", [[], FOREIGN], ids=["nothing", "foreign"])
+def test_a_camera_that_gives_nothing_is_not_left_out(features: list[tuple[int, int]]) -> None:
+    """The other one does not answer for it: the rate is 0, and there is no latency, as is said."""
+    good = camera_run()
+    dead = CameraRun("right", "/right", good.sent, Heard(), {"features": features})
+    alone, both = (summary_of(LiveRun(cameras, {})) for cameras in ([good], [good, dead]))
+    assert alone["processed_hz"] == 9.8 and "missing" not in alone
+    timed = {name for name in SUMMARY_NAMES if name.startswith(("latency", "age"))}
+    assert both["processed_hz"] == 0 and {both[name] for name in timed} == {None}
+    assert both["missing"].keys() == timed and both["keypoints"] == alone["keypoints"]
+    words = ("--fail-if", "processed_hz<5", "--fail-if", "latency_p95_ms>50", "--fail-if", "age_p95_ms>50")
+    parser = argparse.ArgumentParser()
+    outcomes.add_arguments(parser)
+    said: list[str] = []
+    status = outcomes.conclude([outcomes.Run("hall", both)], parser.parse_args(words), said.append, said.append)
+    assert status == 2 and "hall: FAILED: expected processed_hz >= 5, found 0" in said
+    assert sum("found none: no features came of the images of right" in line for line in said) == 1
+    assert sum("found none: no status was of an image of right" in line for line in said) == 1
+
+
+def test_the_rate_of_a_camera_of_which_hardly_anything_came() -> None:
+    """One of many images has no rate of its own, and is no reason to leave it out; one of one, or of none, is."""
+    good = camera_run()
+
+    def rate(sent: int, came: int, kind: str = "features") -> float | None:
+        camera = replace(good, name="right", sent=good.sent[:sent], arrivals={kind: good.arrivals["features"][:came]})
+        return summary_of(LiveRun([good, camera] if kind == "features" else [camera], {}))["processed_hz"]
+
+    assert (rate(10, 1), rate(1, 0)) == (0, 0)
+    assert (rate(1, 1), rate(0, 0), rate(10, 5)) == (9.8, 9.8, 9.8)
+    assert rate(10, 0, "tracks") is None, "features were not listened to"
 
 
 def test_what_the_figures_do_not_say_is_said() -> None:
