@@ -21,14 +21,13 @@ from scfeat_core.replay.figures import FIGURES, Number, shown
 from scfeat_core.replay.metrics import Metrics, read_metrics
 from scfeat_core.replay.records import GroundTruth
 from scfeat_core.replay.report import STYLE, survival_lines
-from scfeat_core.replay.run_folder import FRAMES, map_arrays
 from scfeat_core.replay.tum import read_tum
 from scfeat_core.replay.verdicts import interruption
 from scfeat_core.report import document
 
 PAGE, FIGURES_FILE = "compare.html", "compare.json"
 _SAME = ("bag", "topic", "window")  # facts without which runs are of different images
-_CLOCKED = 86_400_000_000_000  # nanoseconds: images with earlier stamps count from the beginning of a recording
+_OF_PATHS, _WHOLE = ("ate_m", "rpe_m", "rpe_deg"), 0.99  # errors of paths, and how much of the longest one counts
 _NAMED = 3  # settings at most in the name of a run
 _LOSSES = ("dropped", "resets", "damaged", "lost_messages", "lost_bytes")
 _NO_SETTINGS = (
@@ -46,12 +45,11 @@ _NO_SETTINGS = (
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """name: told apart from the others. facts: of run.json. images: (F,) int64, their stamps, nanoseconds. trajectory:
-    stamps (N,) int64 and poses (N, 4, 4) of trajectory.txt, None where there is none; truth, too."""
+    """name: told apart from the others. facts: of run.json. trajectory: stamps (N,) int64 and poses (N, 4, 4) of
+    trajectory.txt, None where there is none; truth, too."""
 
     name: str
     facts: Mapping[str, Any]
-    images: np.ndarray
     metrics: Metrics
     trajectory: tuple[np.ndarray, np.ndarray] | None
     truth: GroundTruth | None
@@ -140,26 +138,28 @@ def _read(name: str, folder: Path, facts: Mapping[str, Any]) -> Run:
     trajectory, truth = (
         read_tum(path) if path.is_file() else None for path in (folder / "trajectory.txt", folder / "groundtruth.txt")
     )
-    images = map_arrays(folder / FRAMES, "stamp")["stamp"]
-    return Run(name, facts, images, read_metrics(folder), trajectory, None if truth is None else GroundTruth(*truth))
+    return Run(name, facts, read_metrics(folder), trajectory, None if truth is None else GroundTruth(*truth))
 
 
 def check(runs: Sequence[Run], anyway: bool = False) -> list[str]:
     """What is to be known about a comparison. Raises DataError for runs of different images, unless told anyway."""
     problems = []
     for name in _SAME:
-        values = {json.dumps(run.facts.get(name)): run.name for run in runs}
-        if name == "bag" and len(values) > 1 and _are_copies(runs):
-            problems.append(f"bags of different names with the same images: {', '.join(values)}")
-        elif len(values) > 1:
-            found = ", ".join(f"{value} ({name})" for value, name in values.items())
-            if not anyway:
-                raise DataError(
-                    f"expected runs of the same images, found a {name} of {found}; replay the same recording, or give "
-                    "--anyway"
-                )
-            problems.append(f"the runs are of different images: {name} is {found}")
-    for figure in ("frames", "processed"):
+        found = [_known_by(name, run.facts) for run in runs]
+        values = dict(zip(found, runs, strict=True))
+        listed = ", ".join(f"{json.dumps(run.facts.get(name))} ({run.name})" for run in values.values())
+        if len(values) > 1 and not anyway:
+            alike = name == "bag" and len({run.facts.get(name) for run in runs}) == 1
+            found_text = f"bags of one name and other contents, {listed}" if alike else f"a {name} of {listed}"
+            raise DataError(
+                f"expected runs of the same images, found {found_text}; replay the same recording, or give --anyway"
+            )
+        if len(values) > 1:
+            problems.append(f"the runs are of different images: {name} is {listed}")
+    names = list(dict.fromkeys(str(run.facts.get("bag")) for run in runs))
+    if len(names) > 1 and not problems:
+        problems.append(f"copies of one bag: {', '.join(names)}")
+    for figure in ("frames", "processed", "ate_frames"):
         counts = [run.metrics.summary.get(figure) for run in runs]
         if len(set(counts)) > 1:
             listed = ", ".join(f"{count} ({run.name})" for count, run in zip(counts, runs, strict=True))
@@ -170,14 +170,10 @@ def check(runs: Sequence[Run], anyway: bool = False) -> list[str]:
     return problems
 
 
-def _are_copies(runs: Sequence[Run]) -> bool:
-    """Whether all are of one recording, whatever their bags are called: with images of the same times, by a clock or,
-    where stamps count from the beginning as those of other recordings do, from bags of the same size."""
-    count = min(len(run.images) for run in runs)
-    first = runs[0].images[:count]
-    if not count or any((run.images[:count] != first).any() for run in runs):
-        return False
-    return bool(first[0] >= _CLOCKED) or len({run.facts.get("bytes", run.name) for run in runs}) == 1
+def _known_by(name: str, facts: Mapping[str, Any]) -> str:
+    """What tells one recording, topic or window from others: a bag by what is in it, whatever it is called."""
+    contents = facts.get("contents") or {}
+    return json.dumps(contents.get("bag") or facts.get("bag") if name == "bag" else facts.get(name), sort_keys=True)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -209,8 +205,9 @@ class Row:
 def rows(runs: Sequence[Run]) -> list[Row]:
     """Of all figures that at least one run has; losses only where there were any."""
     found = [(name, [run.metrics.summary.get(name) for run in runs]) for name in FIGURES]
+    unequal = _are_unequal([run.metrics.summary.get("ate_frames") for run in runs])
     return [
-        _row(name, values, [run.metrics.above.get(name) for run in runs])
+        _row(name, values, [run.metrics.above.get(name) for run in runs], name in _OF_PATHS and unequal)
         for name, values in found
         if any(values)
         or any(name in run.metrics.above for run in runs)
@@ -218,14 +215,21 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
-def _row(name: str, values: Sequence[Number], above: Sequence[float | None]) -> Row:
+def _are_unequal(counts: Sequence[Number]) -> bool:
+    """Whether paths have so different numbers of frames that their errors are of different paths."""
+    known = [count for count in counts if isinstance(count, (int, float))]
+    return len(known) > 1 and min(known) < _WHOLE * max(known)
+
+
+def _row(name: str, values: Sequence[Number], above: Sequence[float | None], apart: bool) -> Row:
+    """apart: values that say nothing beside each other, none of which is the best."""
     numbers = [float(value) if isinstance(value, (int, float)) else None for value in values]
     if name == "initialisations":
         numbers = [number or None for number in numbers]  # 0: it never began, which is not better than once
     first = numbers[0]
     ratios = [None if not first or number is None else number / first for number in numbers]
     best = _best(name, numbers) if all(bound is None for bound in above) else _beyond(numbers, above)
-    return Row(name, values, above, best, ratios)
+    return Row(name, values, above, None if apart else best, ratios)
 
 
 def _best(name: str, numbers: Sequence[float | None]) -> int | None:

@@ -41,7 +41,9 @@ FIGURES: dict[str, Figure] = {
     "matches": Figure("matches", "", "higher", "to the frame before, median"),
     "inliers": Figure("inliers", "", "higher", "matches that the two-view geometry verified, median"),
     "inliers_p5": Figure("inliers, weakest 5 %", "", "higher", "5th percentile over the frames"),
-    "inlier_ratio": Figure("inlier ratio", "%", "higher", "share of the matches that were verified, median", 1),
+    "inlier_ratio": Figure(
+        "inlier ratio", "%", "higher", "share of the matches that were verified, 0 without matches, median", 1
+    ),
     "inlier_ratio_p5": Figure("inlier ratio, weakest 5 %", "%", "higher", "5th percentile over the frames", 1),
     "weak_frames": Figure("weak frames", "", "lower", "frames with fewer than 30 inliers"),
     "homography_share": Figure("homographies", "%", "", "share of the frames verified by one: flat, or only turned", 1),
@@ -64,14 +66,15 @@ FIGURES: dict[str, Figure] = {
     "off_truth": Figure("inliers off by > 3 px", "%", "lower", "from the true epipolar line, median over frames", 1),
     "repeatability": Figure("repeatability", "%", "higher", "at 3 px, with depth, or where it only turned, median", 1),
     "ate_m": Figure("ATE", "m", "lower", "RMSE of the positions of visual odometry, aligned by Sim(3)", 4),
+    "ate_frames": Figure("frames of the ATE", "", "", "that have a pose and a true one"),
     "rpe_m": Figure("RPE, translation", "m", "lower", "RMSE of the relative pose error", 4),
     "rpe_deg": Figure("RPE, rotation", "°", "lower", "RMSE of the relative pose error", 3),
     "lost": Figure("frames without a pose", "", "lower", "that the odometry could not place, after it began"),
     "initialisations": Figure("initialisations", "", "lower", "of the odometry; 1 where it was never lost"),
-    "ms_total": Figure("all stages", "ms", "lower", "median of a frame", 1),
+    "ms_total": Figure("all stages", "ms", "lower", "median of a frame that gave a result", 1),
     "ms_total_p95": Figure("all stages, slowest 5 %", "ms", "lower", "95th percentile of a frame", 1),
     "ms_network": Figure("network", "ms", "lower", "median of a frame", 1),
-    "ms_overhead": Figure("overhead", "ms", "lower", "all but network and decoding, median of a frame", 1),
+    "ms_overhead": Figure("overhead", "ms", "lower", "all but network, decoding and files of the run, median", 1),
     "fps": Figure("speed", "frames/s", "higher", "of all stages, one after the other", 1),
 }
 SUMMARY_NAMES: Sequence[str] = tuple(FIGURES)

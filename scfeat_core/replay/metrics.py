@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scfeat_core.odometry import Odometry, TrajectoryScores
 
 FILE = "metrics.json"
-FORMAT = 2  # 1: lives went on where a track was found again
+FORMAT = 3  # 1: lives went on where a track was found again; 2: frames without matches had no inlier ratio
 NO_TRUTH = "there is no ground truth"
 NO_CALIBRATION = "there is no calibration"
 NEVER_BEGAN = "the odometry never began"
@@ -59,9 +59,9 @@ MEASURED = (
     "sharpness",
     "brightness",
 )
-_WITHOUT = ("duration_s", "rate_hz", "lost", "initialisations", "ate_m", "rpe_")  # needs no result of the front end
+_WITHOUT = ("duration_s", "rate_hz", "lost", "initialisations", "ate_", "rpe_")  # needs no result of the front end
 _OF_RESULTS = tuple(name for name in SUMMARY_NAMES if not name.startswith(_WITHOUT))
-_ORDER = ("read", "decode", "preprocess", "network", "select", "assess", "match", "verify", "track", "record")
+_ORDER = ("read", "decode", "preprocess", "network", "select", "assess", "match", "verify", "track", "other")
 _SUMS = ("ms_total", "ms_overhead")
 _NOTHING = np.zeros(0, np.float32)
 _Row = dict[str, float]
@@ -274,7 +274,7 @@ def _measure_inliers(
     return {
         "model": int(geometry.model),
         "inliers": int(inliers.sum()),
-        "inlier_ratio": float(inliers.mean()) if len(inliers) else np.nan,
+        "inlier_ratio": float(inliers.mean()) if len(inliers) else 0.0,  # not unknown: nothing could be followed
         "flow_px": _median(np.linalg.norm(points1 - points0, axis=1)),
         **(_residual(geometry.model, geometry.matrix, points0, points1, rays) if in_pixels else {}),
         **({} if rays is None else _true_residual(rays, moved)),
@@ -303,13 +303,18 @@ def _true_residual(rays: Rays, moved: np.ndarray) -> _Row:
 
 
 def _timing_columns(frames: Sequence[FrameRecord]) -> dict[str, np.ndarray]:
-    """ms_<stage> of all stages, ms_total, their sum, and ms_overhead, that of all but the network and decoding."""
+    """ms_<stage> of all stages, ms_total, their sum, and ms_overhead, that of all but the network and decoding.
+
+    Frames that were dropped have stages, but no sums: they say nothing of the time that a result takes.
+    """
     stages = list(dict.fromkeys(stage for frame in frames for stage in frame.timings))
     columns = {stage: _column([frame.timings for frame in frames], stage) for stage in stages}
     if not columns:
         return {}
     own = [values for stage, values in columns.items() if stage not in ("network", "decode")]
     sums = {"total": _sum(list(columns.values())), "overhead": _sum(own or [np.full(len(frames), np.nan)])}
+    dropped = np.array([bool(frame.dropped) for frame in frames])
+    sums = {name: np.where(dropped, np.nan, values) for name, values in sums.items()}
     return {f"ms_{stage}": values for stage, values in (columns | sums).items()}
 
 
@@ -394,7 +399,7 @@ def _trajectory_figures(odometry: Any, scores: Any) -> dict[str, Number]:
     if odometry is not None:
         found |= {"lost": int(odometry.lost), "initialisations": int(odometry.initialisations)}
     if scores is not None:
-        found |= {name: getattr(scores, name) for name in ("ate_m", "rpe_m", "rpe_deg")}
+        found |= {name: getattr(scores, name) for name in ("ate_m", "rpe_m", "rpe_deg")} | {"ate_frames": scores.frames}
     return found
 
 

@@ -36,6 +36,7 @@ RUN, FRAMES, TIMINGS, TRUTH, UNFINISHED = "run.json", "frames.npz", "timings.npz
 _STATE = "state.npz"  # of an unfinished run, after its last part
 _FINISHED = ".finished"  # what becomes of UNFINISHED, while it is removed
 _DERIVED = ("metrics.json", "trajectory.txt", "report.html")  # made of these by others
+_FINAL = (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED)
 VERSION = 1  # of the files; others are refused
 _TIMING = "timings."  # what the columns of timings are called in parts, before the stage
 
@@ -54,7 +55,7 @@ class Progress:
 
 class RunWriter:
     """Writes a run, part by part. Make one with :func:`begin_run`. Methods raise ScfeatError where nothing can be
-    written; what was written before stays good."""
+    written; what was written before stays good. A run that is replaced stays until the first part is there."""
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any], progress: Progress) -> None:
         self.folder = folder
@@ -64,6 +65,8 @@ class RunWriter:
     def add(self, frames: Sequence[FrameRecord], state: Columns) -> None:
         """The next records, and the state of the front end after them."""
         parts, done = self.progress.parts, self.progress.frames
+        if not done:
+            _unlink(self.folder, _FINAL)
         columns = to_columns(FrameRecord, frames, skip=["timings"])
         write_arrays(_part(self.folder, parts), {**columns, **_timing_columns(frames)})
         counts = {"parts": np.array([parts + 1]), "frames": np.array([done + len(frames)])}
@@ -71,7 +74,8 @@ class RunWriter:
         self.progress = Progress(parts + 1, done + len(frames), state)
 
     def abandon(self) -> None:
-        """Remove what was begun, and the folder where nothing else is in it; nothing is raised."""
+        """Remove what was begun, and the folder where nothing else is in it: to be called before :meth:`add`. Nothing
+        is raised."""
         with contextlib.suppress(OSError):
             _discard(self.folder)
             self.folder.rmdir()
@@ -107,16 +111,35 @@ def begin_run(folder: Path, inputs: Mapping[str, Any], overwrite: bool = False) 
     inputs: the facts that decide what comes out, as JSON takes them. overwrite: start anew in any case. Raises
     ScfeatError where the folder holds a run of other inputs, or cannot be written.
     """
-    inputs = json.loads(json.dumps(dict(inputs)))  # as they come back from a file: lists, not tuples
+    if not overwrite and is_finished(folder, inputs):
+        return None
+    inputs = _plain(inputs)
     _sweep(folder)
-    if not overwrite and (found := _inputs_of(folder)) is not None:
-        _check_inputs(folder, inputs, found)
-        if not (folder / UNFINISHED).exists():
-            return None
+    if not overwrite and _inputs_of(folder) is not None:
         return RunWriter(folder, inputs, _progress(folder))
-    _remove(folder)
+    with writing(folder, "--out"):
+        _discard(folder)
     _write_json(folder / UNFINISHED / "inputs.json", inputs)
     return RunWriter(folder, inputs, Progress())
+
+
+def is_finished(folder: Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a complete run of these inputs; nothing is written. Raises as :func:`begin_run`."""
+    found = _inputs_of(folder)
+    if found is None:
+        return False
+    _check_inputs(folder, _plain(inputs), found)
+    return not _has_begun(folder)
+
+
+def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from a file: lists, not tuples."""
+    return dict(json.loads(json.dumps(dict(inputs))))
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there are frames of an unfinished run."""
+    return (folder / UNFINISHED / "inputs.json").exists() and (folder / UNFINISHED / _STATE).exists()
 
 
 def write_run(folder: Path, recording: Recording) -> None:
@@ -129,9 +152,8 @@ def write_run(folder: Path, recording: Recording) -> None:
 
 def _inputs_of(folder: Path) -> dict[str, Any] | None:
     """Those of the run in a folder; None where there is none, or none of its frames yet."""
-    unfinished = folder / UNFINISHED / "inputs.json"
-    if unfinished.exists():
-        return _read_json(unfinished) if (folder / UNFINISHED / _STATE).exists() else None
+    if _has_begun(folder):
+        return _read_json(folder / UNFINISHED / "inputs.json")
     return _read_json(folder / RUN).get("facts", {}) if (folder / RUN).exists() else None
 
 
@@ -168,13 +190,6 @@ def _progress(folder: Path) -> Progress:
     return Progress(parts, frames, columns)
 
 
-def _remove(folder: Path) -> None:
-    """The files of a run, and nothing else that may be in the folder."""
-    with writing(folder, "--out"):
-        _discard(folder)
-    _unlink(folder, (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED))
-
-
 def _unlink(folder: Path, names: Sequence[str]) -> None:
     with writing(folder, "--out"):
         for name in names:
@@ -183,7 +198,7 @@ def _unlink(folder: Path, names: Sequence[str]) -> None:
 
 def _sweep(folder: Path) -> None:
     """What a process that was killed had half written: the scratch files of ``replaced``."""
-    for name in (RUN, FRAMES, TIMINGS, TRUTH, *_DERIVED, f"{UNFINISHED}/*"):
+    for name in (*_FINAL, f"{UNFINISHED}/*"):
         parent, _, last = name.rpartition("/")
         for file in (folder / parent).glob(f".{last}.*.tmp"):
             with contextlib.suppress(OSError):

@@ -32,6 +32,7 @@ HALF_LIFE = (4, 2)  # frames in a row: three pass the scale on, a fourth checks 
 WRONG = (0.25, 0.5)  # of the re-identified tracks: what robust estimation forgives; as many wrong ones as right ones
 TRUSTED = 0.05  # share of the inliers that are off: with more, the ground truth is
 KEPT = (1.0, 0.95)  # share of the images that gave a result
+LOST = (0.0, 0.01)  # share of the frames without a pose: with more, the path is that of a part
 WEAK = (0.0, 0.01)  # share of frames with too few inliers for a pose: each can break a trajectory
 KEYPOINTS = 50  # five-point RANSAC needs about 15 inliers, and a third of the points are matched
 DARK, ENDS = 0.06, 1 / 3  # mean brightness; share of the pixels that are black or saturated
@@ -160,9 +161,11 @@ def _odometry(metrics: Metrics) -> Iterator[Verdict]:
     lost, begun = _number(metrics, "lost"), _number(metrics, "initialisations")
     if lost is None or begun is None:
         return
-    level: Level = "poor" if begun != 1 else "good"
-    value = "never began" if begun == 0 else "never lost" if begun == 1 else f"began {begun:.0f} times"
-    value += f", {lost:.0f} frames without a pose" if lost else ""
+    processed = _number(metrics, "processed") or 1.0
+    level: Level = "poor" if begun != 1 else _level(lost / processed, LOST)
+    value = "never began" if begun == 0 else "began once" if begun == 1 else f"began {begun:.0f} times"
+    value = "never lost" if begun == 1 and not lost else value
+    value += f", {lost:.0f} of {processed:.0f} frames without a pose" if lost else ""
     yield Verdict("Visual odometry", value, level, "good where it begins once and goes on to the end")
 
 
@@ -170,7 +173,7 @@ def _trajectory(metrics: Metrics) -> Iterator[Verdict]:
     if (ate := _number(metrics, "ate_m")) is not None:
         parts = [f"{shown('ate_m', ate)} m"]
         turn = _number(metrics, "rpe_deg")
-        why = "RMSE of the positions after Sim(3) alignment; "
+        why = f"RMSE of the positions of {metrics.summary.get('ate_frames')} frames after Sim(3) alignment; "
         why += f"RPE {turn:.2g}°" if turn is not None else f"no RPE: {metrics.missing.get('rpe_deg', 'not known')}"
         yield Verdict("Trajectory error (ATE)", parts[0], "", why)
     elif (reason := metrics.missing.get("ate_m", NO_TRUTH)) != NO_TRUTH:

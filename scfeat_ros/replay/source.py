@@ -36,7 +36,7 @@ _CAMERA_FILE = "camera_info.yaml"  # looked for beside the bag
 class Shot:
     """One image message. index: in its topic, from 0. stamp: nanoseconds, of the header; where that cannot be read, of
     the recording. pixels: (H, W) or (H, W, 3) RGB; None with the reason in ``error``. info: the newest CameraInfo
-    message, None without one. read_ms, decode_ms: milliseconds."""
+    message, None without one. read_ms, decode_ms: milliseconds; the first with those of the CameraInfo before it."""
 
     index: int
     stamp: int
@@ -115,14 +115,17 @@ class Source:
         decode(index): False leaves the pixels of that image away. Where the bag is damaged, what can be read comes, and
         ``lost`` says the rest.
         """
-        info, index, given, end = self._first_info, -1, 0, 0.0
+        info, index, given, end, read = self._first_info, -1, 0, 0.0, 0.0
         stamps: list[int] = []
         with open_bag(self.job.bag) as bag:
             for message, read_ms in self._messages(bag, stamps):
+                read += read_ms
                 if message.topic != self.topic.name:
+                    started = time.perf_counter()
                     info = _try(bag, message) or info
+                    read += 1e3 * (time.perf_counter() - started)
                     continue
-                index += 1
+                index, read_ms, read = index + 1, read, 0.0
                 if index == 0:
                     begin, end = self.job.window(message.log_time)
                 if message.log_time < begin:

@@ -65,6 +65,20 @@ class TestTable:
         row = next(row for row in rows(read_runs(folders)) if row.name == "initialisations")
         assert row.best == 1 and row.cells() == ["0", "1", "2"]
 
+    @pytest.mark.parametrize(("frames", "best"), [((100, 100), 1), ((100, 99), 1), ((100, 60), None), ((100, None), 1)])
+    def test_the_error_of_a_part_of_a_path_is_not_the_best(
+        self, write: Write, frames: tuple[int, int | None], best: int | None
+    ) -> None:
+        folders = [write("whole"), write("part")]
+        for folder, count, error in zip(folders, frames, (0.2, 0.1), strict=True):
+            file = folder / "metrics.json"
+            content = json.loads(file.read_text())
+            content["summary"] |= {"ate_m": error, "ate_frames": count}
+            file.write_text(json.dumps(content))
+        runs = read_runs(folders)
+        assert {row.name: row for row in rows(runs)}["ate_m"].best == best
+        assert any("frames of the ATE" in text for text in check(runs)) == (frames != (100, 100))
+
     def test_what_one_does_not_know_is_a_dash(self, write: Write) -> None:
         runs = read_runs([write("a", calibrated=False, off=1.0), write("b", off=1.0)])
         row = next(row for row in rows(runs) if row.name == "epipolar_truth_px")
@@ -113,16 +127,16 @@ class TestRefusals:
             check(runs)
         assert "different images" in check(runs, anyway=True)[0]
 
-    def test_a_copy_by_another_name_is_the_same_recording(self, write: Write) -> None:
-        """Images of the same times: by a clock, or from 0 in bags of one size."""
-        zero = read_runs([write("a", {"bytes": 5}), write("b", {"bag": "another", "bytes": 7}, frames=7)])
-        clocked = [replace(run, images=run.images + 1_600_000_000_000_000_000) for run in zero]
-        assert check(clocked)[0] == 'bags of different names with the same images: "made", "another"'
-        with pytest.raises(DataError, match='bag of "made" .*"another"'):
-            check(zero)
-        check([zero[0], replace(zero[1], facts={**zero[1].facts, "bytes": 5})])
-        with pytest.raises(DataError, match='bag of "made" .*"another"'):
-            check([clocked[0], replace(clocked[1], images=clocked[1].images + 1)])
+    def test_a_bag_is_known_by_its_contents(self, write: Write) -> None:
+        """Whatever it is called; other contents under its name are another one."""
+        one, copy, other = (
+            write(name, {"bag": bag, "contents": {"bag": contents}})
+            for name, bag, contents in (("a", "made", "ab12"), ("b", "another", "ab12"), ("c", "made", "cd34"))
+        )
+        assert check(read_runs([one, copy]))[0] == "copies of one bag: made, another"
+        with pytest.raises(DataError, match='bags of one name and other contents, "made" .*"made"'):
+            check(read_runs([one, other]))
+        assert "different images" in check(read_runs([one, other]), anyway=True)[0]
 
     def test_other_numbers_of_frames_are_a_warning(self, write: Write) -> None:
         runs = read_runs([write("a", frames=9), write("b", frames=8, facts={"interrupted": True})])

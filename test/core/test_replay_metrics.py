@@ -19,7 +19,7 @@ from scfeat_core.replay.metrics import FILE, NO_TRUTH, WEAK_INLIERS, read_metric
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
 from scfeat_core.replay.survival import kaplan_meier, lives, survival
 from scfeat_core.replay.truth import poses_at, repeatability, reprojected
-from scfeat_core.types import Camera, GeometryModel, TrackFlag, Tracks, TwoViewGeometry
+from scfeat_core.types import Camera, GeometryModel, Matches, TrackFlag, Tracks, TwoViewGeometry
 
 Lazily = Callable[[Sequence[FrameRecord]], Any]
 
@@ -31,6 +31,16 @@ def strictly(path: Path) -> Any:
         raise AssertionError(f"{name} in {path}")
 
     return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def unmatched(frame: FrameRecord) -> FrameRecord:
+    """Nothing of it was like anything in the frame before."""
+    pair = frame.pair
+    assert pair is not None and pair.geometry is not None
+    none, index = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+    nothing = replace(pair.geometry, model=GeometryModel.NONE, inliers=np.zeros(0, bool))
+    matches = Matches(index, index, none[:, 0])
+    return replace(frame, pair=replace(pair, matches=matches, keypoints0=none, keypoints1=none, geometry=nothing))
 
 
 class TestFrames:
@@ -121,6 +131,26 @@ class TestFrames:
         assert [found.summary[f"dropped_{why}"] for why in ("decode", "stale", "error")] == [2, 1, 0]
         assert np.flatnonzero(np.isnan(found.per_frame["keypoints"])).tolist() == [2, 3, 7]
         assert found.resets == {5: "a clock was set"}
+
+    def test_frames_without_matches_have_no_inliers(self, make_recording: Callable[..., Recording]) -> None:
+        """They are not unknown: half of them take the weakest 5 % to nothing, and the median with it."""
+        recording = make_recording(13)
+        frames = [unmatched(frame) if frame.index > 6 else frame for frame in recording.frames]
+        found = summarise(replace(recording, frames=frames)).summary
+        assert found["inlier_ratio_p5"] == 0 and found["inlier_ratio"] == 0.375 and found["weak_frames"] == 6
+
+    def test_dropped_frames_are_not_fast_ones(self, make_recording: Callable[..., Recording]) -> None:
+        recording = make_recording(9, dropped={1: "stale", 3: "stale", 4: "decode", 6: "stale", 8: "stale"})
+        frames = [
+            replace(frame, timings={"read": 1.0} if frame.dropped else {"read": 1.0, "network": 8.0, "track": 3.0})
+            for frame in recording.frames
+        ]
+        found = summarise(replace(recording, frames=frames))
+        assert [found.summary[name] for name in ("ms_total", "ms_total_p95", "ms_overhead", "fps")] == [
+            *(12, 12, 4),
+            pytest.approx(1000 / 12, abs=0.01),
+        ]
+        assert np.isfinite(found.per_frame["ms_read"]).all()
 
     @pytest.mark.parametrize("frames", [0, 1])
     def test_next_to_nothing(self, make_recording: Callable[..., Recording], tmp_path: Path, frames: int) -> None:
@@ -418,7 +448,7 @@ class TestMissing:
             recording = replace(recording, frames=frames)
         found = summarise(recording)
         without = {name for name, value in found.summary.items() if value is None}
-        trajectory = {"ate_m", "rpe_m", "rpe_deg", "lost", "initialisations"}
+        trajectory = {"ate_m", "ate_frames", "rpe_m", "rpe_deg", "lost", "initialisations"}
         assert set(found.missing) == without - trajectory and all(found.missing.values())
 
     def test_tracks_that_outlive_the_recording(self, make_recording: Callable[..., Recording], tmp_path: Path) -> None:

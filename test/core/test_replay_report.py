@@ -218,6 +218,22 @@ class TestVerdicts:
         found = {verdict.name: verdict for verdict in verdicts(summarise(recording, odometry))}
         assert found["Visual odometry"].level == level
 
+    @pytest.mark.parametrize(
+        ("lost", "level", "value"),
+        [
+            (0, "good", "never lost"),
+            (1, "watch", "began once, 1 of 120 frames without a pose"),
+            (90, "poor", "began once, 90 of 120 frames without a pose"),
+        ],
+    )
+    def test_a_path_of_a_part_is_not_good(self, make_recording: Make, lost: int, level: str, value: str) -> None:
+        """However often the odometry began: an error is then that of the part."""
+        recording = make_recording(120, points=40)
+        status = ("lost",) * lost + ("points",) * (120 - lost)
+        odometry = replace(odometry_of(recording), tracked=np.arange(120) >= lost, status=status)
+        found = {verdict.name: verdict for verdict in verdicts(summarise(recording, odometry))}
+        assert (found["Visual odometry"].level, found["Visual odometry"].value) == (level, value)
+
 
 def window(frames: int = 0, start: float = 0.0, stop: float | None = None) -> dict[str, Any]:
     """Facts of a part of a recording of 90 images."""

@@ -153,8 +153,19 @@ def test_a_run_of_other_inputs_is_refused_by_what_differs(tmp_path: Path, comple
         begin_run(tmp_path, other)
     assert len(read_run(tmp_path).frames) == 2
     (tmp_path / "notes.txt").write_text("mine")
-    assert begin_run(tmp_path, other, overwrite=True).progress.frames == 0
+    writer = begin_run(tmp_path, other, overwrite=True)
+    assert writer.progress.frames == 0 and len(read_run(tmp_path).frames) == 2, "until there is something instead"
+    writer.add(RECORDS[:1], {})
     assert (tmp_path / "notes.txt").exists() and not (tmp_path / "frames.npz").exists()
+
+
+def test_a_run_that_is_to_be_replaced_and_is_not_stays(tmp_path: Path) -> None:
+    write_run(tmp_path, Recording(INPUTS, RECORDS))
+    before = files(tmp_path)
+    begin_run(tmp_path, {"bag": "other"}, overwrite=True).abandon()
+    assert files(tmp_path) == before and begin_run(tmp_path, INPUTS) is None
+    begin_run(tmp_path, {"bag": "other"}, overwrite=True)  # and killed
+    assert files(tmp_path) == before and begin_run(tmp_path, INPUTS) is None
 
 
 def test_a_part_that_was_not_counted_is_written_again(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def test_records_are_what_the_front_end_says(short_bag: Path, tmp_path: Path) ->
         assert record.sequence == result.sequence
         if shot.index:
             np.testing.assert_array_equal(record.pair.geometry.matrix, result.pair.geometry.matrix)
-        assert {"read", "decode", "network", "track", "record"} <= set(record.timings)
+        assert {"read", "decode", "network", "track", "other"} <= set(record.timings)
     assert recording.camera.K[0, 0] == 150 and recording.facts["camera"] == "/eye/camera_info"
     assert recording.facts["descriptor_space"] == "scfeat:random"
 
@@ -204,6 +205,38 @@ def test_an_interruption_while_figures_are_made_changes_nothing(
         summary = run_job(one, progress=False)
         assert "interrupted" not in summary and summary["frames"] == 12 and finished(one) == summary
         (tmp_path / "metrics.json").unlink()
+
+
+def test_what_cannot_be_replayed_leaves_an_earlier_run_as_it_was(short_bag: Path, tmp_path: Path) -> None:
+    replay(short_bag, tmp_path)
+    before = files(tmp_path)
+    for wrong in ({"method": "siftt"}, {"method": "scfeat", "parameters": {"device": "cuda:9"}}, {"start": 1e6}):
+        with pytest.raises(ScfeatError):
+            replay(short_bag, tmp_path, overwrite=True, **wrong)
+        assert files(tmp_path) == before
+    assert finished(job(short_bag, tmp_path)) is not None
+
+
+def test_a_bag_that_was_recorded_again_is_another_one(tmp_path: Path) -> None:
+    """Of the same name, size, topic and number of images."""
+    shades = [np.full((HEIGHT, WIDTH), 60 + i, np.uint8) for i in range(8)]
+    pictures = [picture(3 * i) for i in range(8)]
+    paths = [
+        bag(
+            tmp_path / name / "yard",
+            [raw(START + i * STEP, each[..., 0] if each.ndim == 3 else each) for i, each in enumerate(content)],
+            kind=IMAGE,
+        )
+        for name, content in (("before", pictures), ("after", shades))
+    ]
+    replay(paths[0], tmp_path / "out")
+    run_job(job(paths[0], tmp_path / "cut"), progress=stop_at(4, lambda: signal.raise_signal(signal.SIGINT)))
+    assert finished(job(paths[1], tmp_path / "out")) is None
+    for folder in ("out", "cut"):
+        with pytest.raises(ScfeatError, match=r"found another one: contents.bag was .*--overwrite"):
+            replay(paths[1], tmp_path / folder)
+    copy = Path(shutil.copytree(paths[0], tmp_path / "elsewhere" / "yard"))
+    assert finished(job(copy, tmp_path / "out")) is not None
 
 
 @pytest.mark.parametrize("method", ["siftt", "orb"])
