@@ -214,7 +214,8 @@ class BlockFile(ABC):
     # ---------------------------------------------------------------------------------------------------------- blocks
 
     def _count(self) -> dict[int, int]:
-        """Messages by channel. Blocks that no index counts are read for that, and for the channels they define."""
+        """Messages by channel. Blocks that no index counts, or one with channels that there are not, are read for that,
+        and for the channels they define."""
         counts: Counter[int] = Counter()
         for number, block in enumerate(self._blocks):
             found = block.counts
@@ -224,7 +225,7 @@ class BlockFile(ABC):
                 except CorruptError:
                     continue
                 self._define(content)
-                if found is None:
+                if found is None or not found.keys() <= self.channels.keys():
                     self._blocks[number], found = self._counted(block, content)
             counts.update(found)
         return dict(counts)

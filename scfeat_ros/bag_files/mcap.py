@@ -20,6 +20,7 @@ from .compression import CorruptError, decompress, decompress_start
 MAGIC = b"\x89MCAP0\r\n"
 _RECORD = struct.Struct("<BQ")  # opcode, bytes that follow
 _CHUNK = struct.Struct("<QQQII")  # first and last time, uncompressed bytes, CRC, bytes of the compression's name
+_HEAD = _RECORD.size + _CHUNK.size + 16  # bytes that show what a record is: the header of a chunk, with its name
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, time of recording, time of publishing
 _FOOTER, _SCHEMA, _CHANNEL, _DATA, _CHUNK_RECORD, _INDEX, _CHUNK_INDEX, _ATTACHMENT, _STATISTICS, _DATA_END = (
     0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0B, 0x0F,
@@ -97,7 +98,7 @@ class McapFile(BlockFile):
         name, size, at = self._source.path.name, self._source.size, len(MAGIC)
         last = at  # where the record before this one begins
         while at < size:
-            head = self._source.read(at, _RECORD.size + _CHUNK.size + 16)
+            head = self._source.read(at, _HEAD)
             if not _fits(head, 0, size - at):
                 following = None if _reaches_beyond(head, size - at) else _next_record(self._source.read, at + 1, size)
                 if following is None:
@@ -121,11 +122,7 @@ class McapFile(BlockFile):
         kind = head[0]
         if kind == _CHUNK_RECORD:
             start, end = _CHUNK.unpack_from(head, _RECORD.size)[:2]
-            blocks.append(Block(at, length, start, end=end))
-        elif kind == _INDEX and blocks and not blocks[-1].loose:
-            channel, used = _index_entry(head)
-            counts = {**(blocks[-1].counts or {}), channel: used}
-            blocks[-1] = replace(blocks[-1], counts=counts)
+            blocks.append(Block(at, length, start, self._index_counts(at + length), end=end))
         elif kind in (_SCHEMA, _CHANNEL):
             self._define(self._source.read(at, length))
         elif kind == _DATA:
@@ -167,7 +164,7 @@ class McapFile(BlockFile):
         if block.loose:
             return self._source.read(block.at, block.size)
         cut = block.at == self._cut
-        head = self._source.read(block.at, _RECORD.size + _CHUNK.size + 16)
+        head = self._source.read(block.at, _HEAD)
         if len(head) < _RECORD.size + _CHUNK.size + 8 or head[0] != _CHUNK_RECORD or not _is_chunk(head, None):
             raise CorruptError("no chunk where the index says there is one")
         length = _RECORD.size + _RECORD.unpack_from(head)[1]
@@ -188,17 +185,19 @@ class McapFile(BlockFile):
 
     def _written(self, block: Block) -> Mapping[int, int] | None:
         """As the records of the index behind a chunk say."""
-        return block.counts if block.loose or block.at == self._cut else self._index_counts(block)
+        return block.counts if block.loose or block.at == self._cut else self._index_counts(block.at + block.size)
 
-    def _index_counts(self, block: Block) -> dict[int, int] | None:
-        """Messages by channel, from the records of the index behind a chunk."""
+    def _index_counts(self, at: int) -> dict[int, int] | None:
+        """Messages by channel, from the records of the index behind a chunk, which begin at ``at``; None where there
+        are none, or not all of them: a channel without one would seem to have no messages there."""
         counts: dict[int, int] = {}
-        at = block.at + block.size
-        while len(head := self._source.read(at, 15)) == 15 and head[0] == _INDEX:
+        while _fits(head := self._source.read(at, _HEAD), 0, self._source.size - at) and head[0] == _INDEX:
             channel, counted = _index_entry(head)
+            if channel in counts:
+                return None
             counts[channel] = counted
             at += _RECORD.size + _RECORD.unpack_from(head)[1]
-        return counts or None
+        return counts if counts and _ends_index(head, self._source.size - at) else None
 
 
 # ------------------------------------------------------------------------------------------------------------- records
@@ -226,7 +225,7 @@ def _fits(data: bytes | memoryview, at: int, rest: int) -> bool:
     least, most = _LENGTHS.get(kind, (0, 1 << 40 if kind >= _OWN else _SMALL))
     if not (0 < kind <= _DATA_END or kind >= _OWN) or not least <= length <= min(most, rest - _RECORD.size):
         return False
-    return kind != _CHUNK_RECORD or len(data) - at < _RECORD.size + _CHUNK.size + 16 or _is_chunk(data, length, at)
+    return kind != _CHUNK_RECORD or len(data) - at < _HEAD or _is_chunk(data, length, at)
 
 
 def _is_chunk(data: bytes | memoryview, length: int | None, at: int = 0) -> bool:
@@ -253,9 +252,16 @@ def _without_last(blocks: list[Block], at: int, last: int) -> int:
 
 def _reaches_beyond(head: bytes, rest: int) -> bool:
     """Whether this is the beginning of a chunk whose end is missing."""
-    if len(head) < _RECORD.size + _CHUNK.size + 16 or head[0] != _CHUNK_RECORD:
+    if len(head) < _HEAD or head[0] != _CHUNK_RECORD:
         return False
     return _is_chunk(head, None) and _RECORD.unpack_from(head)[1] > rest - _RECORD.size
+
+
+def _ends_index(head: bytes, rest: int) -> bool:
+    """Whether this is what follows a whole index of a chunk: the next chunk, cut off or not, or the end of them all."""
+    return head[:1] in (bytes([_CHUNK_RECORD]), bytes([_DATA_END])) and (
+        _fits(head, 0, rest) or _reaches_beyond(head, rest)
+    )
 
 
 def _next_record(read: Read, at: int, size: int) -> int | None:
@@ -274,7 +280,7 @@ def _next_record(read: Read, at: int, size: int) -> int | None:
 def _is_chain(read: Read, at: int, size: int) -> bool:
     """Whether some records in a row begin here."""
     for _ in range(_CHAIN):
-        head = read(at, _RECORD.size + _CHUNK.size + 16)
+        head = read(at, _HEAD)
         if not _fits(head, 0, size - at):
             return False
         if head[0] in (_DATA_END, _FOOTER):

@@ -333,6 +333,67 @@ def test_the_header_of_a_chunk_is_damaged_and_the_index_is_gone(tmp_path: Path) 
     assert f"damaged bytes of bag.mcap at {at}" in damage
 
 
+def index_records(file: Path, block: Any) -> list[tuple[int, int]]:
+    """Where each record of the index behind a chunk begins and ends."""
+    data, at, found = file.read_bytes(), block.at + block.size, []
+    while data[at] == 7:
+        found.append((at, at + 9 + struct.unpack_from("<Q", data, at + 1)[0]))
+        at = found[-1][1]
+    return found
+
+
+def readable(file: Path, written: Sequence[BagMessage]) -> tuple[int, ...]:
+    """How many messages on each topic come out, which are the first ones that were written."""
+    with open_bag(file) as bag:
+        kept = [list(bag.messages([topic])) for topic in bag.topics]
+    assert all(part == of(written, part[0].topic)[: len(part)] for part in kept)
+    return tuple(map(len, kept))
+
+
+def test_a_chunk_counts_whose_index_is_cut_off(tmp_path: Path) -> None:
+    """Wherever in the index behind it the file ends, all of the chunk comes out."""
+    written = tiny_bag(tmp_path / "bag", "mcap", "storage", frames=2000)
+    file = tmp_path / "bag" / "bag.mcap"
+    data, block = file.read_bytes(), chunks(file)[1]
+    records = index_records(file, block)
+    file = tmp_path / "alone.mcap"
+    found = set()
+    for end in [block.at + block.size, *(place for begin, end in records for place in (begin + 5, end - 5, end))]:
+        file.write_bytes(data[:end])
+        found.add(readable(file, written))
+    ((images_of, texts, others),) = found
+    assert len(records) == 3 and images_of > 1500 and texts > 1500 and others > 750
+    assert losses(file) == (images_of, None, None, True)
+
+
+@pytest.mark.parametrize(("byte", "value"), [(0, b"\x0c"), (9, b"\x77"), (3, b"\x77")], ids=["kind", "channel", "size"])
+def test_a_damaged_record_of_an_index_costs_no_messages(tmp_path: Path, byte: int, value: bytes) -> None:
+    """Where nothing but the index behind a chunk counts its messages."""
+    written = tiny_bag(tmp_path / "bag", "mcap", frames=2000)
+    file = tmp_path / "bag" / "bag.mcap"
+    records = index_records(file, chunks(file)[1])
+    data = file.read_bytes()[: round(0.99 * file.stat().st_size)]
+    file = tmp_path / "alone.mcap"
+    file.write_bytes(data)
+    whole = readable(file, written)
+    for begin, _ in records:
+        file.write_bytes(data)
+        overwrite(file, begin + byte, 1, value)
+        assert readable(file, written) == whole
+
+
+def test_messages_of_a_damaged_chunk_whose_index_is_cut_off_are_not_counted(tmp_path: Path) -> None:
+    tiny_bag(tmp_path / "bag", "mcap", "storage", frames=2000)
+    file = tmp_path / "bag" / "bag.mcap"
+    block = chunks(file)[1]
+    _, end = index_records(file, block)[0]
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    overwrite(file, block.at + block.size // 2, 64)
+    file.write_bytes(file.read_bytes()[:end])
+    _, damage = read_twice(file)
+    assert "with an unknown number of messages" in damage
+
+
 def test_a_damaged_index_is_done_without(tmp_path: Path) -> None:
     written = of(tiny_bag(tmp_path / "bag", "mcap", frames=3000))
     file = tmp_path / "bag" / "bag.mcap"
