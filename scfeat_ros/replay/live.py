@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scfeat_core.errors import ConfigError, ScfeatError
-from scfeat_core.report import text_table, write
-from scfeat_ros.bags import open_bag
+from scfeat_core.feature_files import writing
+from scfeat_core.report import text_table
+from scfeat_ros.bags import Bag, open_bag
 from scfeat_ros.domain import free_domain, own_graph
 from scfeat_ros.fastdds import use_profile, version_of
-from scfeat_ros.player import QOS
+from scfeat_ros.player import QOS, WHOLE, Window, recorded_events
 from scfeat_ros.processes import Child, signals_handled
 
 from .live_plan import OUTPUTS, LiveOptions, Plan, graph_plan, own_plan
@@ -120,11 +121,12 @@ def run(jobs: Sequence[ReplayJob], args: argparse.Namespace) -> int:
     runs: list[Run] = []
     for job in jobs:
         began = time.perf_counter()
+        summary: dict[str, Any] | None = None
         try:
             summary, error = run_live(job, options, print, not args.no_progress)
+            interrupted = bool(summary.pop("interrupted"))
         except ScfeatError as failure:
-            summary, error = None, str(failure)
-        interrupted = bool(summary and summary.pop("interrupted"))
+            error, interrupted = str(failure), isinstance(failure, Interrupted)
         seconds = time.perf_counter() - began
         runs.append(Run(job.out.name, summary, error, seconds, interrupted, folder=job.out, bag=job.bag))
         if interrupted:
@@ -176,8 +178,15 @@ class Stop:
 
     def ask(self, *_: object) -> None:
         if not self.asked:
-            os.write(2, b"\ninterrupted: ending in order; the report of what was done follows\n")
+            os.write(2, b"\ninterrupted: ending in order; what was done is reported\n")
         self.asked = True
+
+
+class Interrupted(ScfeatError):
+    """SIGINT or SIGTERM came before anything was played."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped before anything was played")
 
 
 @contextmanager
@@ -226,12 +235,13 @@ def run_live(
     """Play, listen, write ``recording``, live.json, live.html and latency.csv into ``job.out``.
 
     Returns the flat summary, with "interrupted" 0 or 1, and what went wrong, empty where nothing did: where the node
-    dies, the disk is full or Ctrl-C comes, the report is of what was done until then. Raises ScfeatError where nothing
-    could be begun. Takes SIGINT and SIGTERM over meanwhile, and so belongs to the main thread.
+    dies, the disk is full or Ctrl-C comes, the report is of what was done until then. Raises ScfeatError where playing
+    could not begin, Interrupted where it was stopped before; what an earlier run left is then as it was. Takes SIGINT
+    and SIGTERM over meanwhile, and so belongs to the main thread.
     """
     import tqdm  # noqa: F401  # what may be missing would be missed only after the start
 
-    _clear(job.out)
+    _make_folder(job.out)
     outcome = Outcome()
     with _stoppable() as stop, tempfile.TemporaryDirectory(prefix="scfeat-live-") as scratch:
         _perform(job, options, outcome, stop, Path(scratch), report, progress)
@@ -247,11 +257,18 @@ def run_live(
         return summary_of(found) | {"interrupted": int(stop.asked)}, "; ".join(outcome.problems)
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left. Raises ScfeatError now, not after minutes, where nothing can be written."""
-    write(folder / FILES[0], "{}\n", "--out")
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
+def _make_folder(folder: Path) -> None:
+    """Raises ScfeatError now, not after minutes, where it cannot be made, or written to."""
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+def _remove_reports(folder: Path) -> None:
+    """Those of an earlier run, which would be taken for those of a run that is killed. Raises ScfeatError."""
+    with writing(folder, "--out"):
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _facts(
@@ -290,20 +307,33 @@ def _perform(
     with ExitStack() as stack:
         bag = stack.enter_context(open_bag(job.bag))
         recorder = stack.enter_context(Recorder(job.out))
-        outcome.plan = Plan() if options.node else own_plan(bag, job, options)
+        if not options.node:
+            outcome.plan = own_plan(bag, job, options)
+            _check_window(bag, job, outcome.plan)
         session = _begin(outcome.plan, options, recorder, stop, stack, scratch, report)
         outcome.heard, outcome.arrivals = session.listener.heard, session.listener.arrivals
-        if topics := session.discover():
-            recorder.open(topics)
+        topics = session.discover()
         session.hear()
         if options.node and not stop.asked:
             outcome.plan = graph_plan(bag, job, options, session.listener)
-        if not stop.asked:
-            report(f"playing {outcome.plan} at rate {options.rate:g}{_window_text(job)}")
-            _play(job, options, outcome, session, scratch, progress)
+            _check_window(bag, job, outcome.plan)
+        if stop.asked:
+            raise Interrupted
+        recorder.open(topics)
+        _remove_reports(job.out)
+        report(f"playing {outcome.plan} at rate {options.rate:g}{_window_text(job)}")
+        _play(job, options, outcome, session, scratch, progress)
         recorder.close()
         outcome.recorded = recorder.count
         outcome.problems += [recorder.problem] if recorder.problem else []
+
+
+def _check_window(bag: Bag, job: ReplayJob, plan: Plan) -> None:
+    """Raises DataError where no image is in the seconds that are asked for."""
+    window, names = Window(job.start, job.stop), {camera.topic for camera in plan.cameras}
+    if window != WHOLE:
+        cameras = {topic: topic.name for topic in bag.topics if topic.name in names}
+        next(recorded_events(bag, cameras, {}, rate=1.0, window=window))
 
 
 def _window_text(job: ReplayJob) -> str:

@@ -28,14 +28,14 @@ class Recorder:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Removes an earlier recording. Raises ScfeatError where there is something else, or no room."""
+        """An earlier recording stays until this one is opened. Raises ScfeatError where there is something else, or no
+        room."""
         self.path = folder / NAME
         self.problem = ""
         self.count = 0
         self._writer: Any = None
         self._connections: dict[str, Any] = {}
-        _remove_earlier(self.path)
-        free = _free(folder)
+        free = _free(folder) + sum(file.stat().st_size for file in _earlier(self.path))
         if free < LEAST:
             raise ScfeatError(
                 f"expected at least {LEAST // 10**6} MB free in {folder} for the recording, found "
@@ -43,13 +43,15 @@ class Recorder:
             )
 
     def open(self, topics: Mapping[str, str]) -> None:
-        """topics: topic -> type, e.g. scfeat/msg/Features. Raises ScfeatError where it cannot be written, or a type is
-        not installed.
+        """Takes the place of an earlier recording. topics: topic -> type, e.g. scfeat/msg/Features. Raises ScfeatError
+        where it cannot be written, and, with the earlier one still there, where a type is not installed.
         """
         from rosbags.rosbag2 import StoragePlugin, Writer
 
         store = installed_types(set(topics.values()))
         try:
+            if _earlier(self.path):
+                shutil.rmtree(self.path)
             writer = Writer(self.path, version=8, storage_plugin=StoragePlugin.MCAP)
             writer.open()
         except OSError as error:
@@ -69,7 +71,7 @@ class Recorder:
         self.close()
 
     def write(self, topic: str, time: int, data: bytes) -> None:
-        """time: nanoseconds since 1970. After a problem, nothing is written any more."""
+        """time: nanoseconds since 1970. Nothing is written before it was opened, nor after a problem."""
         if self._writer is None:
             return
         if _free(self.path) < RESERVE + len(data):
@@ -156,13 +158,16 @@ def _free(folder: Path) -> int:
     return state.f_bavail * state.f_frsize
 
 
-def _remove_earlier(path: Path) -> None:
+def _earlier(path: Path) -> list[Path]:
+    """The folder of an earlier recording and its files; empty where there is none. Raises ScfeatError where there is
+    something else."""
     if not path.exists():
-        return
-    strange = [file.name for file in path.iterdir() if not _OWN.fullmatch(file.name)] if path.is_dir() else [path.name]
+        return []
+    files = list(path.iterdir()) if path.is_dir() else []
+    strange = [file.name for file in files if not _OWN.fullmatch(file.name)] if path.is_dir() else [path.name]
     if strange:
         raise ScfeatError(
             f"expected nothing but an earlier recording at {path}, found {', '.join(sorted(strange)[:5])}: choose "
             "another folder with --out"
         )
-    shutil.rmtree(path)
+    return [path, *files]

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,8 +44,10 @@ from scfeat_ros.player import CLOCK, Event, Window, recorded_events, ticks, with
 from scfeat_ros.processes import shared_memory_of
 from scfeat_ros.replay import outcomes
 from scfeat_ros.replay.job import ReplayJob
+from scfeat_ros.replay.live import run_live
 from scfeat_ros.replay.live_plan import LiveOptions, graph_plan, own_plan
 from scfeat_ros.replay.live_report import (
+    FILES,
     SUMMARY_NAMES,
     CameraRun,
     LiveRun,
@@ -54,7 +57,7 @@ from scfeat_ros.replay.live_report import (
     warnings_of,
     write_files,
 )
-from scfeat_ros.replay.recorder import Recorder, installed_types
+from scfeat_ros.replay.recorder import LEAST, Recorder, installed_types
 
 START = 1_600_000_000_000_000_000
 MS = 1_000_000
@@ -181,8 +184,10 @@ def test_a_bag_through_a_node_of_its_own(spawn, tmp_path: Path) -> None:
     assert recorded["/scfeat/left/status"] and recorded["/diagnostics"]
     page = (out / "live.html").read_text()
     assert "<svg" in page and "Image to features" in page and "http://" not in page.replace("http://www.w3.org", "")
+    before = files_below(out)
     again = live(spawn, bag, "--out", out, "-p", "weight=x")
     assert again.wait(PATIENCE) == 2 and "weights" in again.output and "Traceback" not in again.output
+    assert files_below(out) == before
 
 
 def recorded_messages(path: Path) -> dict[str, list[tuple[int, int, Any]]]:
@@ -233,6 +238,65 @@ def test_interrupt_ends_in_order(spawn, tmp_path: Path) -> None:
     assert sum(map(len, messages.values())) == found["recording"]["messages"] > 0
     ends = {case.get("classname"): case[0].tag for case in ElementTree.parse(junit).getroot()[0]}
     assert ends == {"bag": "error", "other": "skipped"}
+
+
+def earlier_run(out: Path) -> dict[Path, bytes]:
+    """A finished run in a folder: path -> content."""
+    with Recorder(out) as recorder:
+        recorder.open({"/s/status": "scfeat/msg/FrontendStatus"})
+        recorder.write("/s/status", 1, status())
+    for name in FILES:
+        (out / name).write_text(f"{name} of before")
+    return files_below(out)
+
+
+def files_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "said"),
+    [
+        ({"topic": "/nope"}, {}, "expected an image topic '/nope'"),
+        ({"start": 1000.0}, {}, "expected images from 1000 s on"),
+        ({}, {"settings": {"max_keypoint": 7}}, "max_keypoint"),
+        ({}, {"node": "/nobody", "patience": 1.0}, "found the nodes"),
+    ],
+)
+def test_what_fails_before_anything_is_played_leaves_an_earlier_run(
+    domain: int, tmp_path: Path, job: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    bag, out = record(tmp_path / "bag", 3), tmp_path / "out"
+    out.mkdir()
+    before = earlier_run(out)
+    with pytest.raises(ScfeatError, match=said):
+        run_live(ReplayJob(bag, out, **job), LiveOptions(**options))
+    assert files_below(out) == before
+
+
+@pytest.mark.live
+def test_a_start_that_ends_early_leaves_an_earlier_run(spawn: Callable[..., Any], domain: int, tmp_path: Path) -> None:
+    """The node refuses its weights, or Ctrl-C comes while it is looked for."""
+    bag, out = record(tmp_path / "bag", 3), tmp_path / "out"
+    out.mkdir()
+    before = earlier_run(out)
+    process = live(spawn, bag, "--out", out, "--weights", "nowhere.safetensors")
+    assert process.wait(PATIENCE) == 2 and "nowhere.safetensors" in process.output, process.output
+    assert files_below(out) == before
+
+    process = live(spawn, bag, "--out", out, "--node", "/nobody", "--patience", 300)
+    wait_for(lambda: "looking for /nobody" in process.output, process)
+    process.popen.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 130, process.output
+    assert "out: interrupted: stopped before anything was played" in process.output
+    assert "Traceback" not in process.output and files_below(out) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    job = ReplayJob(record(tmp_path / "bag", 3), tmp_path / "file" / "out")
+    with pytest.raises(ScfeatError, match=r"expected to write .*file/out.*choose another folder \(--out\)"):
+        run_live(job, LiveOptions())
 
 
 def wait_for(condition: Callable[[], Any], process: Any) -> None:
@@ -307,9 +371,11 @@ def test_a_running_node(ros, start, spawn, small_disk, tmp_path: Path) -> None:
     process = play(elsewhere, "--topic", "/nose/image", "--patience", 5)
     assert process.wait(PATIENCE) == 2
     assert "subscribed to: /eye/image/compressed" in process.output
+    before = files_below(out)
     process = live(spawn, good, "--out", out, "--node", "/nobody", "--patience", 6)
     assert process.wait(PATIENCE) == 2
     assert "found the nodes /scfeat" in process.output
+    assert files_below(out) == before
     namesake = ros.create_node("scfeat")
     process = play(good, "--patience", 6)
     assert process.wait(PATIENCE) == 2
@@ -579,6 +645,22 @@ def test_a_recording_is_a_bag(tmp_path: Path) -> None:
     with pytest.raises(ScfeatError, match="found mine.txt: choose another folder"):
         Recorder(tmp_path)
     assert (tmp_path / "recording" / "mine.txt").exists()
+
+
+def test_a_recording_is_replaced_when_the_next_one_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes counts as room for the next one."""
+    before = earlier_run(tmp_path)
+    monkeypatch.setattr("scfeat_ros.replay.recorder._free", lambda folder: LEAST - 1)
+    recorder = Recorder(tmp_path)
+    with pytest.raises(ScfeatError, match="the definition of nowhere/msg/Thing"):
+        recorder.open({"/a": "nowhere/msg/Thing"})
+    assert files_below(tmp_path) == before
+    recorder.open({"/a": "scfeat/msg/FrontendStatus"})
+    recorder.close()
+    assert recorded_messages(tmp_path / "recording") == {}
+    shutil.rmtree(tmp_path / "recording")
+    with pytest.raises(ScfeatError, match="for the recording, found 4.0 MB: make room"):
+        Recorder(tmp_path)
 
 
 def test_a_write_that_fails_leaves_what_was_written(tmp_path: Path) -> None:
