@@ -12,9 +12,10 @@ import struct
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path, PurePath
 from types import ModuleType, TracebackType
 from typing import Any
@@ -43,7 +44,7 @@ _READERS: dict[str, type[McapFile] | type[SqliteFile] | type[Ros1File]] = {
 _PACKED = ".zstd"
 _DEPTH = re.compile(r"(?:^|[/_])(?:depth|disparity)", re.IGNORECASE)
 _DEPTH_ENCODINGS = ("32FC1", "16UC1")  # REP 118
-_LOOK = 8  # images whose frame is compared before a topic is chosen
+_LOOK = 8  # images of a topic that say whose they are, and of which kind: the first may be damaged
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,18 @@ def header_frame(data: bytes) -> str:
 
 
 def of_one_camera(messages: Iterable[BagMessage]) -> Iterator[BagMessage]:
-    """The messages of an image topic. Raises DataError at the first one whose frame_id is another."""
-    first: str | None = None
+    """The messages of an image topic. Raises DataError as soon as two frame_ids came twice each: one that came once, or
+    cannot be read, may be damaged."""
+    places: dict[str, list[int]] = {}
     for count, message in enumerate(messages):
-        frame = header_frame(message.data)
-        first = frame if first is None else first
-        if frame != first:
+        with suppress(DataError):
+            places.setdefault(header_frame(message.data), []).append(count)
+        several = [frame for frame, seen in places.items() if len(seen) > 1]
+        if len(several) > 1:
             raise DataError(
-                f"expected the images of one camera on {message.topic}, found frame_id '{first}' and, after {count} "
-                f"images, '{frame}': several cameras publish there; give each a topic of its own"
+                f"expected the images of one camera on {message.topic}, found frame_id '{several[0]}' and, after "
+                f"{places[several[1]][0]} images, '{several[1]}': several cameras publish there; give each a topic of "
+                "its own"
             )
         yield message
 
@@ -214,9 +218,18 @@ class Bag:
                 f"expected one type of messages on {topic.name} in {self.path}, found {' and '.join(types)}: record "
                 "them on topics of their own"
             )
-        for _ in zip(of_one_camera(self.messages([topic])), range(_LOOK)):  # noqa: B905
+        for _ in of_one_camera(islice(self.messages([topic]), _LOOK)):
             pass
         return topic, why
+
+    def frame_id(self, topic: Topic) -> str | None:
+        """What most of the first messages on a topic have in their headers; None where none of these can be read."""
+        frames: Counter[str] = Counter()
+        with suppress(DataError):
+            for message in islice(self.messages([topic]), _LOOK):
+                with suppress(DataError):
+                    frames[header_frame(message.data)] += 1
+        return frames.most_common(1)[0][0] if frames else None
 
     def _choose(self, name: str | None) -> tuple[Topic, str]:
         images = self.image_topics
@@ -240,16 +253,17 @@ class Bag:
         return [topic for topic in self.image_topics if self._has_depth_encoding(topic)]
 
     def _shows_depth(self, topic: Topic) -> bool:
-        """By its name (REP 118 and what depth drivers use), else by the encoding of its first image."""
+        """By its name (REP 118 and what depth drivers use), else by the encoding of its images."""
         return bool(_DEPTH.search(topic.name)) or self._has_depth_encoding(topic)
 
     def _has_depth_encoding(self, topic: Topic) -> bool:
-        try:
-            first = next(iter(self.messages([topic])), None)
-            image = None if first is None else self.deserialize(first)
-        except ScfeatError:
-            return False
-        return str(getattr(image, "encoding", getattr(image, "format", ""))).startswith(_DEPTH_ENCODINGS)
+        """Of the first of its images that can be read."""
+        with suppress(ScfeatError):
+            for message in islice(self.messages([topic]), _LOOK):
+                with suppress(ScfeatError):
+                    image = self.deserialize(message)
+                    return str(getattr(image, "encoding", getattr(image, "format", ""))).startswith(_DEPTH_ENCODINGS)
+        return False
 
     def camera_info_topic(self, image: Topic, name: str | None = None) -> Topic | None:
         """The sensor_msgs/CameraInfo beside an image topic, or the only one in the bag; or the one of this name.

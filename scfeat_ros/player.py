@@ -46,8 +46,8 @@ class Event:
     """Something to publish.
 
     due: nanoseconds from the start. index: of the image in its topic; None of what is no image of a camera. stamp:
-    nanoseconds, of its header; of CLOCK the time itself. message: serialized bytes, or a message. topic: which of the
-    outlets it is for. time: nanoseconds, when it was recorded.
+    nanoseconds, of its header; without one ``time``; of CLOCK the time itself. message: serialized bytes, or a message.
+    topic: which of the outlets it is for. time: nanoseconds, when it was recorded.
     """
 
     due: int
@@ -157,12 +157,19 @@ def recorded_events(
         index = images.get(message.topic)
         count = max(images.values()) if index is None else index
         due = message.log_time - start if fps is None else round(1e9 * count / fps)
-        stamp = header_stamp(message.data)
-        yield Event(round(due / rate), index, stamp, message.data, outlets[message.topic], message.log_time)
+        yield Event(round(due / rate), index, _stamp(message), message.data, outlets[message.topic], message.log_time)
         if index is not None:
             images[message.topic] += 1
     if window != WHOLE and not any(images.values()):
         raise DataError(f"expected images from {window.start:g} s on in {bag.path}, found none: choose another --start")
+
+
+def _stamp(message: BagMessage) -> int:
+    """Of its header, nanoseconds; without one it is that of the recording, and who receives it has the damage."""
+    try:
+        return header_stamp(message.data)
+    except DataError:
+        return message.log_time
 
 
 def _within(bag: Bag, cameras: Collection[Topic], beside: Collection[Topic], window: Window) -> Iterator[BagMessage]:

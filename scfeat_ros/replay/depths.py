@@ -11,7 +11,7 @@ import numpy as np
 
 from scfeat_core.errors import DataError, ScfeatError
 from scfeat_core.replay.truth import DepthAt
-from scfeat_ros.bags import Bag, BagMessage, Topic, header_frame, header_stamp, open_bag
+from scfeat_ros.bags import Bag, BagMessage, Topic, header_stamp, open_bag
 from scfeat_ros.images import depth_to_array
 
 from .job import NO_DEPTH
@@ -35,8 +35,8 @@ def find_depth(bag: Bag, images: Topic, name: str | None, warn: Callable[[str], 
             listed = ", ".join(topic.name for topic in found) or "none"
             raise DataError(f"expected depth maps (16UC1, 32FC1) on {name} in {bag.path}, found them on: {listed}")
         return named[0]
-    frame = _frame(bag, images)
-    same = [topic for topic in found if frame and _frame(bag, topic) == frame]
+    frame = bag.frame_id(images)
+    same = [topic for topic in found if frame and bag.frame_id(topic) == frame]
     if found and not same:
         warn(
             f"depth maps on {', '.join(topic.name for topic in found)} are of another frame_id than the images "
@@ -44,14 +44,6 @@ def find_depth(bag: Bag, images: Topic, name: str | None, warn: Callable[[str], 
             "same view"
         )
     return same[0] if same else None
-
-
-def _frame(bag: Bag, topic: Topic) -> str | None:
-    """Of its first message; None where that is damaged."""
-    try:
-        return next((header_frame(message.data) for message in bag.messages([topic])), None)
-    except DataError:
-        return None
 
 
 @contextmanager
@@ -102,9 +94,14 @@ class _Maps:
             return None
 
     def _stamped(self, topic: Topic) -> Iterator[tuple[int, BagMessage]]:
-        """Messages with their stamps, as far as the bag can be read."""
+        """Messages with their stamps, as far as the bag can be read; those without a header are damaged."""
         try:
             for message in self._bag.messages([topic]):
-                yield header_stamp(message.data), message
+                try:
+                    stamp = header_stamp(message.data)
+                except DataError:
+                    self.damaged += 1
+                    continue
+                yield stamp, message
         except DataError as error:
             self.end = str(error)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +143,19 @@ def test_a_bag_keeps_its_timing_at_any_rate(tmp_path: Path) -> None:
     assert [e.due for e in steady] == [i * 100 * MS for i in range(12)]
     assert [e.stamp for e in steady] == [START + i * 50 * MS for i in range(12)]
     assert sum(e.index is None for e in recorded) == 12
+
+
+def test_messages_without_a_header_are_played_when_they_were_recorded(tmp_path: Path) -> None:
+    messages = camera_bag(tmp_path / "bag", compressed=False)
+    damaged = [replace(message, data=b"\0\1\0\0") if i in (0, 1, 9) else message for i, message in enumerate(messages)]
+    write_bag(tmp_path / "damaged", {"/eye/image": IMAGE, "/eye/camera_info": CAMERA_INFO}, damaged)
+    with open_bag(tmp_path / "damaged") as bag:
+        image, _ = bag.choose_image_topic()
+        played = list(bag_events(bag, image, bag.camera_info_topic(image), None, 1.0))
+    assert [event.message for event in played] == [message.data for message in damaged]
+    assert [event.index for event in played if event.index is not None] == list(range(12))
+    late = [0 if len(event.message) > 4 else 3 * MS for event in played]
+    assert [event.stamp for event in played] == [START + i // 2 * 50 * MS + late[i] for i in range(24)]
 
 
 def assert_forwarded(received: list[bytes], recorded: list[bytes]) -> None:
