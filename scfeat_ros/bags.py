@@ -11,7 +11,7 @@ import re
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -24,7 +24,7 @@ import yaml
 
 from scfeat_core.errors import DataError, ScfeatError
 
-from .bag_files.blocks import END, LARGEST, BagFile, Damage, Loss, Record, merged, normalised_type
+from .bag_files.blocks import LARGEST, BagFile, Damage, Loss, Record, merged, normalised_type
 from .bag_files.compression import ZSTD_MAGIC, CorruptError, decompress, decompress_file
 from .bag_files.mcap import McapFile
 from .bag_files.ros1 import Ros1File
@@ -136,25 +136,26 @@ class Bag:
             self._damage.add(text, loss)
         errors = []
         for file in self._plan.files:
+            damage = self._damage.of_file(first=not self._files, last=file is self._plan.files[-1])
             try:
-                self._files.append(self._open(file))
+                self._files.append(self._open(file, damage))
             except DataError as error:
                 errors.append(error)
                 reason = str(error).replace(f"{file.parent}/", "")
-                lost = Loss(file.stat().st_size, None, at_end=True)
-                self._damage.add(f"nothing of {file.name} can be read ({reason})", lost)
+                lost = Loss(file.stat().st_size, None, at_start=True, at_end=True)
+                damage.add(f"nothing of {file.name} can be read ({reason})", lost)
         if errors and not self._files:
             self._close.close()
             raise errors[0]
         return self
 
-    def _open(self, file: Path) -> BagFile:
+    def _open(self, file: Path, damage: Damage) -> BagFile:
         if file.suffix == _PACKED:
             folder = Path(self._close.enter_context(tempfile.TemporaryDirectory(prefix="scfeat-bag-")))
-            decompress_file(file, folder / file.stem, self._damage)
+            decompress_file(file, folder / file.stem, damage)
             file = folder / file.stem
         try:
-            opened = _READERS[file.suffix](file, self._damage)
+            opened = _READERS[file.suffix](file, damage)
         except DataError:
             raise
         except Exception as error:  # nobody can foresee every damage
@@ -179,8 +180,17 @@ class Bag:
 
     @property
     def cut_off(self) -> bool:
-        """Whether an unknown rest of the recording is missing."""
+        """Whether an unknown part of the recording is missing at one of its ends, where no gap shows it."""
+        return self._damage.at_end or self._damage.at_start()
+
+    @property
+    def lacks_end(self) -> bool:
+        """Whether an unknown rest of the recording is missing, as far as it was read."""
         return self._damage.at_end
+
+    def lacks_beginning(self, topic: Topic) -> bool:
+        """Whether the first messages on a topic may be missing, as far as it was read."""
+        return self._damage.at_start(topic.name)
 
     def lost_messages(self, topic: Topic) -> int | None:
         """How many on a topic were recorded and cannot be read, as far as it was read; None where nobody knows.
@@ -436,16 +446,24 @@ def _described(path: Path) -> _Plan:
         raise DataError(f"expected a bag that is compressed with zstd at {path}, found '{method}': convert it")
     named = [path / PurePath(name).name for name in info["relative_file_paths"]]
     files = [file for file in named if file.is_file()]
-    lost = [file.name for file in named if not file.is_file()]
     if named and not files:
-        raise DataError(f"expected the files {', '.join(lost)} in {path}, found none of them: copy the bag again")
+        lost = ", ".join(file.name for file in named)
+        raise DataError(f"expected the files {lost} in {path}, found none of them: copy the bag again")
     if unknown := [file.name for file in files if not _is_bag_file(file)]:
         raise DataError(f"expected .mcap or .db3 files in {path}, found {', '.join(unknown)}: convert the bag")
     topics = [(entry["topic_metadata"], int(entry["message_count"])) for entry in info["topics_with_message_count"]]
     counts = {(topic["name"], normalised_type(topic["type"])): count for topic, count in topics}
     if not named:
         raise ValueError("it names no files")
-    return _Plan(files, counts, tuple((f"{name} of the bag is missing", END) for name in lost))
+    return _Plan(files, counts, tuple(_missing(named, files)))
+
+
+def _missing(named: Sequence[Path], files: Sequence[Path]) -> Iterator[tuple[str, Loss]]:
+    """The damage that files are which are named, in the order of time, and not there."""
+    first, last = named.index(files[0]), named.index(files[-1])
+    for number, file in enumerate(named):
+        if file not in files:
+            yield f"{file.name} of the bag is missing", Loss(None, None, at_start=number < first, at_end=number > last)
 
 
 def _parts(path: Path) -> list[Path]:

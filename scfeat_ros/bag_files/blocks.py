@@ -79,11 +79,12 @@ class BagFile(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """What a piece of damage costs. size: bytes. messages: by topic. None: nobody knows. at_end: the rest of a
-    recording is missing, so that no gap between messages shows how much it was."""
+    """What a piece of damage costs. size: bytes. messages: by topic. None: nobody knows. at_start, at_end: the
+    beginning of a recording may be missing, or the rest, so that no gap between messages shows how much it was."""
 
     size: int | None = 0
     messages: Mapping[str, int] | None = field(default_factory=dict)
+    at_start: bool = False
     at_end: bool = False
 
 
@@ -96,9 +97,17 @@ class Damage:
 
     def __init__(self) -> None:
         self._pieces: dict[str, Loss] = {}
+        self._first = self._last = True
+
+    def of_file(self, first: bool, last: bool) -> Damage:
+        """The same, for a file of a recording to add to: its ends are those of the recording only where it is the first
+        or the last one."""
+        part = Damage()
+        part._pieces, part._first, part._last = self._pieces, first, last
+        return part
 
     def add(self, text: str, loss: Loss = Loss()) -> None:
-        self._pieces[text] = loss
+        self._pieces[text] = replace(loss, at_start=loss.at_start and self._first, at_end=loss.at_end and self._last)
 
     def __str__(self) -> str:
         texts = list(self._pieces)
@@ -114,6 +123,11 @@ class Damage:
     def at_end(self) -> bool:
         """Whether an unknown rest of a recording is missing."""
         return any(loss.at_end for loss in self._pieces.values())
+
+    def at_start(self, topic: str | None = None) -> bool:
+        """Whether the beginning of a recording may be missing, or that of a topic."""
+        losses = (loss.messages for loss in self._pieces.values() if loss.at_start)
+        return any(topic is None or lost is None or topic in lost for lost in losses)
 
     def messages(self, topic: str) -> int | None:
         """On a topic; None where nobody knows how many."""
@@ -255,7 +269,7 @@ class BlockFile(ABC):
         self._damage.add(
             f"skipped {size} bytes in the chunk at {block.at} of {self._source.path.name} ({reason}), "
             f"{lost_text(lost)}",
-            Loss(size, lost),
+            Loss(size, lost, at_start=block.at == min(other.at for other in self._blocks)),
         )
 
 

@@ -105,7 +105,7 @@ class McapFile(BlockFile):
                     self._add_cut(blocks, at, head)
                     return blocks
                 start = _without_last(blocks, at, last)
-                lost = Loss(following - start, None)
+                lost = Loss(following - start, None, at_start=not blocks)
                 self._damage.add(f"skipped {following - start} damaged bytes of {name} at {start}", lost)
                 at = following
                 continue

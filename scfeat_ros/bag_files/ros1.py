@@ -86,7 +86,7 @@ class Ros1File(BlockFile):
                     self._cut = at
                     blocks.append(Block(at, size - at, blocks[-1].start if blocks else 0))
                     return blocks
-                lost = Loss(following - at, None)
+                lost = Loss(following - at, None, at_start=not blocks)
                 self._damage.add(f"skipped {following - at} damaged bytes of {name} at {at}", lost)
                 at = following
                 continue

@@ -98,7 +98,8 @@ class SqliteFile:
             text = f"{self._path.name} is damaged ({error}): only what its readable pages hold is there"
             missing = self._pages.written_size - self._source.size
             at_end = missing > 0  # the file is shorter than the database says that it is
-            self._damage.add(text, Loss(missing if at_end else None, None, at_end))
+            at_start = all(row.id > 1 for row in self._pages.rows)  # SQLite counts from 1
+            self._damage.add(text, Loss(missing if at_end else None, None, at_start, at_end))
         return self._pages
 
     def _salvaged(self, pages: Pages, wanted: set[int], done: set[int]) -> Iterator[Record]:

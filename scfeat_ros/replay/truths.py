@@ -38,8 +38,9 @@ def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], No
     first of them that is of the time of the images.
 
     Poses that count from 0, as data sets have them, are moved so that the first is that of the first image, and
-    ``warn`` is told; they must last as long as the images, or longer where the end of these is missing. Raises
-    DataError where what is named cannot be read, or is of another recording; what is only found there is left out then.
+    ``warn`` is told; the beginning of the images must not be missing, and the poses must last as long as they do, or
+    longer where the end of these is missing. Raises DataError where what is named cannot be read, or is of another
+    recording; what is only found there is left out then.
     """
     if job.ground_truth == NO_TRUTH:
         return FoundTruth()
@@ -71,8 +72,7 @@ def _fitting(
     if first is None:
         return truth
     if _is_of_another_clock(truth, first):
-        stamps = list(_stamps(bag, images))
-        moved = _moved(truth, stamps, bag.cut_off)
+        moved = _moved(truth, bag, images)
         warn(
             f"ground truth of {truth.source} has another clock than the images ({1e-9 * truth.stamps[0]:.1f} s and "
             f"{1e-9 * first:.1f} s): its first pose is taken to be that of the first image"
@@ -82,11 +82,19 @@ def _fitting(
     return truth
 
 
-def _moved(truth: GroundTruth, stamps: list[int], cut_off: bool) -> GroundTruth:
-    """cut_off: an unknown number of stamps is missing at the end."""
+def _moved(truth: GroundTruth, bag: Bag, images: Topic) -> GroundTruth:
+    """With the first pose at the first image. Raises DataError where that cannot be where it belongs."""
+    stamps = list(_stamps(bag, images))
+    if bag.lacks_beginning(images):
+        raise DataError(
+            f"expected images from the beginning of the recording on, as {truth.source} has another clock than they "
+            "have, and its first pose would be taken to be that of the first of them, found their beginning missing "
+            "or damaged. Give poses with the stamps of the images (--ground-truth FILE or TOPIC), or none "
+            "(--ground-truth none)"
+        )
     lasts, expected = int(truth.stamps[-1] - truth.stamps[0]), max(stamps) - min(stamps)
     slack = max(_SLACK, _ALIKE * expected)
-    if expected - lasts > slack or (lasts - expected > slack and not cut_off):
+    if expected - lasts > slack or (lasts - expected > slack and not bag.lacks_end):
         raise DataError(
             f"expected ground truth that lasts as long as the images, {1e-9 * expected:.1f} s, as it has another clock "
             f"than they have, found {1e-9 * lasts:.1f} s in {truth.source}: is it that of another recording? {_ADVICE}"

@@ -906,6 +906,54 @@ def test_lost_messages_of_a_chunk_are_those_of_its_index(tmp_path: Path) -> None
     assert (lost, size) == (4000 - kept, block.size)
 
 
+def missing_ends(path: Path) -> tuple[bool, bool, bool]:
+    """Whether the beginning is missing, the end, and either, as told when all was read."""
+    with open_bag(path) as bag:
+        (topic,) = (topic for topic in bag.topics if topic.name == "/cam/image_raw")
+        assert list(bag.messages([topic])) and bag.damage
+        return bag.lacks_beginning(topic), bag.lacks_end, bag.cut_off
+
+
+@pytest.mark.parametrize(
+    ("number", "missing"), [(0, (True, False, True)), (1, (False, False, False)), (2, (False, True, True))]
+)
+def test_which_end_is_missing_where_a_file_is(tmp_path: Path, number: int, missing: tuple[bool, ...]) -> None:
+    """It is gone, nothing in it can be read, or it is cut off: then its beginning is there."""
+    split_bag(tmp_path / "bag", "mcap", ["bag_0", "bag_1", "bag_2"])
+    file = tmp_path / "bag" / f"bag_{number}.mcap"
+    data = file.read_bytes()
+    file.unlink()
+    assert missing_ends(tmp_path / "bag") == missing
+    file.write_bytes(bytes(100))
+    assert missing_ends(tmp_path / "bag") == missing
+    file.write_bytes(data[: len(data) // 2])
+    assert missing_ends(tmp_path / "bag") == (False, missing[1], missing[1])
+
+
+@pytest.mark.parametrize(("number", "missing"), [(0, True), (1, False), (2, False)])
+def test_the_beginning_is_missing_where_it_is_damaged(tmp_path: Path, number: int, missing: bool) -> None:
+    """In the first chunk of the first file, found by the index or without it."""
+    tiny_bag(tmp_path / "bag", "mcap", "storage", frames=2000)
+    file = tmp_path / "bag" / "bag.mcap"
+    block = chunks(file)[number]
+    overwrite(file, block.at + block.size // 2, 64)
+    assert missing_ends(tmp_path / "bag") == (missing, False, missing)
+    writer, written = Mcap(), images(12)
+    for start in (0, 4, 8):
+        writer.chunk(written[start : start + 4])
+    writer.close(tmp_path / "a.mcap", None)
+    overwrite(tmp_path / "a.mcap", chunks(tmp_path / "a.mcap")[number].at, 20)
+    assert missing_ends(tmp_path / "a.mcap") == (missing, False, missing)
+
+
+@pytest.mark.parametrize(("at", "missing"), [(0, True), (1000, False)])
+def test_the_beginning_of_a_damaged_database(tmp_path: Path, at: int, missing: bool) -> None:
+    written = of(tiny_bag(tmp_path / "bag", "sqlite3", frames=2000))
+    file = tmp_path / "bag" / "bag.db3"
+    overwrite(file, file.read_bytes().index(written[at].data) // 4096 * 4096, 8192)
+    assert missing_ends(tmp_path / "bag") == (missing, False, missing)
+
+
 @pytest.mark.parametrize("metadata", [True, False])
 def test_lost_messages_of_a_database_are_counted_or_unknown(tmp_path: Path, metadata: bool) -> None:
     tiny_bag(tmp_path / "bag", "sqlite3", frames=2000)

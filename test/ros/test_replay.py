@@ -687,7 +687,7 @@ def test_ground_truth_of_another_recording(
 
 
 def test_ground_truth_from_zero_of_a_recording_whose_end_is_missing(tmp_path: Path) -> None:
-    """It lasts longer than what is left of the images, as it should; shorter than they do it is another's still."""
+    """It lasts longer than what is left of the images, as it should."""
     path = bag(tmp_path / "bag", images(40), [(0, info(START))])
     (file,) = path.glob("*.mcap")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

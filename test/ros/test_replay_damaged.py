@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'scfeat-python[replay]'")
 
-from test_replay import START, STEP, bag, depth_bag, dropped, images, job, jpeg, picture, replay
+from test_replay import START, STEP, bag, depth_bag, dropped, images, job, jpeg, picture, poses_file, replay
 
+from scfeat_core.errors import DataError
 from scfeat_core.replay.metrics import read_metrics
 from scfeat_core.replay.run_folder import read_run
-from scfeat_ros.bags import open_bag, write_bag
+from scfeat_ros.bags import COMPRESSED_IMAGE, BagMessage, open_bag, write_bag
 from scfeat_ros.replay.run import run_job
+from scfeat_ros.replay.source import Source
 
 NO_HEADER = b"\x00\x01\x00\x00"
 
@@ -64,3 +67,52 @@ def test_depth_maps_of_images_whose_first_frame_id_is_damaged(tmp_path: Path) ->
     write_bag(tmp_path / "damaged", types, kept)
     (tmp_path / "damaged" / "groundtruth.txt").write_bytes((path / "groundtruth.txt").read_bytes())
     assert replay(tmp_path / "damaged", tmp_path / "out")["repeatability"] > 0.85
+
+
+# -- ground truth whose clock counts from zero -------------------------------------------------------------------------
+
+
+def half_bag(path: Path, first: bool) -> Path:
+    """The first or the second half of 120 images, 6 s, whose other half was in a file of its own, which is missing."""
+    half = range(60) if first else range(60, 120)
+    found = images(120)
+    write_bag(
+        path, {"/eye/image": COMPRESSED_IMAGE}, [BagMessage("/eye/image", START + i * STEP, found[i]) for i in half]
+    )
+    described = yaml.safe_load((path / "metadata.yaml").read_text())
+    names = described["rosbag2_bagfile_information"]["relative_file_paths"]
+    names.insert(1 if first else 0, "missing.mcap")
+    (path / "metadata.yaml").write_text(yaml.safe_dump(described))
+    return path
+
+
+@pytest.mark.parametrize("seconds", [6, 3])
+def test_poses_from_zero_of_images_whose_beginning_is_missing(tmp_path: Path, seconds: int) -> None:
+    """Their first pose is that of no image that is there, however long they last."""
+    path = half_bag(tmp_path / "bag", first=False)
+    given = poses_file(tmp_path / "poses.txt", [0.05 * i for i in range(20 * seconds)])
+    with pytest.raises(DataError, match=r"poses.txt \(TUM\) has another clock .* found their beginning missing"):
+        Source(job(path, tmp_path / "out", ground_truth=given))
+    poses_file(path / "groundtruth.txt", [0.05 * i for i in range(20 * seconds)])
+    source = Source(job(path, tmp_path / "out"))
+    assert source.truth is None and "found their beginning missing" in source.truth_problem
+    assert source.warnings == [f"ground truth left out: {source.truth_problem}"]
+    poses_file(path / "groundtruth.txt", [(START + i * STEP) / 1e9 for i in range(120)])
+    assert Source(job(path, tmp_path / "out")).truth is not None, "of the same clock"
+
+
+def test_poses_from_zero_of_images_whose_end_is_missing(tmp_path: Path) -> None:
+    """They may last longer than what is left of these, but not shorter."""
+    path = half_bag(tmp_path / "bag", first=True)
+    longer = poses_file(tmp_path / "longer.txt", [0.05 * i for i in range(120)])
+    source = Source(job(path, tmp_path / "out", ground_truth=longer))
+    assert source.truth is not None and source.truth.stamps[0] == START
+    shorter = poses_file(tmp_path / "shorter.txt", [0.05 * i for i in range(31)])
+    with pytest.raises(DataError, match=r"lasts as long as the images, 3.0 s, .*found 1.5 s in shorter.txt"):
+        Source(job(path, tmp_path / "out", ground_truth=shorter))
+    whole = bag(tmp_path / "cut", images(120))
+    (file,) = whole.glob("*.mcap")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+    assert Source(job(whole, tmp_path / "out", ground_truth=longer)).truth is not None
+    with pytest.raises(DataError, match=r"found 1.5 s in shorter.txt"):
+        Source(job(whole, tmp_path / "out", ground_truth=shorter))
