@@ -5,7 +5,7 @@ Stamps are read as decimal numbers: seconds since 1970 with nanoseconds do not f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -75,21 +75,23 @@ def pose_topics(bag: Bag) -> list[Topic]:
     return sorted(found, key=lambda topic: (-topic.count, topic.name))
 
 
-def truth_from_topic(bag: Bag, topic: str, T_body_camera: np.ndarray | None = None) -> GroundTruth:
+def truth_from_topic(
+    bag: Bag,
+    topic: str,
+    T_body_camera: np.ndarray | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> GroundTruth:
     """The poses of a topic of PoseStamped, PoseWithCovarianceStamped, TransformStamped or Odometry, by their stamps.
 
     They come as they are in the message: of its frame (Odometry, TransformStamped: child_frame_id) in header.frame_id.
-    T_body_camera: as in :func:`read_ground_truth`. Messages of equal stamp and pose count once.
+    T_body_camera: as in :func:`read_ground_truth`. Messages of equal stamp and pose count once. warn: told how many
+    messages are damaged, and so left out.
 
-    Raises DataError where there is no such topic, or none of these types, where it speaks of several frames, and for
-    what :func:`read_ground_truth` refuses.
+    Raises DataError where there is no such topic, or none of these types, where it speaks of several frames, where none
+    of it can be read, and for what :func:`read_ground_truth` refuses.
     """
     chosen = _pose_topic(bag, topic)
-    messages = [bag.deserialize(message) for message in bag.messages([chosen])]
-    if not messages:
-        raise DataError(
-            f"expected poses on {topic} in {bag.path}, found none{' (' + bag.damage + ')' * bool(bag.damage)}"
-        )
+    messages = _readable(bag, chosen, warn)
     frames = sorted({(m.header.frame_id, getattr(m, "child_frame_id", "")) for m in messages})
     if len(frames) > 1:
         listing = ", ".join(f"{child or 'pose'} in {parent}" for parent, child in frames)
@@ -255,6 +257,23 @@ def _pose_topic(bag: Bag, name: str) -> Topic:
             f"the bag holds {poses}"
         )
     return found[0]
+
+
+def _readable(bag: Bag, topic: Topic, warn: Callable[[str], None]) -> list[Any]:
+    """The messages on a topic but for the damaged ones. Raises DataError where there are none."""
+    found, damaged = [], 0
+    for message in bag.messages([topic]):
+        try:
+            found.append(bag.deserialize(message))
+        except DataError:
+            damaged += 1
+    if not found:
+        what = f"{damaged} messages that are damaged" if damaged else "none"
+        more = f" ({bag.damage})" if bag.damage else ""
+        raise DataError(f"expected poses on {topic.name} in {bag.path}, found {what}{more}")
+    if damaged:
+        warn(f"{damaged} of {len(found) + damaged} messages on {topic.name} are damaged: left out")
+    return found
 
 
 def _numbers(message: Any, where: str) -> tuple[float, ...]:

@@ -40,24 +40,38 @@ def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], No
     Poses that count from 0, as data sets have them, are moved so that the first is that of the first image, and
     ``warn`` is told; the beginning of the images must not be missing, and the poses must last as long as they do, or
     longer where the end of these is missing. Raises DataError where what is named cannot be read, or is of another
-    recording; what is only found there is left out then.
+    recording; what is only found there is left out then, and ``warn`` is told why.
     """
     if job.ground_truth == NO_TRUTH:
         return FoundTruth()
-    body = _body_camera(job)
-    found = [_read(name, bag, body) for name in _names(job, bag)]
-    first = next(_stamps(bag, images), None) if found else None
-    problems = []
-    for truth in sorted(found, key=lambda truth: _is_of_another_clock(truth, first)):
-        try:
-            return FoundTruth(_fitting(truth, first, job, bag, images, warn))
-        except DataError as error:
-            problems.append(error)
+    truth, problems = _first_fitting(job, bag, images, warn)
     if problems and job.ground_truth is not None:
         raise problems[0]
-    for problem in problems:
-        warn(f"ground truth left out: {problem}")
-    return FoundTruth(problem=" ".join(map(str, problems)))
+    reasons = [str(problem).replace(f"{job.bag.parent}/", "") for problem in problems]
+    for reason in reasons:
+        warn(f"ground truth left out: {reason}")
+    return FoundTruth(truth, " ".join(reasons) if truth is None else "")
+
+
+def _first_fitting(
+    job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], None]
+) -> tuple[GroundTruth | None, list[DataError]]:
+    """None where there is none, or none that fits; and why those that are left out are."""
+    body = _body_camera(job)
+    found: list[GroundTruth] = []
+    problems: list[DataError] = []
+    for name in _names(job, bag):
+        try:
+            found.append(_read(name, bag, body, warn))
+        except DataError as error:
+            problems.append(error)
+    first = next(_stamps(bag, images), None) if found else None
+    for truth in sorted(found, key=lambda truth: _is_of_another_clock(truth, first)):
+        try:
+            return _fitting(truth, first, job, bag, images, warn), problems
+        except DataError as error:
+            problems.append(error)
+    return None, problems
 
 
 def _is_of_another_clock(truth: GroundTruth, first: int | None) -> bool:
@@ -149,9 +163,9 @@ def _names(job: ReplayJob, bag: Bag) -> list[str]:
     return [*([str(beside)] if beside.is_file() else []), *named[:1]]
 
 
-def _read(name: str, bag: Bag, body: np.ndarray | None) -> GroundTruth:
+def _read(name: str, bag: Bag, body: np.ndarray | None, warn: Callable[[str], None]) -> GroundTruth:
     if not Path(name).exists() and any(topic.name == name for topic in bag.topics):
-        return truth_from_topic(bag, name, body)
+        return truth_from_topic(bag, name, body, warn)
     return read_ground_truth(name, T_body_camera=body)
 
 

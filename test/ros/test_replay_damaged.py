@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,28 @@ import yaml
 
 pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'scfeat-python[replay]'")
 
-from test_replay import START, STEP, bag, depth_bag, dropped, images, job, jpeg, picture, poses_file, replay
+from test_replay import (
+    START,
+    STEP,
+    TYPES,
+    bag,
+    depth_bag,
+    dropped,
+    header,
+    images,
+    info,
+    job,
+    jpeg,
+    picture,
+    poses_file,
+    replay,
+    serialized,
+)
 
 from scfeat_core.errors import DataError
 from scfeat_core.replay.metrics import read_metrics
 from scfeat_core.replay.run_folder import read_run
-from scfeat_ros.bags import COMPRESSED_IMAGE, BagMessage, open_bag, write_bag
+from scfeat_ros.bags import CAMERA_INFO, COMPRESSED_IMAGE, BagMessage, open_bag, write_bag
 from scfeat_ros.replay.run import run_job
 from scfeat_ros.replay.source import Source
 
@@ -116,3 +133,74 @@ def test_poses_from_zero_of_images_whose_end_is_missing(tmp_path: Path) -> None:
     assert Source(job(whole, tmp_path / "out", ground_truth=longer)).truth is not None
     with pytest.raises(DataError, match=r"found 1.5 s in shorter.txt"):
         Source(job(whole, tmp_path / "out", ground_truth=shorter))
+
+
+# -- ground truth that cannot be read ----------------------------------------------------------------------------------
+
+POSE = "geometry_msgs/msg/PoseStamped"
+
+
+def pose(i: int) -> bytes:
+    position = TYPES.types["geometry_msgs/msg/Point"](0.1 * i, 0.01 * i * i, 0.0)
+    turn = TYPES.types["geometry_msgs/msg/Quaternion"](0.0, 0.0, 0.0, 1.0)
+    found = TYPES.types["geometry_msgs/msg/Pose"](position, turn)
+    return serialized(TYPES.types[POSE](header(START + i * STEP), found), POSE)
+
+
+def posed_bag(path: Path, damaged: Sequence[int]) -> Path:
+    """12 images with the pose of each on a topic; those of ``damaged`` are cut off."""
+    found = images(12)
+    messages = [BagMessage("/eye/camera_info", START, info(START))]
+    for i in range(12):
+        messages.append(BagMessage("/eye/image", START + i * STEP, found[i]))
+        data = pose(i)[: 30 if i in damaged else None]
+        messages.append(BagMessage("/ground_truth/pose", START + i * STEP + 1, data))
+    types = {"/eye/image": COMPRESSED_IMAGE, "/eye/camera_info": CAMERA_INFO, "/ground_truth/pose": POSE}
+    write_bag(path, types, messages)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"this is no trajectory\n", "found 4 columns in line 1"),
+        (b"1 0 0 0 0 1 0 0 0 0 1 0\n", "expected the times of the poses of bag/groundtruth.txt"),
+        (b"\xff\xfe\x00", "at bag/groundtruth.txt, found a binary file"),
+    ],
+    ids=["text", "KITTI without times", "binary"],
+)
+def test_an_unreadable_truth_that_was_only_found_is_left_out(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = bag(tmp_path / "bag", images(12), [(0, info(START))])
+    (path / "groundtruth.txt").write_bytes(content)
+    summary = replay(path, tmp_path / "out")
+    (warning,) = read_run(tmp_path / "out").facts["warnings"]
+    assert summary["processed"] == 12 and warning.startswith("ground truth left out: ") and reason in warning
+    assert reason in summary["missing"]["ate_m"] and str(tmp_path) not in warning
+    with pytest.raises(DataError):
+        replay(path, tmp_path / "named", ground_truth=str(path / "groundtruth.txt"))
+
+
+def test_the_truth_of_a_topic_is_used_where_the_file_beside_the_bag_is_unreadable(tmp_path: Path) -> None:
+    path = posed_bag(tmp_path / "bag", damaged=())
+    (path / "groundtruth.txt").write_text("this is no trajectory\n")
+    source = Source(job(path, tmp_path / "out"))
+    assert source.truth is not None and source.truth.source.startswith("/ground_truth/pose")
+    (warning,) = source.warnings
+    assert "ground truth left out" in warning and not source.truth_problem
+
+
+@pytest.mark.parametrize("named", ["/ground_truth/pose", None])
+def test_a_damaged_pose_costs_itself(tmp_path: Path, named: str | None) -> None:
+    source = Source(job(posed_bag(tmp_path / "bag", damaged=(0, 5)), tmp_path / "out", ground_truth=named))
+    assert source.truth is not None
+    assert source.truth.stamps.tolist() == [START + i * STEP for i in range(12) if i not in (0, 5)]
+    assert source.warnings == ["2 of 12 messages on /ground_truth/pose are damaged: left out"]
+
+
+def test_a_topic_without_a_readable_pose_is_no_truth(tmp_path: Path) -> None:
+    path = posed_bag(tmp_path / "bag", damaged=range(12))
+    source = Source(job(path, tmp_path / "out"))
+    assert source.truth is None
+    assert "expected poses on /ground_truth/pose in bag, found 12 messages that are damaged" in source.truth_problem
+    with pytest.raises(DataError, match="found 12 messages that are damaged"):
+        Source(job(path, tmp_path / "out", ground_truth="/ground_truth/pose"))
