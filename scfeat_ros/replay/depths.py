@@ -75,7 +75,8 @@ class _Maps:
         self.damaged, self.end = 0, ""
 
     def __call__(self, stamp: int) -> np.ndarray | None:
-        while not self._read or self._read[-1][0] < stamp + NEAR:
+        # Of two maps, as the stamp of one may be damaged: one far ahead would be the last that is read.
+        while len(self._read) < 2 or min(self._read[-1][0], self._read[-2][0]) < stamp + NEAR:
             if (read := next(self._messages, None)) is None:
                 break
             self._read.append(read)

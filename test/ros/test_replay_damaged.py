@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,31 +60,45 @@ def test_a_damaged_frame_id_costs_nothing(tmp_path: Path, at: int) -> None:
     assert replay(bag(tmp_path / "bag", found), tmp_path / "out")["processed"] == 8
 
 
+def damaged_depth_bag(path: Path, topic: str, at: int, damage: Callable[[bytes], bytes]) -> Path:
+    """With this damage to one message on a topic."""
+    whole = depth_bag(path.with_name("whole"))
+    with open_bag(whole) as source:
+        types = {found.name: found.type for found in source.topics}
+        kept = list(source.messages(source.topics))
+    place = [i for i, message in enumerate(kept) if message.topic == topic][at]
+    kept[place] = replace(kept[place], data=damage(kept[place].data))
+    write_bag(path, types, kept)
+    (path / "groundtruth.txt").write_bytes((whole / "groundtruth.txt").read_bytes())
+    return path
+
+
+def pairs_with_depth(folder: Path) -> int:
+    return int(np.isfinite(read_metrics(folder).per_frame["repeatability"]).sum())
+
+
 @pytest.mark.parametrize(("at", "pairs"), [(0, 6), (3, 5)])
 def test_a_depth_map_without_a_header_costs_its_pairs(tmp_path: Path, at: int, pairs: int) -> None:
-    path, lines = depth_bag(tmp_path / "bag"), []
-    with open_bag(path) as source:
-        types = {topic.name: topic.type for topic in source.topics}
-        kept = list(source.messages(source.topics))
-    of_depth = [i for i, message in enumerate(kept) if message.topic == "/eye/depth_registered"]
-    kept[of_depth[at]] = replace(kept[of_depth[at]], data=kept[of_depth[at]].data[:8])
-    write_bag(tmp_path / "damaged", types, kept)
-    (tmp_path / "damaged" / "groundtruth.txt").write_bytes((path / "groundtruth.txt").read_bytes())
-    run_job(job(tmp_path / "damaged", tmp_path / "out"), lines.append, progress=False)
-    assert np.isfinite(read_metrics(tmp_path / "out").per_frame["repeatability"]).sum() == pairs
+    path = damaged_depth_bag(tmp_path / "bag", "/eye/depth_registered", at, lambda data: data[:8])
+    lines: list[str] = []
+    run_job(job(path, tmp_path / "out"), lines.append, progress=False)
+    assert pairs_with_depth(tmp_path / "out") == pairs
     assert "warning: 1 depth maps on /eye/depth_registered are damaged, their frames have no repeatability" in lines
 
 
+@pytest.mark.parametrize("seconds", [-1, 1], ids=["earlier", "later"])
+def test_a_depth_map_with_a_damaged_stamp_costs_its_pairs(tmp_path: Path, seconds: int) -> None:
+    def damage(data: bytes) -> bytes:
+        return data[:4] + struct.pack("<i", struct.unpack_from("<i", data, 4)[0] + seconds * (1 << 24)) + data[8:]
+
+    replay(damaged_depth_bag(tmp_path / "bag", "/eye/depth_registered", 3, damage), tmp_path / "out")
+    assert pairs_with_depth(tmp_path / "out") == 5
+
+
 def test_depth_maps_of_images_whose_first_frame_id_is_damaged(tmp_path: Path) -> None:
-    path = depth_bag(tmp_path / "bag")
-    with open_bag(path) as source:
-        types = {topic.name: topic.type for topic in source.topics}
-        kept = list(source.messages(source.topics))
-    first = next(i for i, message in enumerate(kept) if message.topic == "/eye/image/compressed")
-    kept[first] = replace(kept[first], data=jpeg(START, picture(0), frame_id="lenS"))
-    write_bag(tmp_path / "damaged", types, kept)
-    (tmp_path / "damaged" / "groundtruth.txt").write_bytes((path / "groundtruth.txt").read_bytes())
-    assert replay(tmp_path / "damaged", tmp_path / "out")["repeatability"] > 0.85
+    other = jpeg(START, picture(0), frame_id="lenS")
+    path = damaged_depth_bag(tmp_path / "bag", "/eye/image/compressed", 0, lambda data: other)
+    assert replay(path, tmp_path / "out")["repeatability"] > 0.85
 
 
 # -- ground truth whose clock counts from zero -------------------------------------------------------------------------
