@@ -27,7 +27,8 @@ class TrajectoryScores:
     ate_m, ate_median_m, ate_max_m: metres, distances between positions; ate_m is the root of the mean square. rpe_m,
     rpe_deg: root mean square errors of the motion over ``rpe_step`` frames, about a second, metres and degrees; None
     where no two frames are so far apart, and rpe_missing says why. scale: metres per unit of the path. frames: how many
-    were compared. truth_m: metres, length of the true path between these. (Sturm et al., "A benchmark for the
+    were compared. truth_m: metres, length of the true path between these. still_m: metres, what ate_m would be of a
+    camera that never moved. (Sturm et al., "A benchmark for the
     evaluation of RGB-D SLAM systems", 2012.)
     """
 
@@ -40,6 +41,7 @@ class TrajectoryScores:
     scale: float
     frames: int
     truth_m: float
+    still_m: float
     rpe_missing: str = ""
 
 
@@ -80,6 +82,7 @@ def evaluate(odometry: Odometry, truth: GroundTruth) -> TrajectoryScores:
         float(scale),
         int(both.sum()),
         float(reference.path_length),
+        _root_mean_square(np.linalg.norm(reference.positions_xyz - reference.positions_xyz.mean(0), axis=1)),
         "" if far.any() else _no_pairs(seconds),
     )
 

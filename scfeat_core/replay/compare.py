@@ -27,7 +27,10 @@ from scfeat_core.report import document
 
 PAGE, FIGURES_FILE = "compare.html", "compare.json"
 _SAME = ("bag", "topic", "window")  # facts without which runs are of different images
-_OF_PATHS, _WHOLE = ("ate_m", "rpe_m", "rpe_deg"), 0.99  # errors of paths, and how much of the longest one counts
+_OF_PATHS, _WHOLE = (
+    ("ate_m", "ate_share", "rpe_m", "rpe_deg"),
+    0.99,
+)  # errors of paths, and how much of the longest one counts
 _NAMED = 3  # settings at most in the name of a run
 _LOSSES = ("dropped", "resets", "damaged", "lost_messages", "lost_bytes")
 _NO_SETTINGS = (
@@ -96,8 +99,10 @@ def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
     except FileNotFoundError as error:
+        live = (folder / "live.json").exists()
+        found = "a live one, whose figures are in live.json and live.html" if live else "no run.json in it"
         raise DataError(
-            f"expected the folder of a replay at {folder}, found no run.json in it; give one of `scfeat replay`"
+            f"expected the folder of a replay at {folder}, found {found}; give one of `scfeat replay` without --live"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"expected the facts of a replay in {path}, found {error!r}; replay the bag again") from error
@@ -108,11 +113,11 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _names(folders: Sequence[Path], facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """The methods, where they tell the runs apart, or these and the settings that differ; else the names of folders, or
-    their paths. Of different bags with the name of the bag before it."""
+    their paths. Of bags of different names always with the settings, and with the name of the bag before it."""
     several = len({fact.get("bag") for fact in facts}) > 1
     methods = [" ".join(str(fact.get(name, "")) for name in ("bag", "method")[not several :]).strip() for fact in facts]
     candidates = (
-        methods,
+        *([] if several else [methods]),
         [", ".join([method, *own]) for method, own in zip(methods, _own_settings(facts), strict=True)],
         [folder.resolve().name for folder in folders],
         [str(folder) for folder in folders],
@@ -206,8 +211,9 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     """Of all figures that at least one run has; losses only where there were any."""
     found = [(name, [run.metrics.summary.get(name) for run in runs]) for name in FIGURES]
     unequal = _are_unequal([run.metrics.summary.get("ate_frames") for run in runs])
+    different = any(len({_known_by(name, run.facts) for run in runs}) > 1 for name in _SAME)
     return [
-        _row(name, values, [run.metrics.above.get(name) for run in runs], name in _OF_PATHS and unequal)
+        _row(name, values, [run.metrics.above.get(name) for run in runs], different or (name in _OF_PATHS and unequal))
         for name, values in found
         if any(values)
         or any(name in run.metrics.above for run in runs)

@@ -132,6 +132,7 @@ def summarise(
         **_why_unmeasured(summary, per_frame["model"]),
         **_why_short(summary, lived),
         **_why_untrue(recording, depth_at is not None, summary),
+        **_why_uncounted(recording.facts),
         **({} if summary["processed"] else dict.fromkeys(_OF_RESULTS, "no image gave a result")),
         **(missing or {}),
     }
@@ -156,6 +157,14 @@ def _why_unmeasured(summary: Mapping[str, Number], model: np.ndarray) -> dict[st
         **dict.fromkeys(("ms_total", "ms_total_p95", "ms_network", "ms_overhead", "fps"), "it was not timed"),
         **dict.fromkeys(("lost_messages", "lost_bytes"), "the recording is damaged, and nothing counts its losses"),
     }
+
+
+def _why_uncounted(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Of losses where not all of the recording was read."""
+    window = facts.get("window") or {}
+    if not window.get("frames") and window.get("stop") is None:
+        return {}
+    return {"lost_messages": "losses are not counted where --frames or --stop ends a replay before the recording does"}
 
 
 def _why_short(summary: Mapping[str, Number], lived: Survival) -> dict[str, str]:
@@ -399,7 +408,8 @@ def _trajectory_figures(odometry: Any, scores: Any) -> dict[str, Number]:
     if odometry is not None:
         found |= {"lost": int(odometry.lost), "initialisations": int(odometry.initialisations)}
     if scores is not None:
-        found |= {name: getattr(scores, name) for name in ("ate_m", "rpe_m", "rpe_deg")} | {"ate_frames": scores.frames}
+        found |= {name: getattr(scores, name) for name in ("ate_m", "rpe_m", "rpe_deg")}
+        found |= {"ate_frames": scores.frames, "ate_share": scores.ate_m / scores.still_m}
     return found
 
 
@@ -407,7 +417,8 @@ def _timing_figures(per_frame: Mapping[str, np.ndarray]) -> dict[str, Number]:
     if "ms_total" not in per_frame:
         return {}
     total = per_frame["ms_total"]
-    mean = float(np.nanmean(total)) if np.isfinite(total).any() else np.nan
+    known = total[np.isfinite(total)]
+    mean = _mean(known[1:]) if len(known) > 1 else _mean(known)
     return {
         **{name: _median(per_frame.get(name, ())) for name in ("ms_total", "ms_network", "ms_overhead")},
         "ms_total_p95": _percentile(total, 95),
@@ -422,6 +433,11 @@ def _distribution(values: np.ndarray) -> dict[str, float | None]:
         return {"count": 0, **dict.fromkeys(names)}
     figures = (finite.mean(), *np.percentile(finite, (50, 5, 95, 99)))
     return {"count": len(finite), **dict(zip(names, map(_digits, figures), strict=True))}
+
+
+def _mean(values: np.ndarray) -> float:
+    """NaN where there are none."""
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _median(values: Any) -> float:

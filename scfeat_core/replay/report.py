@@ -23,6 +23,7 @@ from scfeat_core.replay.records import FrameRecord, Recording
 from scfeat_core.replay.survival import Survival
 from scfeat_core.replay.verdicts import (
     Verdict,
+    damage,
     done,
     headline,
     interruption,
@@ -96,7 +97,7 @@ def make_report(
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="summary">{html.escape(_summary(recording, metrics))}</p>',
-        _verdict_table(found, interruption(metrics, recording.facts)),
+        _verdict_table(found, interruption(metrics, recording.facts), damage(metrics)),
         _lost(recording, metrics),
         _trajectory(recording, metrics, odometry, scores),
         _over_time(metrics),
@@ -130,7 +131,7 @@ def _summary(recording: Recording, metrics: Metrics) -> str:
     return " · ".join(parts)
 
 
-def _verdict_table(found: Sequence[Verdict], interrupted: str) -> str:
+def _verdict_table(found: Sequence[Verdict], *remarks: str) -> str:
     level = overall(found)
     rows = "".join(
         f"<tr><th>{html.escape(v.name)}</th><td>{html.escape(v.value)}</td>"
@@ -139,7 +140,7 @@ def _verdict_table(found: Sequence[Verdict], interrupted: str) -> str:
         for v in found
     )
     return (
-        f'<section class="verdict {level or "none"}"><p class="headline">{headline(found, interrupted)}</p>'
+        f'<section class="verdict {level or "none"}"><p class="headline">{headline(found, *remarks)}</p>'
         f'<table class="verdicts">{rows}</table></section>'
     )
 
@@ -149,8 +150,8 @@ def _verdict_table(found: Sequence[Verdict], interrupted: str) -> str:
 
 def _lost(recording: Recording, metrics: Metrics) -> str:
     """Nothing where nothing was."""
-    damage = recording.facts.get("damage") or []
-    lost = [damage] if isinstance(damage, str) else [str(line) for line in damage]
+    told = recording.facts.get("damage") or []
+    lost = [told] if isinstance(told, str) else [str(line) for line in told]
     lost += recording.facts.get("warnings") or []
     if metrics.summary.get("damaged"):
         lost.append(

@@ -32,6 +32,8 @@ HALF_LIFE = (4, 2)  # frames in a row: three pass the scale on, a fourth checks 
 WRONG = (0.25, 0.5)  # of the re-identified tracks: what robust estimation forgives; as many wrong ones as right ones
 TRUSTED = 0.05  # share of the inliers that are off: with more, the ground truth is
 KEPT = (1.0, 0.95)  # share of the images that gave a result
+BEGIN = 10  # frames: with fewer, an odometry that has not begun may have had no time to
+PATH = (0.1, 0.5)  # ATE over that of a camera that stands still: with half of it, the path has little of the true one
 LOST = (0.0, 0.01)  # share of the frames without a pose: with more, the path is that of a part
 WEAK = (0.0, 0.01)  # share of frames with too few inliers for a pose: each can break a trajectory
 KEYPOINTS = 50  # five-point RANSAC needs about 15 inliers, and a third of the points are matched
@@ -68,16 +70,24 @@ def overall(found: Sequence[Verdict]) -> Level:
     return next((level for level in ("poor", "watch", "good") if level in levels), "")
 
 
-def headline(found: Sequence[Verdict], interrupted: str = "") -> str:
-    """What they all come to, in words. interrupted: of :func:`interruption`."""
+def headline(found: Sequence[Verdict], *remarks: str) -> str:
+    """What they all come to, in words. remarks: of :func:`interruption` and :func:`damage`; empty ones are left out."""
     slow = any(verdict.machine and verdict.level == "watch" for verdict in found)
     notes = ["slower than the camera on this machine"] if slow else []
-    return "; ".join([LEVELS[overall(found)], *notes, *([interrupted] if interrupted else [])])
+    return "; ".join([LEVELS[overall(found)], *notes, *filter(None, remarks)])
 
 
 def interruption(metrics: Metrics, facts: Mapping[str, Any]) -> str:
     """After how many images a replay was stopped, in words; empty where it was not. facts: of its recording."""
     return f"interrupted after {done(metrics, facts)}" if facts.get("interrupted") else ""
+
+
+def damage(metrics: Metrics) -> str:
+    """What of the recording could not be read, in words; empty where nothing is known to be lost."""
+    if not metrics.summary.get("damaged"):
+        return ""
+    lost = _number(metrics, "lost_messages")
+    return f"the recording is damaged, {'an unknown number of' if lost is None else f'{lost:.0f}'} images are lost"
 
 
 def done(metrics: Metrics, facts: Mapping[str, Any]) -> str:
@@ -108,15 +118,21 @@ def _number(metrics: Metrics, name: str) -> float | None:
 
 def _frames(metrics: Metrics, facts: Mapping[str, Any]) -> Iterator[Verdict]:
     frames, processed = _number(metrics, "frames"), _number(metrics, "processed")
+    level: Level
     if not frames:
         yield Verdict("Images", "none", "poor", "there was nothing to process")
         return
     kept = (processed or 0) / frames
     lost = "all gave a result" if kept == 1 else "what was lost is listed below"
+    lost += f"; {damage(metrics)}" if damage(metrics) else ""
+    if damage(metrics) and not facts.get("interrupted"):
+        level = "watch" if kept >= KEPT[1] else "poor"  # as much as can be told of those that can be read
+        yield Verdict("Images processed", f"{processed:.0f} of {frames:.0f} that can be read", level, lost)
+        return
     if not facts.get("interrupted"):
         yield Verdict("Images processed", f"{processed:.0f} of {frames:.0f}", _level(kept, KEPT), lost)
         return
-    level: Level = "" if kept == 1 else _level(kept, KEPT)
+    level = "" if kept == 1 else _level(kept, KEPT)
     wanted = _wanted(facts)
     value = f"{processed:.0f}{f' of {wanted}' if wanted else ''} (interrupted)"
     yield Verdict("Images processed", value, level, f"of the first {frames:.0f}, which all figures are of, {lost}")
@@ -162,6 +178,10 @@ def _odometry(metrics: Metrics) -> Iterator[Verdict]:
     if lost is None or begun is None:
         return
     processed = _number(metrics, "processed") or 1.0
+    if begun == 0 and processed < BEGIN:
+        why = f"{processed:.0f} frames are too few to say so: it begins where points have moved against each other"
+        yield Verdict("Visual odometry", "not begun", "", why)
+        return
     level: Level = "poor" if begun != 1 else _level(lost / processed, LOST)
     value = "never began" if begun == 0 else "began once" if begun == 1 else f"began {begun:.0f} times"
     value = "never lost" if begun == 1 and not lost else value
@@ -171,11 +191,12 @@ def _odometry(metrics: Metrics) -> Iterator[Verdict]:
 
 def _trajectory(metrics: Metrics) -> Iterator[Verdict]:
     if (ate := _number(metrics, "ate_m")) is not None:
-        parts = [f"{shown('ate_m', ate)} m"]
-        turn = _number(metrics, "rpe_deg")
+        turn, share = _number(metrics, "rpe_deg"), _number(metrics, "ate_share")
+        value = f"{shown('ate_m', ate)} m" + ("" if share is None else f", {percent(share)} of standing still")
         why = f"RMSE of the positions of {metrics.summary.get('ate_frames')} frames after Sim(3) alignment; "
         why += f"RPE {turn:.2g}°" if turn is not None else f"no RPE: {metrics.missing.get('rpe_deg', 'not known')}"
-        yield Verdict("Trajectory error (ATE)", parts[0], "", why)
+        why += f"; good up to {percent(PATH[0])} of what a camera that never moved would score"
+        yield Verdict("Trajectory error (ATE)", value, "" if share is None else _level(share, PATH), why)
     elif (reason := metrics.missing.get("ate_m", NO_TRUTH)) != NO_TRUTH:
         yield Verdict("Trajectory error (ATE)", "–", "", reason)
 
@@ -184,7 +205,7 @@ def _truth(metrics: Metrics) -> Iterator[Verdict]:
     if (error := _number(metrics, "epipolar_truth_px")) is not None:
         off = _number(metrics, "off_truth") or 0.0
         why = f"of inliers under the true motion, errors of the truth included; {100 * off:.1f} % are off by > 3 px"
-        yield Verdict("Epipolar error", f"{error:.2f} px", "", why)
+        yield Verdict("True epipolar error", f"{error:.2f} px", "", why)
     if (wrong := _number(metrics, "reidentified_off_truth")) is not None:
         found = f"{shown('reidentified', metrics.summary['reidentified'])}, {percent(wrong)} off by > 3 px"
         inliers = _number(metrics, "off_truth")

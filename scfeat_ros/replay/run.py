@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PART = 100  # frames that are lost at most where a replay is killed
 _SAMPLES, _SAMPLE = 64, 65536  # pieces of a file of a bag, and bytes in each: of 10 GB in 0.1 s from a disk that seeks
 _COMPLAINTS = 20  # different ones that are kept
-_ERRORS = ("ate_m", "ate_frames", "rpe_m", "rpe_deg")  # figures of the trajectory that need ground truth
+_ERRORS = ("ate_m", "ate_share", "ate_frames", "rpe_m", "rpe_deg")  # figures of the trajectory that need ground truth
 Summary = dict[str, Any]
 Report = Callable[[str], None]
 Watch = Callable[[int, int], None]  # frames that are done, and all
@@ -65,7 +65,8 @@ def run_job(job: ReplayJob, report: Report = lambda text: None, progress: bool |
         writer = begin_run(job.out, inputs, job.overwrite)
         assert writer is not None
         interrupted = _replay(player, source, writer, report, progress)
-    with _stoppable():  # figures take seconds, and whoever stops there still wants them
+    report("making figures and report" if job.report else "making figures")
+    with _stoppable(report):  # they take seconds, and whoever stops there still wants them
         summary = conclude(job, source, report)
     if not summary["processed"] and not interrupted:
         first = next(iter(read_run(job.out).frames))
@@ -101,7 +102,7 @@ def _replay(player: Player, source: Source, writer: RunWriter, report: Report, p
         if writer.progress.frames:
             report(f"going on after {writer.progress.frames} frames that are done already")
             player.restore(writer.progress.state)
-        with _stoppable() as stopped, _shown(progress, source.count) as shown:
+        with _stoppable(report) as stopped, _shown(progress, source.count) as shown:
             _play(source, player, writer, stopped, shown)
             interrupted = stopped.is_set()
             if writer.progress.frames == 0:
@@ -206,17 +207,18 @@ class Player:
         lost, extractor = self._source.lost, self._frontend.extractor
         if extractor.engine_note:
             self._complain(f"engine {extractor.engine}: {extractor.engine_note}")
-        if len(lost.frame_ids) > 1:
+        cameras = [name for name, count in lost.frame_ids.items() if count > 1]  # what came once may be damage
+        if len(cameras) > 1:
             self._complain(
-                f"images of {len(lost.frame_ids)} cameras come on {self._source.topic.name} (frame_id "
-                f"{', '.join(lost.frame_ids[:8])}): their matches mean nothing, record a topic for each"
+                f"images of {len(cameras)} cameras come on {self._source.topic.name} (frame_id "
+                f"{', '.join(cameras[:8])}): their matches mean nothing, record a topic for each"
             )
         return {
             "descriptor_space": extractor.descriptor_space,
             "engine": extractor.engine,
             "engine_note": extractor.engine_note,
             "camera": self._source.calibration if self.camera is not None else "",
-            "frame_ids": lost.frame_ids,
+            "frame_ids": list(lost.frame_ids),
             "threads": torch.get_num_threads(),
             "damage": lost.damage,
             "lost": lost.counts if lost.damage else {"messages": 0, "bytes": 0},
@@ -439,7 +441,7 @@ def _trajectory(
         odometry = estimate(recording.frames, recording.camera)
         if recording.truth is not None:
             scores = evaluate(odometry, recording.truth)
-            missing = dict.fromkeys(_ERRORS[2:], scores.rpe_missing)
+            missing = dict.fromkeys(_ERRORS[3:], scores.rpe_missing)
     except ScfeatError as error:
         report(f"warning: {'no trajectory' if odometry is None else 'no errors of the trajectory'}: {error}")
         never = odometry is not None and odometry.initialisations == 0
@@ -451,8 +453,9 @@ def _trajectory(
 
 
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second SIGINT raises KeyboardInterrupt, as ever."""
+def _stoppable(report: Report) -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets, and ``report`` is told; the second SIGINT raises
+    KeyboardInterrupt, as ever."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
@@ -462,6 +465,7 @@ def _stoppable() -> Iterator[threading.Event]:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
+        report("interrupted: waiting for what has been done to be written; once more ends that, too")
 
     with signals_handled(stop):
         yield stopped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,11 +50,11 @@ class Shot:
 
 @dataclass(frozen=True, eq=False)
 class Lost:
-    """What the recording did not give, told when it has been read. damage: in words. counts: "messages" of the images,
-    and "bytes"; None where nobody knows how many."""
+    """What the recording did not give, told when it has been read. damage: in words. frame_ids: of how many images
+    each. counts: "messages" of the images, and "bytes"; None where nobody knows how many."""
 
     damage: list[str] = field(default_factory=list)
-    frame_ids: list[str] = field(default_factory=list)
+    frame_ids: Counter[str] = field(default_factory=Counter)
     counts: dict[str, int | None] = field(default_factory=dict)
 
 
@@ -230,8 +231,7 @@ class Source:
         try:
             image = bag.deserialize(message)
             stamp = _nanoseconds(image)
-            if image.header.frame_id not in self.lost.frame_ids:
-                self.lost.frame_ids.append(image.header.frame_id)
+            self.lost.frame_ids[image.header.frame_id] += 1
             if decode:
                 pixels = compressed_to_array(image) if self.topic.compressed else image_to_array(image)
         except (DataError, ImageError) as problem:

@@ -117,6 +117,8 @@ class TestTable:
         assert [run.name for run in read_runs([folders[0], many])] == ["one", "four"]
         yard = write("five", {**same, "bag": "yard"})
         assert [run.name for run in read_runs([folders[0], yard])] == ["made scfeat", "yard scfeat"]
+        copy = write("six", {**same, "bag": "copy", "settings": {"grid": 4}})
+        assert [run.name for run in read_runs([folders[0], copy])] == ["made scfeat, grid 0", "copy scfeat, grid 4"]
         assert len({run.name for run in read_runs([folders[0], folders[0]])}) == 2
 
 
@@ -126,6 +128,8 @@ class TestRefusals:
         with pytest.raises(DataError, match='\'?bag\'? of "made" .*"another".*--anyway'):
             check(runs)
         assert "different images" in check(runs, anyway=True)[0]
+        better = read_runs([write("few", outliers=0.5), write("many", {"bag": "another"}, outliers=0.1)])
+        assert all(row.best is None for row in rows(better)), "what is better on another recording?"
 
     def test_a_bag_is_known_by_its_contents(self, write: Write) -> None:
         """Whatever it is called; other contents under its name are another one."""
@@ -152,6 +156,10 @@ class TestRefusals:
             read_runs([good])
         with pytest.raises(DataError, match="no run.json"):
             read_runs([good, tmp_path / "nowhere"])
+        (tmp_path / "live").mkdir()
+        (tmp_path / "live" / "live.json").write_text("{}")
+        with pytest.raises(DataError, match="found a live one"):
+            read_runs([good, tmp_path / "live"])
         (good / "metrics.json").unlink()
         with pytest.raises(DataError, match="metrics of a replay"):
             read_runs([good, good])

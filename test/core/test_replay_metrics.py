@@ -422,6 +422,12 @@ class TestSurvival:
 
 
 class TestMissing:
+    @pytest.mark.parametrize("window", [{"frames": 5}, {"stop": 1.0}, {"start": 1.0}])
+    def test_losses_that_a_window_hides(self, make_recording: Callable[..., Recording], window: dict[str, Any]) -> None:
+        facts = {"damage": ["it is torn"], "lost": {"messages": None, "bytes": 7}, "window": window}
+        found = summarise(make_recording(6, facts=facts)).missing["lost_messages"]
+        assert ("--frames" in found) == ("start" not in window)
+
     @pytest.mark.parametrize(
         "kind",
         [
@@ -448,7 +454,7 @@ class TestMissing:
             recording = replace(recording, frames=frames)
         found = summarise(recording)
         without = {name for name, value in found.summary.items() if value is None}
-        trajectory = {"ate_m", "ate_frames", "rpe_m", "rpe_deg", "lost", "initialisations"}
+        trajectory = {"ate_m", "ate_share", "ate_frames", "rpe_m", "rpe_deg", "lost", "initialisations"}
         assert set(found.missing) == without - trajectory and all(found.missing.values())
 
     def test_tracks_that_outlive_the_recording(self, make_recording: Callable[..., Recording], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from scfeat_core.charts import Chart, Histogram, Line, Mark, chart, histogram, plan
 from scfeat_core.errors import DataError
+from scfeat_core.odometry import evaluate
 from scfeat_core.odometry.estimation import Odometry
 from scfeat_core.replay.film import LARGEST, LONGEST, draw_tracks, film_frames, make_film, strip_frames
 from scfeat_core.replay.metrics import Metrics, summarise
@@ -263,6 +264,41 @@ class TestInterrupted:
         assert re.search(f'class="headline">[^<]* on this recording[^<]*; {end}</p>', page)
         assert f"{end.removeprefix('interrupted after ')} (interrupted)" in page
         assert f"The replay was {end}" in page
+
+    @pytest.mark.parametrize(
+        ("lost", "known"), [(25, "25 images are lost"), (None, "an unknown number of images are lost")]
+    )
+    def test_damaged_recordings_are_called_so(self, make_recording: Make, lost: int | None, known: str) -> None:
+        """However good the front end is on the rest."""
+        facts = {"damage": ["the end is missing"], "lost": {"messages": lost, "bytes": 7}}
+        recording = make_recording(26, facts=facts)
+        metrics = summarise(recording)
+        images = verdicts(metrics, recording.facts)[0]
+        assert (images.value, images.level) == ("26 of 26 that can be read", "watch") and known in images.why
+        assert re.search(
+            f'class="headline">[^<]*; the recording is damaged, {known}</p>', make_report(recording, metrics)
+        )
+
+    @pytest.mark.parametrize(("frames", "level"), [(4, ""), (9, ""), (10, "poor"), (40, "poor")])
+    def test_few_images_do_not_condemn(self, make_recording: Make, frames: int, level: str) -> None:
+        recording = make_recording(frames)
+        odometry = replace(odometry_of(recording), initialisations=0, status=("lost",) * frames)
+        found = {verdict.name: verdict for verdict in verdicts(summarise(recording, odometry))}
+        assert found["Visual odometry"].level == level
+
+    @pytest.mark.parametrize(("noise", "level"), [(0.0, "good"), (0.3, "watch"), (3.0, "poor")])
+    def test_a_path_is_held_against_standing_still(self, make_recording: Make, noise: float, level: str) -> None:
+        """noise: of the positions, in units of their own spread."""
+        recording = make_recording(60, points=40)
+        odometry = odometry_of(recording)
+        poses = odometry.poses.copy()
+        spread = np.linalg.norm(poses[:, :3, 3] - poses[:, :3, 3].mean(0), axis=1).std()
+        poses[:, :3, 3] += noise * spread * np.random.default_rng(0).normal(size=(60, 3))
+        scores = evaluate(replace(odometry, poses=poses), recording.truth)
+        metrics = summarise(recording, odometry, scores)
+        judged = {verdict.name: verdict for verdict in verdicts(metrics)}["Trajectory error (ATE)"]
+        assert judged.level == level and "of standing still" in judged.value
+        assert metrics.summary["ate_share"] == pytest.approx(scores.ate_m / scores.still_m, rel=1e-5)
 
     def test_whole_ones_are_called_as_ever(self, make_recording: Make) -> None:
         recording = make_recording(20, facts={"messages": 90, "interrupted": False})

@@ -202,8 +202,10 @@ def test_an_interruption_while_figures_are_made_changes_nothing(
     monkeypatch.setattr("scfeat_ros.replay.run.conclude", interrupted)
     one = job(short_bag, tmp_path)
     for _ in range(2):
-        summary = run_job(one, progress=False)
+        said: list[str] = []
+        summary = run_job(one, said.append, progress=False)
         assert "interrupted" not in summary and summary["frames"] == 12 and finished(one) == summary
+        assert said.index("making figures") < len(said) - 1 and "once more ends that" in said[-1]
         (tmp_path / "metrics.json").unlink()
 
 
