@@ -209,6 +209,13 @@ class Bag:
         return [Topic(name, kind, count) for (name, kind), count in sorted(counts.items())]
 
     @property
+    def lost_topics(self) -> list[Topic]:
+        """Topics of which metadata.yaml counts messages, and no file has one."""
+        held = {(topic.name, topic.type) for topic in self.topics if topic.count}
+        counted = sorted(self._plan.counts.items())
+        return [Topic(*topic, count) for topic, count in counted if count and topic not in held]
+
+    @property
     def image_topics(self) -> list[Topic]:
         """Topics of sensor_msgs/Image and CompressedImage that have messages, most messages first."""
         found = [topic for topic in self.topics if topic.type in IMAGE_TYPES and topic.count > 0]

@@ -12,7 +12,7 @@ import numpy as np
 from scfeat_core.errors import DataError
 from scfeat_core.replay.records import GroundTruth
 from scfeat_ros.bags import Bag, Topic, header_stamp
-from scfeat_ros.ground_truth import pose_topics, read_ground_truth, truth_from_topic
+from scfeat_ros.ground_truth import POSE_TYPES, pose_topics, read_ground_truth, truth_from_topic
 from scfeat_ros.intrinsics import read_body_camera
 
 from .job import NO_TRUTH, ReplayJob
@@ -47,6 +47,7 @@ def find_truth(job: ReplayJob, bag: Bag, images: Topic, warn: Callable[[str], No
     truth, problems = _first_fitting(job, bag, images, warn)
     if problems and job.ground_truth is not None:
         raise problems[0]
+    problems += [] if truth is not None else list(_lost(bag))
     reasons = [str(problem).replace(f"{job.bag.parent}/", "") for problem in problems]
     for reason in reasons:
         warn(f"ground truth left out: {reason}")
@@ -155,11 +156,24 @@ def _stamps(bag: Bag, images: Topic, job: ReplayJob | None = None) -> Iterator[i
             yield header_stamp(message.data)
 
 
+def _lost(bag: Bag) -> Iterator[DataError]:
+    """Of the topics that would have been found, and of which nothing can be read."""
+    for topic in bag.lost_topics:
+        if topic.type in POSE_TYPES and _is_named_so(topic):
+            yield DataError(
+                f"expected {topic.count} messages on {topic.name}, as metadata.yaml says, found none that can be read"
+            )
+
+
+def _is_named_so(topic: Topic) -> bool:
+    return any(word in topic.name.lower() for word in _NAMES)
+
+
 def _names(job: ReplayJob, bag: Bag) -> list[str]:
     if job.ground_truth is not None:
         return [job.ground_truth]
     beside = (job.bag if job.bag.is_dir() else job.bag.parent) / _FILE
-    named = [topic.name for topic in pose_topics(bag) if any(word in topic.name.lower() for word in _NAMES)]
+    named = [topic.name for topic in pose_topics(bag) if _is_named_so(topic)]
     return [*([str(beside)] if beside.is_file() else []), *named[:1]]
 
 

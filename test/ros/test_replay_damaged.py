@@ -219,3 +219,16 @@ def test_a_topic_without_a_readable_pose_is_no_truth(tmp_path: Path) -> None:
     assert "expected poses on /ground_truth/pose in bag, found 12 messages that are damaged" in source.truth_problem
     with pytest.raises(DataError, match="found 12 messages that are damaged"):
         Source(job(path, tmp_path / "out", ground_truth="/ground_truth/pose"))
+
+
+def test_a_topic_that_is_lost_altogether_is_no_absent_truth(tmp_path: Path) -> None:
+    """It lay where the recording is cut off; metadata.yaml still counts it."""
+    path = bag(tmp_path / "bag", images(12), [(0, info(START))])
+    metadata = yaml.safe_load((path / "metadata.yaml").read_text())
+    counted = metadata["rosbag2_bagfile_information"]["topics_with_message_count"]
+    lost = {**counted[0]["topic_metadata"], "name": "/ground_truth/pose", "type": POSE}
+    counted.append({"topic_metadata": lost, "message_count": 51})
+    (path / "metadata.yaml").write_text(yaml.safe_dump(metadata))
+    reason = replay(path, tmp_path / "out")["missing"]["ate_m"]
+    assert reason.startswith("expected 51 messages on /ground_truth/pose, as metadata.yaml says, found none")
+    assert read_run(tmp_path / "out").facts["warnings"] == [f"ground truth left out: {reason}"]
