@@ -385,7 +385,8 @@ def _samples(bag: Path) -> bytes:
 def _say_choices(source: Source, report: Report) -> None:
     report(f"images: {source.choice}")
     report(f"calibration: {source.calibration or 'none: no rays, no trajectory; give one with --intrinsics'}")
-    report(f"ground truth: {source.truth.source if source.truth else 'none: give one with --ground-truth'}")
+    absent = "left out" if source.truth_problem else "none: give one with --ground-truth"
+    report(f"ground truth: {source.truth.source if source.truth else absent}")
     if source.depth_topic is not None:
         report(f"depth: {source.depth_topic.name}")
     for warning in source.warnings:
