@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scfeat_core.bench.settings import Settings
 
 EXIT_FAILED = 1  # a condition of --fail-if holds
+EXIT_UNDECIDED = 2  # a condition cannot be told, as of a replay
 EXIT_INTERRUPTED = 130
 JSON_FILE, PAGE = "bench.json", "report.html"
 
@@ -32,7 +33,8 @@ Where rclpy is there, messages are published to a subscriber in another process,
                          but not None. Its folder must be on PYTHONPATH. With a parameter "device" it is told that of
                          the first of ours.
 --fail-if CONDITION      a stage, an operator and how many times what it was in OLD.json: "network>1.2". Exit status 1
-                         where it holds for any size and variant.
+                         where it holds for any size and variant; 2 where that cannot be told, as a variant that was
+                         measured in OLD.json is not now.
 
 examples:
   scfeat bench --quick                                      a first look, in a minute
@@ -99,7 +101,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peer", action="append", default=[], metavar="MODULE:CALLABLE", help="measure this, too; may be repeated"
     )
     how.add_argument(
-        "--growth", action="store_true", help="growth against pixels and points instead, of the first variant"
+        "--growth",
+        action="store_true",
+        help="growth against pixels and points instead, of the first variant; exponents from three of either on",
     )
     how.add_argument(
         "--count", action="store_true", help="operations, bytes and memory of the network instead; measures nothing"
@@ -145,8 +149,8 @@ def run(args: argparse.Namespace) -> int:
         write(args.out / JSON_FILE, json.dumps(results, indent=1, allow_nan=False) + "\n", "--out")
     write(args.out / PAGE, page(results), "--out")
     print(f"\n{args.out / PAGE}")
-    failed = [] if old is None else _compared(old, results, args, checks)
-    return EXIT_INTERRUPTED if results["interrupted"] else EXIT_FAILED if failed else 0
+    status = 0 if old is None else _compared(old, results, args, checks)
+    return EXIT_INTERRUPTED if results["interrupted"] else status
 
 
 def _count(args: argparse.Namespace) -> int:
@@ -191,8 +195,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
     )
 
 
-def _compared(old: dict[str, Any], new: dict[str, Any], args: argparse.Namespace, checks: Sequence[Any]) -> list[str]:
-    """Print the ratios, and what fails, which is returned."""
+def _compared(old: dict[str, Any], new: dict[str, Any], args: argparse.Namespace, checks: Sequence[Any]) -> int:
+    """Print the ratios, what is missing and what fails; the exit status."""
     from scfeat_core.bench import comparing
     from scfeat_core.bench.tables import aligned, markdown
 
@@ -200,13 +204,18 @@ def _compared(old: dict[str, Any], new: dict[str, Any], args: argparse.Namespace
     rows = comparing.change_rows(found)
     print(f"\n{markdown(rows) if args.markdown else aligned(rows)}")
     missing = comparing.gone(old, new)
+    undecided, failed = comparing.undecided(checks, missing), comparing.failures(checks, found, missing)
     told = [f"not the same machine: {each}" for each in comparing.other_machine(old, new)]
-    for warning in (*told, *comparing.other_engines(old, new), *missing):
-        print(f"warning: {warning}", file=sys.stderr)
-    failed = comparing.failures(checks, found, missing)
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
-    return failed
+    unchecked = [each for each in missing if each not in undecided]
+    _tell("warning", [*told, *comparing.other_engines(old, new), *unchecked])
+    _tell("undecided", undecided)
+    _tell("failed", failed)
+    return EXIT_UNDECIDED if undecided else EXIT_FAILED if failed else 0
+
+
+def _tell(kind: str, lines: Sequence[object]) -> None:
+    for line in lines:
+        print(f"{kind}: {line}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -33,15 +33,18 @@ class Change:
 
 @dataclass(frozen=True)
 class Gone:
-    """A stage that was measured before, and is not now. why: the error of its contender."""
+    """Stages of a contender that were measured before, and are not now. whole: it has no others. why: the error of the
+    contender, or what else is known."""
 
     case: str
     contender: str
-    stage: str
+    stages: tuple[str, ...]
+    whole: bool
     why: str
 
     def __str__(self) -> str:
-        return f"{self.case}: {self.contender}: {self.stage}: measured before, and not now: {self.why}"
+        what = self.contender if self.whole else f"{self.contender}: {', '.join(self.stages)}"
+        return f"{self.case}: {what}: measured before, and not now: {self.why}"
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -112,24 +115,39 @@ def other_machine(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def gone(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Gone]:
-    """Stages of scfeat that the old results have and the new ones lack, in cases that both have."""
-    names = {case["name"] for case in new.get("cases", [])}
-    left = dict(_medians(new))
-    return [
-        Gone(*key, _error(new, key))
-        for key, _ in _medians(old)
-        if key[0] in names and _is_own(key[1]) and key not in left
-    ]
+    """Of each contender of scfeat the stages that the old results have and the new ones lack, in cases that both
+    have."""
+    cases = {case["name"] for case in new.get("cases", [])}
+    before, now = _stages(old), _stages(new)
+    found = []
+    for key, stages in before.items():
+        left = now.get(key, [])
+        lost = tuple(stage for stage in stages if stage not in left)
+        if lost and key[0] in cases and _is_own(key[1]):
+            found.append(Gone(*key, lost, not left, _why(new, key)))
+    return found
 
 
-def _error(results: Mapping[str, Any], key: tuple[str, str, str]) -> str:
-    found = (
-        contender["error"]
+def _stages(results: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """Those of each case and contender."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for (case, contender, stage), _ in _medians(results):
+        found.setdefault((case, contender), []).append(stage)
+    return found
+
+
+def _why(results: Mapping[str, Any], key: tuple[str, str]) -> str:
+    """Why results lack stages of this case and contender."""
+    errors = {
+        (case["name"], contender["name"]): contender["error"]
         for case in results["cases"]
         for contender in case["contenders"]
-        if (case["name"], contender["name"]) == key[:2]
-    )
-    return next(found, "") or "it was not asked for, or the measurement was interrupted"
+    }
+    if errors.get(key):
+        return str(errors[key])
+    if results.get("interrupted"):
+        return "it was not asked for, or the measurement was interrupted"
+    return "what they need is not there" if key in errors else "it was not asked for"
 
 
 def other_engines(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -170,19 +188,23 @@ def parse_checks(texts: Sequence[str]) -> list[Check]:
 
 
 def failures(checks: Sequence[Check], found: Sequence[Change], missing: Sequence[Gone] = ()) -> list[str]:
-    """One line for each stage that a condition holds for, but OpenCV's, and for each that a condition is on and that is
-    missing. Raises ConfigError for an unknown stage."""
+    """One line for each stage that a condition holds for, but OpenCV's. Raises ConfigError for a stage that is unknown
+    among the missing, too."""
     own = [each for each in found if not _is_reference(each)]
-    check_names(checks, {each.stage for each in own} | {each.stage for each in missing})
-    return [line for check in checks for line in _failures(check, own, missing)]
+    check_names(checks, {each.stage for each in own} | {stage for each in missing for stage in each.stages})
+    return [line for check in checks for line in _failures(check, own)]
 
 
-def _failures(check: Check, own: Sequence[Change], missing: Sequence[Gone]) -> Iterator[str]:
+def undecided(checks: Sequence[Check], missing: Sequence[Gone]) -> list[Gone]:
+    """Those of the missing without which a condition cannot be told."""
+    return [each for each in missing if any(check.metric in each.stages for check in checks)]
+
+
+def _failures(check: Check, own: Sequence[Change]) -> Iterator[str]:
     for each in own:
         if each.stage == check.metric and OPERATORS[check.operator](each.ratio, check.limit):
             times = f"{milliseconds(each.old)} ms, now {milliseconds(each.new)} ms"
             yield f"{_name(each)}: {each.ratio:.3g} times what it was ({times}), and '{check}' fails"
-    yield from (str(each) for each in missing if each.stage == check.metric)
 
 
 def require_comparison(checks: Sequence[str], compared: bool) -> None:

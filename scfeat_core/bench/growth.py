@@ -21,6 +21,8 @@ SIZES = ((640, 480), (960, 720), (1280, 720), (1920, 1080), (2560, 1440), (3840,
 POINTS = (256, 512, 1024, 2048, 4096, 8192)
 POINTS_SIZE = (1280, 720)  # has more local maxima than the largest budget
 _PEERS = ("sift", "orb")  # akaze finds more points in larger images, whatever the budget
+MIN_PLACES = 3  # of a fit: fewer leave no error
+_OPTIONS = {"pixels": "--size", "points": "--budget"}  # that choose the places
 _NOISE = 0.05  # of each number of a descriptor whose point is seen again
 
 
@@ -60,9 +62,10 @@ def run(
         except KeyboardInterrupt:
             samples.interrupted = True
         meter.interrupted = samples.interrupted
-        results = meter.results(settings, {"growth": _curves(places, samples)})
+        curves = _curves(places, samples)
+        results = meter.results(settings, {"growth": curves})
     failed = [f"{name}: left out: {why}" for name, why in {**skipped, **samples.errors}.items()]
-    return {**results, "warnings": [*results["warnings"], *failed, *_notes(places)]}
+    return {**results, "warnings": [*results["warnings"], *failed, *_notes(places), *_unfitted(curves)]}
 
 
 def _notes(places: Sequence[Place]) -> Iterator[str]:
@@ -70,6 +73,16 @@ def _notes(places: Sequence[Place]) -> Iterator[str]:
     for place in places:
         if note := place.contender.found().get("note"):
             yield f"{place.contender.name}: {note}"
+
+
+def _unfitted(curves: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why curves have no exponent: a line for each axis and number of places."""
+    without = dict.fromkeys((each["against"], len(set(each["x"]))) for each in curves if not each["fit"])
+    for against, count in without:
+        yield (
+            f"no exponents against {against}: {count} place{'' if count == 1 else 's'}; a fit with its error takes "
+            f"{MIN_PLACES}, give more of them to {_OPTIONS[against]}"
+        )
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -161,10 +174,10 @@ def _curve(owner: str, against: str, stage: str, places: Sequence[Place], sample
 def fit_exponent(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """y = factor x^exponent by least squares of the logarithms. error: standard error of the exponent.
 
-    x, y: (n,), positive. Empty with fewer than three places, which leave no error.
+    x, y: (n,), positive. Empty with fewer than MIN_PLACES, which leave no error.
     """
     good = (x > 0) & (y > 0)
-    if good.sum() < 3 or np.ptp(x[good]) == 0:
+    if good.sum() < MIN_PLACES or np.ptp(x[good]) == 0:
         return {}
     log_x, log_y = np.log(x[good]), np.log(y[good])
     centred = log_x - log_x.mean()

@@ -453,7 +453,14 @@ def test_growth_has_curves_against_pixels_and_points(settings):
     assert curves[ours, "network", "pixels"]["x"] == [float(w * h) for w, h in sizes]
     assert curves["matching", "match", "points"]["x"] == [16, 32, 64] == curves[ours, "select", "points"]["x"]
     assert all(curve["runs"] == [3, 3, 3] and set(curve["fit"]) >= {"exponent", "error"} for curve in curves.values())
-    assert "exponent" in tables.as_text(found)
+    assert "exponent" in tables.as_text(found) and not any("exponent" in warning for warning in found["warnings"])
+
+
+def test_why_there_is_no_exponent_is_said_once(settings):
+    found = growth.run(settings, sizes=[(96, 64), (160, 96)], points=[16], points_size=(160, 96))
+    pixels, points = (warning for warning in found["warnings"] if "exponent" in warning)
+    assert pixels == "no exponents against pixels: 2 places; a fit with its error takes 3, give more of them to --size"
+    assert points == "no exponents against points: 1 place; a fit with its error takes 3, give more of them to --budget"
 
 
 def test_the_descriptors_that_are_matched_have_matches():
@@ -497,14 +504,24 @@ def test_conditions_hold_for_any_case_of_ours(results):
         comparing.failures(comparing.parse_checks(["netwrk>1"]), found)
 
 
-def test_what_no_longer_runs_fails_where_a_condition_is_on_it(results):
+def test_what_no_longer_runs_leaves_the_condition_on_it_undecided(results):
     broken = scaled(results)
     broken["cases"][0]["contenders"][0] |= {"stages": {}, "error": "out of memory"}
-    (network,) = (each for each in comparing.gone(results, broken) if each.stage == "network")
-    found = comparing.changes(results, broken)
-    (line,) = comparing.failures(comparing.parse_checks(["network>9"]), found, comparing.gone(results, broken))
-    assert line == str(network) and "out of memory" in line
+    (lost,) = comparing.gone(results, broken)
+    assert "network" in lost.stages and str(lost).endswith("measured before, and not now: out of memory")
+    checks, found = comparing.parse_checks(["network>9", "verify>2"]), comparing.changes(results, broken)
+    assert comparing.failures(checks, found, [lost]) == [] and comparing.undecided(checks, [lost]) == [lost]
+    assert comparing.undecided(comparing.parse_checks(["publish>9"]), [replace(lost, stages=("network",))]) == []
     assert comparing.gone(broken, results) == [] == comparing.gone(results, results)
+
+
+def test_of_what_is_measured_still_only_the_stages_are_named_that_are_gone(results):
+    fewer = scaled(results)
+    del fewer["cases"][0]["contenders"][0]["stages"]["match"], fewer["cases"][0]["contenders"][0]["stages"]["track"]
+    (lost,) = comparing.gone(results, fewer)
+    assert lost.stages == ("match", "track") and "eager: match, track: measured before, and not now" in str(lost)
+    (stopped,) = comparing.gone(results, {**fewer, "interrupted": True})
+    assert "interrupted" in str(stopped) and "interrupted" not in str(lost)
 
 
 def test_another_engine_under_the_same_name_is_said(results):
@@ -592,6 +609,22 @@ def test_results_are_compared_and_fail(bench, results, tmp_path):
     assert bench(*compared, "--fail-if", "speed>1")[0] == scfeat.EXIT_ERROR
     assert bench("--fail-if", "network>1.2")[0] == scfeat.EXIT_ERROR
     assert bench("--results", str(new), "--compare", str(tmp_path / "absent.json"))[0] == scfeat.EXIT_ERROR
+
+
+def test_contenders_that_were_not_asked_for_now_are_a_line_each_and_decide_nothing(bench, results, tmp_path):
+    more, now = scaled(results), tmp_path / "now.json"
+    ours = more["cases"][0]["contenders"][0]
+    more["cases"][0]["contenders"] += [{**ours, "name": f"scfeat lite cpu float32 {name}"} for name in ("onnx", "new")]
+    (old := tmp_path / "old.json").write_text(json.dumps(more))
+    now.write_text(json.dumps(scaled(results, network=2.0)))
+    compared = ("--results", str(now), "--compare", str(old))
+    status, _, err = bench(*compared)
+    assert status == 0 and [line.partition(":")[0] for line in err.splitlines()] == ["warning", "warning"]
+    status, _, err = bench(*compared, "--fail-if", "network>9", "--fail-if", "match>9")
+    assert status == scfeat.EXIT_ERROR and [line.partition(":")[0] for line in err.splitlines()] == ["undecided"] * 2
+    assert "onnx: measured before, and not now: it was not asked for" in err
+    status, _, err = bench(*compared, "--fail-if", "network>1.5")
+    assert status == scfeat.EXIT_ERROR and "failed: " in err, "what is undecided goes first, as in a replay"
 
 
 def test_an_interruption_writes_what_there_is(bench, peer_module, tmp_path):
