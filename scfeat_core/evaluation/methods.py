@@ -7,6 +7,7 @@ Features with unsigned 8-bit descriptors are binary and compared by the Hamming 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from importlib import import_module
@@ -39,9 +40,7 @@ def create_method(name: str, options: Mapping[str, Any] | None = None) -> Method
     if name == "scfeat":
         return _scfeat(options)
     if name not in _CLASSICAL:
-        raise ConfigError(
-            f"expected a method of {', '.join([*_CLASSICAL, 'scfeat'])} or 'module:callable', found '{name}'"
-        )
+        raise ConfigError(_unknown(name))
     if options:
         raise ConfigError(f"method '{name}' takes no options, found {', '.join(options)}")
     return _CLASSICAL[name]
@@ -59,6 +58,13 @@ def match_features(features0: Features, features1: Features) -> tuple[np.ndarray
 
     matches = match(features0, features1).numpy()
     return matches.indices0, matches.indices1
+
+
+def _unknown(name: str) -> str:
+    names = [*_CLASSICAL, "scfeat"]
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return f"expected a method of {', '.join(names)} or 'module:callable', found '{name}'{hint}"
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------

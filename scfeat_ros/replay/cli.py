@@ -125,7 +125,8 @@ def _add_setting_arguments(group: argparse._ArgumentGroup) -> None:
         "--method",
         default="scfeat",
         metavar="M",
-        help="scfeat, sift, rootsift, orb, akaze, or module:callable, in the same pipeline (%(default)s)",
+        help="scfeat, sift, rootsift, orb, akaze where OpenCV has it, or module:callable, in the same pipeline "
+        "(%(default)s)",
     )
 
 

@@ -244,6 +244,10 @@ def test_any_callable_is_a_method(picture, tmp_path, monkeypatch):
             create_method(wrong)
     with pytest.raises(ConfigError, match="no options"):
         create_method("sift", {"contrast": 1})
+    with pytest.raises(ConfigError, match="found 'sfit'; did you mean 'sift'\\?"):
+        create_method("sfit")
+    with pytest.raises(ConfigError, match="found 'xyzzy'$"):
+        create_method("xyzzy")
 
 
 def test_what_a_method_returns_is_checked(points):
