@@ -73,6 +73,8 @@ def _session(content: bytes, providers: Sequence[Provider], **entries: str) -> A
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    for kind in ("intra", "inter"):  # threads that wait in a loop hold the processor that torch needs next
+        options.add_session_config_entry(f"session.{kind}_op.allow_spinning", "0")
     for key, value in entries.items():
         options.add_session_config_entry(key.replace("__", "."), value)
     session = onnxruntime.InferenceSession(content, options, providers=list(providers))

@@ -474,3 +474,17 @@ def test_legacy_alignment_is_compared_as_it_is_sampled(cache):
     engine = create_engine("onnx", legacy, cache=cache)
     engine.run(given(1, 96, 128))
     assert (engine.name, engine.note) == ("onnx", "")
+
+
+def test_the_threads_of_onnx_runtime_leave_the_processor_to_what_follows(cache, model, monkeypatch):
+    need("onnx")
+    import onnxruntime
+
+    made, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *given, **named: made.append(given) or session(*given, **named)
+    )
+    create_engine("onnx", model, cache=cache).run(given(1, 96, 128))
+    ((_, options),) = made
+    for kind in ("intra", "inter"):
+        assert options.get_session_config_entry(f"session.{kind}_op.allow_spinning") == "0"
