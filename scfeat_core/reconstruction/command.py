@@ -32,6 +32,9 @@ Features and matches that are there are kept. --export-only stops before the mod
 Cameras: calibrated ones (--camera FILE; CameraInfo of a bag; cameras.json beside the images) stay as they are; without
 one the focal length is guessed or taken from EXIF data, and refined.
 
+Where the true poses are known (ground truth of a bag or run; cameras.json), the table has position errors in their
+unit, metres for bags, and rotation errors, after the similarity that fits the positions best.
+
 examples:
   scfeat reconstruct photos/ --out build/model
   scfeat reconstruct photos/ --out build/model --compare sift
@@ -46,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder to write to")
     parser.add_argument("--export-only", action="store_true", help="write the files for hloc and COLMAP, map nothing")
     features = parser.add_argument_group("features")
-    features.add_argument("--method", default="scfeat", help="scfeat, sift, rootsift, orb, akaze, or module:callable")
+    features.add_argument(
+        "--method", default="scfeat", help="scfeat, sift, rootsift, orb, akaze where OpenCV has it, or module:callable"
+    )
     features.add_argument(
         "--compare", default="", metavar="METHOD,...", help="these, too, into OUT/METHOD, in one table"
     )

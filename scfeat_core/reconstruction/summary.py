@@ -31,7 +31,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "verified_pairs": ("verified pairs", 0),
     "inliers": ("inliers/pair", 0),
     "inlier_ratio": ("inlier ratio", 2),
-    "position_error": ("position", 4),
+    "position_error": ("position, unit of truth", 4),
     "rotation_error_deg": ("rotation deg", 3),
 }
 

@@ -36,6 +36,7 @@ from scfeat_core.reconstruction.hloc import (
 from scfeat_core.reconstruction.matching import StoredFeatures, log_false_alarms, match_pairs, verifier
 from scfeat_core.reconstruction.pairs import choose_pairs
 from scfeat_core.reconstruction.sources import folder_source, image_name, recording_source
+from scfeat_core.reconstruction.summary import format_summaries
 from scfeat_core.reconstruction.truth import pose_errors, truth_of
 from scfeat_core.reconstruction.workspace import Plan, run
 from scfeat_core.replay.records import FrameRecord, GroundTruth, Recording
@@ -750,6 +751,11 @@ def test_only_images_with_a_true_pose_are_compared(exact_recording: Recording) -
     truth = truth_of(["a", "b"], [10**18 + 2, 10**18 + 10**9], exact_recording.truth)
     assert list(truth) == ["a"] and np.allclose(truth["a"], exact_recording.truth.poses[2])
     assert truth_of(["a"], [0], None) == {}
+
+
+def test_errors_have_their_units_in_the_table() -> None:
+    head = format_summaries({"sift": {"position_error": 0.0123, "rotation_error_deg": 0.5}}).splitlines()[0]
+    assert "position, unit of truth" in head and "rotation deg" in head
 
 
 # -- real images -------------------------------------------------------------------------------------------------------
