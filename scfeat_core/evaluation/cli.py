@@ -84,8 +84,8 @@ def _add_method_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=["scfeat"],
         metavar="A,B",
-        help="scfeat, sift, rootsift, orb, akaze (where OpenCV has it), or module:callable, which takes (image, max_keypoints) "
-        "(scfeat)",
+        help="scfeat, sift, rootsift, orb, akaze (where OpenCV has it), or module:callable, which takes "
+        "(image, max_keypoints) (scfeat)",
     )
     method.add_argument(
         "--weights", type=_names, default=["lite"], metavar="A,B", help="of scfeat: names, or .safetensors files (lite)"
