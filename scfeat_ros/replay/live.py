@@ -49,6 +49,7 @@ STEADY = 0.7  # seconds for which nothing new is discovered of a node before all
 NAMING = 5.0  # seconds for the diagnostics of a running node to say which camera has which topic
 END_PATIENCE = 10.0  # seconds for the player to end in order
 LAST = 0.3  # seconds in which what was published last arrives
+_RENAME = "stop one of them, or give it another"
 
 Report = Callable[[str], None]
 
@@ -420,7 +421,7 @@ class Session:
     def _absent(self, found: Mapping[str, str]) -> ScfeatError:
         nodes = self.listener.nodes()
         if self._namesakes() > 1:
-            text = f"found {self._namesakes()} nodes of that name: stop one of them, or give it another"
+            text = f"found {self._namesakes()} nodes of that name: {_RENAME}"
         elif self.name in nodes:
             text = f"found {', '.join(found) or 'nothing of that kind'}: is it configured?"
         else:
@@ -442,7 +443,7 @@ class Session:
             pass
 
     def check(self) -> None:
-        """Raises ScfeatError where the node has been silent for too long, or began anew."""
+        """Raises ScfeatError where the node has been silent for too long, began anew, or is not the only one."""
         heard = self.listener.heard.values()
         silence = time.monotonic() - min((camera.at for camera in heard), default=0) / 1e9
         if silence > self.options.patience:
@@ -453,6 +454,8 @@ class Session:
             )
         if any(camera.restarts for camera in heard):
             raise ScfeatError(f"expected {self.name} to run all the time, found that it was restarted meanwhile")
+        if (count := self._namesakes()) > 1:  # one that was not known when it began
+            raise ScfeatError(f"expected one {self.name}, found {count} nodes of that name: {_RENAME}")
 
     @property
     def received(self) -> int:

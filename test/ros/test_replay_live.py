@@ -377,8 +377,8 @@ def test_a_running_node(ros, start, spawn, small_disk, tmp_path: Path) -> None:
     assert "found the nodes /scfeat" in process.output
     assert files_below(out) == before
     namesake = ros.create_node("scfeat")
-    process = play(good, "--patience", 6)
-    assert process.wait(PATIENCE) == 2
+    process = play(good, "--rate", 0.1, "--patience", 6)  # seconds in which it becomes known, whenever that is
+    assert process.wait(PATIENCE) == 2, process.output
     assert "found 2 nodes of that name" in process.output
     namesake.destroy_node()
     names = (
