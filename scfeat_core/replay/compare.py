@@ -27,10 +27,8 @@ from scfeat_core.report import document
 
 PAGE, FIGURES_FILE = "compare.html", "compare.json"
 _SAME = ("bag", "topic", "window")  # facts without which runs are of different images
-_OF_PATHS, _WHOLE = (
-    ("ate_m", "ate_share", "rpe_m", "rpe_deg"),
-    0.99,
-)  # errors of paths, and how much of the longest one counts
+_OF_PATHS = ("ate_m", "ate_share", "rpe_m", "rpe_deg")  # errors of paths
+_WHOLE = 0.99  # of the longest path: errors of less are those of another path
 _NAMED = 3  # settings at most in the name of a run
 _LOSSES = ("dropped", "resets", "damaged", "lost_messages", "lost_bytes")
 _NO_SETTINGS = (

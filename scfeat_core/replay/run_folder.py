@@ -65,12 +65,12 @@ class RunWriter:
     def add(self, frames: Sequence[FrameRecord], state: Columns) -> None:
         """The next records, and the state of the front end after them."""
         parts, done = self.progress.parts, self.progress.frames
-        if not done:
-            _unlink(self.folder, _FINAL)
         columns = to_columns(FrameRecord, frames, skip=["timings"])
         write_arrays(_part(self.folder, parts), {**columns, **_timing_columns(frames)})
         counts = {"parts": np.array([parts + 1]), "frames": np.array([done + len(frames)])}
         write_arrays(self.folder / UNFINISHED / _STATE, {**state, **counts})
+        if not done:  # from here on there is something instead
+            _unlink(self.folder, _FINAL)
         self.progress = Progress(parts + 1, done + len(frames), state)
 
     def abandon(self) -> None:
@@ -88,7 +88,7 @@ class RunWriter:
 
         What others made of fewer parts, before an interruption, is removed: nothing must look made of all.
         """
-        _unlink(self.folder, _DERIVED)
+        _unlink(self.folder, (TRUTH, *_DERIVED))
         parts = [_part(self.folder, number) for number in range(self.progress.parts)]
         _join(self.folder / FRAMES, parts)
         _join_timings(self.folder / TIMINGS, parts)

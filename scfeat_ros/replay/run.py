@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scfeat_core.odometry import Odometry, TrajectoryScores
 
 PART = 100  # frames that are lost at most where a replay is killed
-_SAMPLES, _SAMPLE = 64, 65536  # pieces of a file of a bag, and bytes in each: of 10 GB in 0.1 s from a disk that seeks
+_SAMPLES, _SAMPLE = 64, 65536  # pieces of a file of a bag, and bytes in each: 4 MB, however large it is
 _COMPLAINTS = 20  # different ones that are kept
 _ERRORS = ("ate_m", "ate_share", "ate_frames", "rpe_m", "rpe_deg")  # figures of the trajectory that need ground truth
 Summary = dict[str, Any]

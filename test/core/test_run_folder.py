@@ -168,6 +168,24 @@ def test_a_run_that_is_to_be_replaced_and_is_not_stays(tmp_path: Path) -> None:
     assert files(tmp_path) == before and begin_run(tmp_path, INPUTS) is None
 
 
+@pytest.mark.parametrize("fails", ["part-000000.npz", "state.npz"])
+def test_a_run_stays_where_the_first_part_of_another_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def full(path: Path, arrays: Any) -> None:
+        if path.name == fails:
+            raise ScfeatError("no space left")
+        write_arrays(path, arrays)
+
+    write_run(tmp_path, Recording(INPUTS, RECORDS, CAMERA, truth()))
+    before = files(tmp_path)
+    writer = begin_run(tmp_path, {"bag": "other"}, overwrite=True)
+    monkeypatch.setattr("scfeat_core.replay.run_folder.write_arrays", full)
+    with pytest.raises(ScfeatError, match="no space left"):
+        writer.add(RECORDS[:3], {})
+    assert files(tmp_path) == before and begin_run(tmp_path, INPUTS) is None
+
+
 def test_a_part_that_was_not_counted_is_written_again(tmp_path: Path) -> None:
     writer = begin_run(tmp_path, INPUTS)
     writer.add(RECORDS[:3], {})
